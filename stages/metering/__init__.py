@@ -1,0 +1,7 @@
+"""What a FLOP costs: the op table, and the metered way to touch a target."""
+
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.metering.op_table import OpTable, UnknownOpError, count_flops
+
+__all__ = ["Ledger", "MeteredAccess", "OpTable", "UnknownOpError", "count_flops"]

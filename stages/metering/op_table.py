@@ -1,0 +1,207 @@
+"""The price of every op, in FLOPs, fail-closed: an op without a price raises.
+
+Conventions (the same as counting by hand):
+- a multiply-accumulate is 2 FLOPs, so (m, k) @ (k, n) costs 2 m k n; a bias adds m n;
+- a pointwise arithmetic op is 1 FLOP per output element, transcendental ones too;
+- softmax is 5 per element (maximum, subtract, exp, sum, divide), log_softmax 5 (maximum, subtract, exp, sum, subtract);
+- layer norm is 8 per element (two moments: 1 + 2, normalise: 2, affine: 2, and its share of rsqrt: 1);
+- a reduction is 1 per input element; sort and top-k are ceil(log2 n) per element;
+- attention over (B, H, Tq, Tk) is 2 B H Tq Tk (d_k + d_v) + 6 B H Tq Tk, causal or not: the CPU kernel's masked half is
+  charged because a masked score is computed and thrown away;
+- moving, indexing, comparing or making data is 0.
+
+``torch.utils.flop_counter`` prices only matrix products and convolutions and counts 0 for attention on the CPU
+(pytorch issue 195460), so it cannot serve here.
+"""
+
+from collections.abc import Callable, Mapping
+from math import ceil, log2, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["OpTable", "UnknownOpError", "count_flops"]
+
+Price = Callable[[tuple[Any, ...], Any], int]
+
+
+class UnknownOpError(ValueError):
+    """An op that is in no price list."""
+
+
+def _numel(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel()
+    return sum(_numel(v) for v in value) if isinstance(value, (tuple, list)) else 0
+
+
+def _free(args: tuple[Any, ...], out: Any) -> int:
+    return 0
+
+
+def _per_output(factor: int) -> Price:
+    return lambda args, out: factor * _numel(out[0] if isinstance(out, (tuple, list)) else out)
+
+
+def _per_input(factor: int) -> Price:
+    return lambda args, out: factor * _numel(args[0])
+
+
+def _sort(args: tuple[Any, ...], out: Any) -> int:
+    n = args[0].numel()
+    return n * max(1, ceil(log2(max(2, args[0].shape[-1] if args[0].dim() else 1))))
+
+
+def _mm(args: tuple[Any, ...], out: Any) -> int:
+    return 2 * out.numel() * int(args[0].shape[-1])
+
+
+def _addmm(args: tuple[Any, ...], out: Any) -> int:
+    return 2 * out.numel() * int(args[1].shape[-1]) + out.numel()
+
+
+def _dot(args: tuple[Any, ...], out: Any) -> int:
+    return 2 * int(args[0].numel())
+
+
+def _convolution(args: tuple[Any, ...], out: Any) -> int:
+    weight, bias, transposed = args[1], args[2], args[6]
+    macs = (args[0].numel() // args[0].shape[1]) * weight.numel() if transposed else None
+    if macs is None:
+        macs = (out.numel() // out.shape[1]) * weight.numel()
+    return 2 * int(macs) + (out.numel() if bias is not None else 0)
+
+
+def _convolution_backward(args: tuple[Any, ...], out: Any) -> int:
+    grad_out, weight, mask = args[0], args[2], args[10]
+    once = 2 * (grad_out.numel() // grad_out.shape[1]) * weight.numel()
+    return int(once) * (int(mask[0]) + int(mask[1])) + (grad_out.numel() if mask[2] else 0)
+
+
+def _attention(args: tuple[Any, ...], out: Any) -> int:
+    query, key, value = args[:3]
+    batch_heads = prod(query.shape[:-2])
+    pairs = batch_heads * query.shape[-2] * key.shape[-2]
+    return int(2 * pairs * (query.shape[-1] + value.shape[-1]) + 6 * pairs)
+
+
+def _attention_backward(args: tuple[Any, ...], out: Any) -> int:
+    _, query, key, value = args[:4]
+    pairs = prod(query.shape[:-2]) * query.shape[-2] * key.shape[-2]
+    # Recomputes the scores, then d_value, d_pattern, d_query, d_key.
+    return int(2 * pairs * (3 * query.shape[-1] + 2 * value.shape[-1]) + 10 * pairs)
+
+
+# Names are those of ``torch.ops.aten`` without the overload, so every overload of an op has one price.
+_FREE = """
+_local_scalar_dense _reshape_alias _reshape_copy _to_copy _unsafe_view alias any all arange argmax argmin as_strided
+bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor broadcast_tensors bucketize cat chunk clone constant_pad_nd
+contiguous copy copy_ detach detach_ diag diagonal diagonal_backward embedding empty empty_like empty_strided eq eq_ expand
+eye fill fill_ flatten flip full full_like gather ge gt index index_copy index_select is_same_size isfinite isinf isnan isin item
+lift_fresh linspace logical_and logical_not logical_or logical_xor lt le masked_fill masked_fill_ masked_select
+max_pool2d_with_indices narrow ne new_empty new_empty_strided new_full new_ones new_zeros nonzero normal_ one_hot ones
+ones_like permute rand rand_like randint randn randn_like randperm repeat resize_ roll scalar_tensor scatter scatter_
+searchsorted select select_backward set_ slice slice_backward slice_scatter select_scatter split split_with_sizes
+split_with_sizes_copy squeeze squeeze_ stack t t_ transpose tril triu uniform_ unbind unfold unique_dim _unique2
+unsqueeze unsqueeze_ unsafe_split view view_as where zero_ zeros zeros_like index_put index_put_ _index_put_impl_
+embedding_dense_backward random_ exponential_ multinomial tril_indices triu_indices bincount scatter_value
+""".split()
+_POINTWISE = """
+abs add add_ addcdiv addcdiv_ addcmul addcmul_ atan2 ceil clamp clamp_ clamp_max clamp_min clamp_min_ cos cosh cumsum
+cumprod div div_ elu erf exp exp_ exp2 expm1 floor floor_divide fmod gelu hardtanh heaviside leaky_relu lerp log log10
+log1p log2 masked_scatter maximum minimum mul mul_ neg neg_ pow pow_ reciprocal relu relu_ remainder round rsqrt rsub
+sigmoid sigmoid_ sign silu sin sinh softplus sqrt sqrt_ sub sub_ tan tanh tanh_ threshold trunc rsqrt_ hypot
+index_add index_add_ scatter_add scatter_add_ scatter_reduce floor_ dropout native_dropout avg_pool2d
+""".split()
+_BACKWARD = """
+elu_backward gelu_backward leaky_relu_backward sigmoid_backward silu_backward tanh_backward threshold_backward
+softplus_backward hardtanh_backward
+""".split()
+_REDUCE = "amax amin logsumexp max mean median min prod sum norm linalg_vector_norm count_nonzero".split()
+
+
+def _default_prices() -> dict[str, Price]:
+    prices: dict[str, Price] = {name: _free for name in _FREE}
+    prices |= {name: _per_output(1) for name in _POINTWISE}
+    prices |= {name: _per_output(2) for name in _BACKWARD}
+    prices |= {name: _per_input(1) for name in _REDUCE}
+    prices["aminmax"] = _per_input(2)
+    prices |= {"var": _per_input(3), "std": _per_input(3), "var_mean": _per_input(3), "std_mean": _per_input(3)}
+    prices |= {name: _sort for name in ("sort", "argsort", "topk", "kthvalue", "msort")}
+    prices |= {"mm": _mm, "bmm": _mm, "mv": _mm, "addmm": _addmm, "baddbmm": _addmm, "addmv": _addmm}
+    prices |= {"dot": _dot, "vdot": _dot}
+    prices |= {
+        "_softmax": _per_output(5),
+        "_log_softmax": _per_output(5),
+        "_softmax_backward_data": _per_output(4),
+        "_log_softmax_backward_data": _per_output(4),
+        "native_layer_norm": _per_output(8),
+        "native_layer_norm_backward": _per_output(14),
+        "nll_loss_forward": _per_input(1),
+        "nll_loss_backward": _free,
+        "mse_loss": _per_input(2),
+        "mse_loss_backward": _per_output(2),
+        "convolution": _convolution,
+        "convolution_backward": _convolution_backward,
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    }
+    return prices
+
+
+class OpTable:
+    """Prices by op name. Immutable once made; ``extended`` returns a larger one.
+
+    Args:
+        prices: op name (as in ``torch.ops.aten``) -> function of (args, output) giving FLOPs; None: the default list.
+    """
+
+    def __init__(self, prices: Mapping[str, Price] | None = None) -> None:
+        self._prices = dict(_default_prices() if prices is None else prices)
+
+    def extended(self, prices: Mapping[str, Price]) -> "OpTable":
+        return OpTable(self._prices | dict(prices))
+
+    def price(self, op: Any, args: tuple[Any, ...], out: Any) -> int:
+        """FLOPs of one call.
+
+        Raises:
+            UnknownOpError: the op has no price.
+        """
+        namespace, _, name = op._schema.name.partition("::")
+        function = self._prices.get(name) if namespace == "aten" else None
+        if function is None:
+            raise UnknownOpError(
+                f"op {op._schema.name} has no price, so it may not be used: compute it from priced ops,"
+                " or add a price with a test in stages/metering/op_table.py"
+            )
+        return function(args, out)
+
+
+class count_flops(TorchDispatchMode):  # noqa: N801  (used like a function: `with count_flops() as count:`)
+    """Count the FLOPs of every op inside the ``with`` block, backward passes included.
+
+    What it cannot see: other threads and processes, numpy, code that disables dispatch modes. It prices trusted code;
+    code nobody has reviewed needs a process boundary as well.
+    """
+
+    def __init__(self, table: OpTable | None = None) -> None:
+        super().__init__()
+        self.flops = 0
+        self._table = table or OpTable()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.flops += self._table.price(func, args, out)
+        return out
+
+
+def cost_of(function: Callable[[], object]) -> int:
+    """FLOPs of one call of ``function``."""
+    with torch.enable_grad(), count_flops() as count:
+        function()
+    return count.flops

@@ -1,0 +1,104 @@
+"""Where everything lies on disk. No other module joins path strings.
+
+The root is the working copy: the directory with dvc.yaml, found from the current directory upwards
+(DVC runs every command there). ``LENSMITH_ROOT`` overrides it.
+"""
+
+import os
+from pathlib import Path
+
+from stages.errors import UserError
+
+__all__ = [
+    "activations_dir",
+    "campaign_dir",
+    "dictionaries_dir",
+    "execution_dir",
+    "interpretation_dir",
+    "metrics_file",
+    "mlruns_dir",
+    "params_file",
+    "report_file",
+    "require",
+    "root",
+    "target_dir",
+    "task_dir",
+]
+
+
+def root() -> Path:
+    """Top of the working copy.
+
+    Raises:
+        UserError: no dvc.yaml in the current directory or above it.
+    """
+    given = os.environ.get("LENSMITH_ROOT")
+    if given:
+        return Path(given).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file() and (folder / "stages").is_dir():
+            return folder
+    raise UserError(f"{here} is not inside a Lensmith working copy: change into the folder that holds dvc.yaml")
+
+
+def params_file(stage: str) -> Path:
+    return root() / "params" / f"{stage}.yaml"
+
+
+def target_dir(target: str) -> Path:
+    """weights.safetensors, target.json, data.safetensors, metrics.json of one target."""
+    return root() / "data" / "targets" / target
+
+
+def activations_dir(target: str) -> Path:
+    """``<hook point>/shard-NNN.safetensors`` and ``manifest.json``, written last."""
+    return root() / "data" / "activations" / target
+
+
+def dictionaries_dir(target: str) -> Path:
+    """``<hook point>/<architecture>/`` in SAELens format, and ``metrics.json``."""
+    return root() / "data" / "dictionaries" / target
+
+
+def task_dir(family: str) -> Path:
+    """``<target>.public.safetensors``, ``<target>.truth.safetensors`` and ``family.json`` of one family."""
+    return root() / "data" / "tasks" / family
+
+
+def interpretation_dir(method: str) -> Path:
+    """``<target>.safetensors`` and ``<target>.json``: I(M) of one method on every target."""
+    return root() / "data" / "interpretation" / method
+
+
+def execution_dir(arm: str) -> Path:
+    """Predictions and charged FLOPs: ``baseline`` for the baseline arm, else the method's name."""
+    return root() / "data" / "execution" / arm
+
+
+def campaign_dir(name: str) -> Path:
+    """``events.jsonl`` (the truth), ``theta.json`` and method specs of one campaign."""
+    return root() / "data" / "research" / name
+
+
+def metrics_file(name: str) -> Path:
+    return root() / "metrics" / f"{name}.json"
+
+
+def report_file() -> Path:
+    return root() / "report" / "index.html"
+
+
+def mlruns_dir() -> Path:
+    return root() / "mlruns"
+
+
+def require(path: Path, made_by: str) -> Path:
+    """``path`` if it exists.
+
+    Raises:
+        UserError: it does not; names the stage that makes it.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: stage {made_by!r} makes it; run `lensmith run` (or `dvc checkout`)")
+    return path

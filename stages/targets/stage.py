@@ -1,0 +1,80 @@
+"""Stage ``targets``: train one target of the zoo, measure it on held-out data, freeze it.
+
+Writes data/targets/<name>/: weights.safetensors, target.json (spec with digest), data.safetensors, metrics.json.
+"""
+
+import json
+import sys
+
+import torch
+from pydantic import Field
+
+from stages import paths, tracking
+from stages.errors import UserError
+from stages.params import Params, load
+from stages.targets.storage import freeze, save_target
+from stages.targets.zoo import ZOO
+
+__all__ = ["Config", "TargetConfig", "main", "run"]
+
+
+class TargetConfig(Params):
+    steps: int = Field(ge=1, le=100_000)
+    """Optimiser steps of 64 examples."""
+    seed: int = Field(ge=0)
+    """Seeds the split of the images, the initial weights and the batches."""
+
+
+class Config(Params):
+    targets: dict[str, TargetConfig]
+    """One entry per target to train; names as in stages/targets/zoo."""
+    n_corpus: int = Field(ge=64, le=100_000)
+    """Inputs in the train corpus handed to methods; a quarter as many for validation."""
+
+
+def run(config: Config, name: str) -> dict[str, float]:
+    """Train and save one target; returns its held-out metrics.
+
+    Raises:
+        UserError: the name is unknown, or the target did not learn.
+    """
+    if name not in ZOO or name not in config.targets:
+        raise UserError(f"target {name!r} is unknown; known: {', '.join(sorted(set(ZOO) & set(config.targets)))}")
+    torch.set_num_threads(1)
+    definition, settings = ZOO[name](), config.targets[name]
+    generator = torch.Generator().manual_seed(settings.seed)
+    data = definition.data(settings.seed)
+    model = definition.build(generator)
+    with tracking.stage_run(f"targets {name}", settings.model_dump()) as log:
+
+        def report(metrics: dict[str, float], step: int) -> None:
+            log(metrics, step)
+            if step % 500 == 0 or step == settings.steps - 1:
+                print(f"{name}: step {step + 1}/{settings.steps} loss {metrics['loss']:.3f}", flush=True)
+
+        definition.fit(model, data, settings.steps, generator, report)
+        corpora = {
+            "train": definition.sample(data, "train", config.n_corpus, generator),
+            "validation": definition.sample(data, "validation", config.n_corpus // 4, generator),
+            "tasks": data["tasks"],
+        }
+        target = freeze(name, model, corpora)
+        with torch.no_grad():
+            held_out = definition.sample(data, "validation", 2000, generator)
+            metrics = target.metric(model(held_out.inputs), held_out.labels)
+        log({f"heldout_{key}": value for key, value in metrics.items()}, settings.steps)
+    print(f"{name}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.3f} nats", flush=True)
+    if metrics["accuracy"] < definition.minimum_accuracy:
+        raise UserError(
+            f"target {name} did not learn: held-out accuracy {metrics['accuracy']:.3f}, at least"
+            f" {definition.minimum_accuracy} is needed; raise targets.{name}.steps in {paths.params_file('targets')}"
+        )
+    folder = paths.target_dir(name)
+    save_target(target, folder)
+    rounded = {key: round(value, 6) for key, value in metrics.items()}
+    (folder / "metrics.json").write_text(json.dumps(rounded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return metrics
+
+
+def main() -> None:
+    run(load("targets", Config), sys.argv[1])

@@ -1,0 +1,75 @@
+"""What a file of the zoo must provide."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from transformer_lens import HookedRootModule
+
+from stages.targets.contract import Component, Corpus, HookSpec
+
+__all__ = ["TargetDefinition", "train_loop"]
+
+
+class TargetDefinition(Protocol):
+    """One target: architecture, data, training. Instances are created without arguments."""
+
+    name: str
+    minimum_accuracy: float
+    """Held-out accuracy below which the stage refuses to continue."""
+
+    def build(self, generator: torch.Generator) -> HookedRootModule:
+        """A freshly initialised model; ``model(inputs)`` returns (B, C) logits."""
+        ...
+
+    def data(self, seed: int) -> dict[str, Corpus]:
+        """Splits ``train``, ``validation`` (held out) and ``tasks`` (held out from methods too)."""
+        ...
+
+    def sample(self, data: Mapping[str, Corpus], split: str, n: int, generator: torch.Generator) -> Corpus:
+        """n fresh inputs with their right outputs, drawn from the images of a split."""
+        ...
+
+    def fit(
+        self,
+        model: HookedRootModule,
+        data: Mapping[str, Corpus],
+        steps: int,
+        generator: torch.Generator,
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        """Train in place."""
+        ...
+
+    def hooks(self) -> tuple[HookSpec, ...]: ...
+
+    def components(self) -> tuple[Component, ...]:
+        """Parts that tasks ablate."""
+        ...
+
+    def layout(self) -> dict[str, Any]:
+        """The remaining fields of ``TargetSpec``: input_shape, n_outputs, tokens, present_channel, unembed, norm."""
+        ...
+
+
+def train_loop(
+    model: HookedRootModule,
+    loss_of: Callable[[int], torch.Tensor],
+    steps: int,
+    lr: float,
+    log: Callable[[dict[str, float], int], None],
+) -> None:
+    """AdamW with a one-cycle schedule and gradient clipping; logs every 100 steps."""
+    model.train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        loss = loss_of(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps - 1:
+            log({"loss": loss.item(), "lr": schedule.get_last_lr()[0]}, step)
+    model.eval().requires_grad_(False)
