@@ -1,0 +1,56 @@
+"""Whole arms of whole tasks: the baseline once, then a method's assisted and placebo arms against it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from stages.execution.answering import Answered
+from stages.execution.arms import ArmResult, ExecutorConfig, climb, deal_out, solve
+from stages.execution.results import Baseline, MethodArms
+from stages.targets import Target
+from stages.tasks import Task
+
+__all__ = ["arms_of", "baseline_of"]
+
+
+def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
+    """The baseline arm, twice: only the second one's black-box draws differ."""
+    torch.set_num_threads(1)
+    first, second, all_rungs, all_fits = [], [], [], []
+    for seed in range(config.n_seeds):
+        # The features are stored in float32; what every later arm reads back must be what this arm used.
+        rungs = [replace(r, features=r.features.astype("f4").astype("f8")) for r in climb(task, target, seed, 0)]
+        result, fits = solve(task, rungs, None, 0.0, seed, config)
+        again, _ = solve(task, climb(task, target, seed, 1), None, 0.0, seed, config)
+        first.append(result)
+        second.append(again)
+        all_rungs.append(rungs)
+        all_fits.append([fit for _, fit in fits])
+    return Baseline(first, second, all_rungs, all_fits)
+
+
+def arms_of(task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig) -> MethodArms:
+    """Assisted and placebo arms, from what a method answered.
+
+    A method that declines gets the baseline. One that fails gets the baseline's predictions and pays for what it used.
+    """
+    torch.set_num_threads(1)
+    rows = answered.rows
+    if answered.status != "ok" or rows is None:
+        spent = answered.flops if answered.status == "failed" else 0.0
+        arm = [replace(result, flops=result.flops + spent) for result in baseline.first]
+        return _arms(answered, arm, arm)
+    assisted: list[ArmResult] = []
+    placebo: list[ArmResult] = []
+    for seed in range(config.n_seeds):
+        known = list(zip(baseline.rungs[seed], baseline.fits[seed], strict=True))
+        for arm, answer in ((assisted, rows), (placebo, deal_out(rows, task.name, seed))):
+            arm.append(solve(task, baseline.rungs[seed], answer, answered.flops, seed, config, known)[0])
+    return _arms(answered, assisted, placebo)
+
+
+def _arms(answered: Answered, assisted: Sequence[ArmResult], placebo: Sequence[ArmResult]) -> MethodArms:
+    return MethodArms(
+        answered.status, answered.reason, answered.target_flops, answered.own_flops, list(assisted), list(placebo)
+    )

@@ -1,0 +1,55 @@
+"""Stage ``execution``: the baseline arm, or the assisted and placebo arms of one method, on every task.
+
+Writes data/execution/<baseline | method>/<family>.<target>.safetensors and .json.
+"""
+
+import sys
+
+from joblib import Parallel, delayed
+from pydantic import Field
+
+from stages import paths
+from stages.execution.answering import ask_in_process
+from stages.execution.arms import ExecutorConfig
+from stages.execution.results import load_baseline, save_arms, save_baseline
+from stages.execution.runs import arms_of, baseline_of
+from stages.interpretation import built_in, load_interpretation
+from stages.params import load
+from stages.targets import load_target
+from stages.tasks import list_tasks, load_task
+
+__all__ = ["Config", "main", "run"]
+
+
+class Config(ExecutorConfig):
+    n_seeds: int = Field(ge=3, le=20)
+    n_calibration: int = Field(ge=10, le=1000)
+    folds: int = Field(ge=2, le=10)
+    margin: float = Field(ge=0, le=0.5)
+    max_features: int = Field(ge=1, le=1000)
+
+
+def _one(config: ExecutorConfig, arm: str, family: str, target_name: str) -> str:
+    task, target = load_task(family, target_name), load_target(target_name)
+    folder = paths.execution_dir(arm)
+    if arm == "baseline":
+        baseline = baseline_of(task, target, config)
+        save_baseline(baseline, folder, task.name)
+        return f"{task.name}: rung {[r.effort for r in baseline.first]}"
+    interpretation = load_interpretation(paths.interpretation_dir(arm), target_name)
+    answered = ask_in_process(built_in(arm), arm, interpretation, task, target)
+    arms = arms_of(task, load_baseline(paths.execution_dir("baseline"), task.name), answered, config)
+    save_arms(arms, folder, task.name)
+    used = sum(result.used_answer for result in arms.assisted)
+    return f"{task.name}: {arms.status} {arms.reason} used in {used} of {config.n_seeds} seeds".replace("  ", " ")
+
+
+def run(config: ExecutorConfig, arm: str, jobs: int = 1) -> None:
+    """All tasks of one arm, ``jobs`` processes at a time."""
+    work = (delayed(_one)(config, arm, family, target) for family, target in list_tasks())
+    for line in Parallel(n_jobs=jobs, return_as="generator")(work):
+        print(f"{arm}: {line}", flush=True)
+
+
+def main() -> None:
+    run(load("execution", Config), sys.argv[1])

@@ -1,0 +1,122 @@
+"""Attention patterns and direct logit attribution of heads.
+
+Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits": a head's output is a sum over source
+positions of pattern x value x W_O, so its direct effect on an output splits over heads and sources. The final
+layer norm is taken at its gain, its scale frozen into the units (features are rescaled by the executor anyway).
+
+Shape legend: n = inputs, m = inputs per behaviour, H = heads, T = token positions, K = d_head, D = d_model, C = outputs,
+S = segments, P = components.
+"""
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import (
+    Answer,
+    Attribute,
+    Budget,
+    Compare,
+    Interpretation,
+    Localise,
+    Method,
+    Query,
+    Represent,
+)
+from stages.interpretation.representation import readout
+from stages.targets import TargetAccess
+
+__all__ = ["Attention"]
+
+
+class Attention(Method):
+    name = "attention"
+
+    def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
+        spec = target.spec
+        layers = [hook.name.removesuffix("hook_pattern") for hook in spec.with_role("pattern")]
+        if not layers or spec.unembed is None:
+            return Interpretation(data={"layers": []})
+        weights = target.weights()
+        gain = weights[f"{spec.norm}.weight"] if spec.norm else torch.ones(weights[spec.unembed].shape[1])
+        arrays = {}
+        for layer in layers:
+            heads, d_head = spec.hook(f"{layer}hook_z").shape[1:]
+            out = weights[f"{layer}W_O.weight"]  # (D, H K)
+            direct = (weights[spec.unembed] * gain) @ (out - out.mean(0))  # (C, H K)
+            arrays[f"{layer}direct"] = direct.reshape(-1, heads, d_head).contiguous()
+        return Interpretation(arrays, {"layers": layers})
+
+    def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        if not interpretation.data["layers"]:
+            return None
+        match query:
+            case Represent():
+                return self._represent(query.inputs, interpretation, target)
+            case Attribute():
+                return self._attribute(query, interpretation, target)
+            case Localise():
+                return self._localise(query, interpretation, target)
+            case Compare():
+                original = self._represent(query.inputs, interpretation, target)
+                rows = []
+                for index in query.variants:
+                    change = self._represent(query.inputs, interpretation, target.variant(index)) - original
+                    rows.append(torch.cat([change.mean(0), change.abs().mean(0)]))
+                return torch.stack(rows)
+            case _:
+                return None
+
+    def _effects(
+        self, inputs: Tensor, labels: Tensor | None, interpretation: Interpretation, target: TargetAccess
+    ) -> tuple[Tensor, Tensor]:
+        """Pattern from the read-out position and direct effect on the label's centred logit: both (n, heads, T)."""
+        layers = interpretation.data["layers"]
+        names = [f"{layer}{hook}" for layer in layers for hook in ("hook_pattern", "hook_v")]
+        result = target.forward(inputs, capture=names)
+        chosen = result.outputs.argmax(-1) if labels is None else labels
+        patterns, effects = [], []
+        for layer in layers:
+            pattern = result.captured[f"{layer}hook_pattern"][:, :, readout(target.spec)]  # (n, H, T)
+            direct = interpretation.arrays[f"{layer}direct"]
+            centred = (direct - direct.mean(0))[chosen]  # (n, H, K)
+            value = (result.captured[f"{layer}hook_v"].transpose(1, 2) * centred.unsqueeze(2)).sum(-1)  # (n, H, T)
+            patterns.append(pattern)
+            effects.append(pattern * value)
+        return torch.cat(patterns, dim=1), torch.cat(effects, dim=1)
+
+    def _represent(self, inputs: Tensor, interpretation: Interpretation, target: TargetAccess) -> Tensor:
+        pattern, effect = self._effects(inputs, None, interpretation, target)
+        entropy = -(pattern * (pattern + 1e-9).log()).sum(-1)
+        return torch.cat([entropy, pattern.amax(-1), effect.sum(-1)], dim=-1)
+
+    def _attribute(self, query: Attribute, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        tokens = target.spec.tokens
+        if tokens is None:
+            return None
+        pattern, effect = self._effects(query.inputs, query.labels, interpretation, target)
+        columns = []
+        for segment in query.segments:
+            places = [token for index in segment for token in tokens[index]]
+            here, there = effect[..., places].sum(-1), pattern[..., places].sum(-1)
+            columns.append(torch.cat([here.sum(-1, keepdim=True), here, there], dim=-1))
+        return torch.stack(columns, dim=1)
+
+    def _localise(self, query: Localise, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        """Direct effect of each head; position components get what all heads read from there."""
+        n, m = query.inputs.shape[:2]
+        flat = query.inputs.flatten(0, 1)
+        pattern, effect = self._effects(flat, query.labels.flatten(), interpretation, target)
+        layers = interpretation.data["layers"]
+        heads = effect.shape[1] // len(layers)
+        columns = []
+        for hook_point, axis, index in query.components:
+            layer = next((i for i, name in enumerate(layers) if hook_point.startswith(name)), None)
+            if layer is not None and axis == 2:
+                head = layer * heads + index
+                columns.append(torch.stack([effect[:, head].sum(-1), pattern[:, head].amax(-1)], dim=-1))
+            elif axis == 1 and target.spec.tokens is not None and len(target.spec.hook(hook_point).shape) == 2:
+                columns.append(torch.stack([effect[..., index].sum(-1), pattern[..., index].amax(-1)], dim=-1))
+            else:
+                return None
+        each = torch.stack(columns, dim=1).reshape(n, m, len(columns), 2)
+        return torch.cat([each.mean(1), each.abs().amax(1)], dim=-1)

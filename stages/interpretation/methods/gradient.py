@@ -1,0 +1,102 @@
+"""First-order attributions: what a small change of the input, or of a component, would do to the answer.
+
+Sources: gradient x input (Shrikumar et al. 2016, 1605.01713); attribution patching, the first-order estimate of an ablation
+(Nanda 2023; Syed et al. 2023, 2310.10348): zero-ablating activation a changes the loss by about -a . dL/da.
+
+Shape legend: n = inputs, m = inputs per behaviour, S = segments, P = components.
+"""
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import (
+    Answer,
+    Attribute,
+    Budget,
+    Compare,
+    Interpretation,
+    Localise,
+    Method,
+    Query,
+    Represent,
+    segment_sums,
+)
+from stages.interpretation.representation import hook_names
+from stages.targets import Objective, TargetAccess
+
+__all__ = ["Gradient"]
+
+
+def _size(values: Tensor) -> Tensor:
+    flat = values.flatten(1)
+    return (flat * flat).sum(-1).sqrt()
+
+
+class Gradient(Method):
+    name = "gradient"
+
+    def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
+        return Interpretation(data={"hook_points": hook_names(target.spec, ("residual", "mlp"))})
+
+    def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        names = interpretation.data["hook_points"]
+        match query:
+            case Represent():
+                return self._represent(query, names, target)
+            case Attribute():
+                return self._attribute(query, names, target)
+            case Localise():
+                return self._localise(query, target)
+            case Compare():
+                return self._compare(query, target)
+            case _:
+                return None
+
+    def _represent(self, query: Represent, names: list[str], target: TargetAccess) -> Tensor:
+        # Margin over gradient size is the distance to the decision boundary if the target were linear.
+        margin = target.gradients(query.inputs, Objective("margin"), ["input", *names])
+        columns = [margin.values]
+        for grad in margin.grads.values():
+            columns += [_size(grad), margin.values / (_size(grad) + 1e-6)]
+        columns.append(margin.grads["input"].flatten(1).abs().amax(-1))
+        if query.labels is not None:
+            loss = target.gradients(query.inputs, Objective("loss", query.labels), ["input", *names])
+            columns += [loss.values, *(_size(grad) for grad in loss.grads.values())]
+        return torch.stack(columns, dim=-1)
+
+    def _attribute(self, query: Attribute, names: list[str], target: TargetAccess) -> Answer:
+        result = target.gradients(query.inputs, Objective("log_prob", query.labels), ["input", *names])
+        at_input = result.grads["input"] * query.inputs
+        out = [segment_sums(at_input, query.segments), segment_sums(result.grads["input"].abs(), query.segments)]
+        tokens = target.spec.tokens
+        if tokens is not None:
+            places = [[t for index in segment for t in tokens[index]] for segment in query.segments]
+            for name in names:
+                out.append(segment_sums(result.grads[name] * result.captured[name], places))
+        return torch.stack(out, dim=-1)
+
+    def _localise(self, query: Localise, target: TargetAccess) -> Answer:
+        names = sorted({component.hook_point for component in query.components})
+        n, m = query.inputs.shape[:2]
+        result = target.gradients(query.inputs.flatten(0, 1), Objective("loss", query.labels.flatten()), names)
+        estimates = []
+        for hook_point, axis, index in query.components:
+            effect = -(result.grads[hook_point] * result.captured[hook_point]).select(axis, index)
+            estimates.append(effect.reshape(n, m, -1).sum(-1))
+        each = torch.stack(estimates, dim=1)  # (n, P, m)
+        return torch.stack([each.mean(-1), each.abs().mean(-1), each.amax(-1)], dim=-1)
+
+    def _compare(self, query: Compare, target: TargetAccess) -> Answer:
+        def profile(access: TargetAccess) -> tuple[Tensor, Tensor]:
+            result = access.gradients(query.inputs, Objective("margin"), ["input"])
+            grad = result.grads["input"]
+            return grad, torch.stack([result.values, _size(grad), result.values / (_size(grad) + 1e-6)], dim=-1)
+
+        grad, original = profile(target)
+        rows = []
+        for index in query.variants:
+            changed_grad, changed = profile(target.variant(index))
+            by_pixel = (changed_grad.abs().mean(0) - grad.abs().mean(0)).flatten().sort(descending=True).values
+            shift = (changed - original).mean(0)
+            rows.append(torch.cat([shift, (changed - original).abs().mean(0), by_pixel[:4], changed.amin(0)]))
+        return torch.stack(rows)

@@ -1,0 +1,107 @@
+"""Logit lens: read intermediate residual streams with the target's own unembedding.
+
+Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+
+Shape legend: n = inputs, T = token positions, D = width, C = outputs, S = segments.
+"""
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import (
+    Answer,
+    Attribute,
+    Budget,
+    Compare,
+    Interpretation,
+    Localise,
+    Method,
+    Query,
+    Represent,
+)
+from stages.interpretation.representation import hook_names, readout, vectors
+from stages.targets import TargetAccess
+
+__all__ = ["LogitLens"]
+
+
+def _layer_norm(values: Tensor, interpretation: Interpretation) -> Tensor:
+    if "norm.weight" not in interpretation.arrays:
+        return values
+    centred = values - values.mean(-1, keepdim=True)
+    scale = ((centred * centred).mean(-1, keepdim=True) + 1e-5).rsqrt()
+    return centred * scale * interpretation.arrays["norm.weight"] + interpretation.arrays["norm.bias"]
+
+
+def _lens(interpretation: Interpretation, values: Tensor) -> Tensor:
+    """(..., D) residual stream -> (..., C) log-probabilities."""
+    arrays = interpretation.arrays
+    return (_layer_norm(values, interpretation) @ arrays["unembed"].T + arrays["bias"]).log_softmax(-1)
+
+
+class LogitLens(Method):
+    name = "logit_lens"
+
+    def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
+        spec, weights = target.spec, target.weights()
+        if spec.unembed is None:
+            return Interpretation(data={"hook_points": []})
+        unembed = weights[spec.unembed]
+        bias = weights.get(spec.unembed.removesuffix("weight") + "bias", torch.zeros(unembed.shape[0]))
+        arrays = {"unembed": unembed, "bias": bias}
+        if spec.norm is not None:
+            arrays |= {"norm.weight": weights[f"{spec.norm}.weight"], "norm.bias": weights[f"{spec.norm}.bias"]}
+        return Interpretation(arrays, {"hook_points": hook_names(spec, ("residual",))})
+
+    def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        names = interpretation.data["hook_points"]
+        if not names or isinstance(query, Localise):
+            return None
+        match query:
+            case Represent():
+                return self._read(query.inputs, names, interpretation, target)
+            case Attribute():
+                return self._attribute(query, names, interpretation, target)
+            case Compare():
+                original = self._read(query.inputs, names, interpretation, target)
+                rows = []
+                for index in query.variants:
+                    change = self._read(query.inputs, names, interpretation, target.variant(index)) - original
+                    rows.append(torch.cat([change.mean(0), change.abs().mean(0)]))
+                return torch.stack(rows)
+            case _:
+                return None
+
+    def _read(self, inputs: Tensor, names: list[str], interpretation: Interpretation, target: TargetAccess) -> Tensor:
+        """(n, k): at each layer the entropy, the top probability and what the final answer already had."""
+        result = target.forward(inputs, capture=names)
+        final = result.outputs.argmax(-1, keepdim=True)
+        columns = []
+        for name in names:
+            all_positions = vectors(result.captured[name], target.spec.hook(name))
+            position = readout(target.spec)
+            log_probs = _lens(interpretation, all_positions[:, 0 if position is None else position])
+            top = log_probs.sort(descending=True).values
+            columns += [
+                -(log_probs.exp() * log_probs).sum(-1),
+                top[:, 0],
+                top[:, 0] - top[:, 1],
+                log_probs.gather(-1, final).squeeze(-1),
+            ]
+        return torch.stack(columns, dim=-1)
+
+    def _attribute(
+        self, query: Attribute, names: list[str], interpretation: Interpretation, target: TargetAccess
+    ) -> Answer:
+        tokens = target.spec.tokens
+        if tokens is None:
+            return None
+        result = target.forward(query.inputs, capture=names)
+        labels = result.outputs.argmax(-1) if query.labels is None else query.labels
+        columns = []
+        for name in names:
+            log_probs = _lens(interpretation, vectors(result.captured[name], target.spec.hook(name)))
+            of_label = log_probs.gather(-1, labels.reshape(-1, 1, 1).expand(-1, log_probs.shape[1], 1)).squeeze(-1)
+            for place in (0, -1):
+                columns.append(torch.stack([of_label[:, tokens[s[0]][place]] for s in query.segments], dim=1))
+        return torch.stack(columns, dim=-1)

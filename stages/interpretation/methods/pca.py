@@ -1,0 +1,48 @@
+"""Principal components of the activations at every residual-stream and hidden-layer hook point."""
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import Answer, Budget, Interpretation, Method, Query
+from stages.interpretation.representation import Encode, Pooling, answer_with, corpus_vectors, hook_names
+from stages.targets import TargetAccess
+
+__all__ = ["Pca"]
+
+
+class _Project(Encode):
+    def __call__(self, name: str, values: Tensor) -> Tensor:
+        arrays = self.interpretation.arrays
+        return (values - arrays[f"{name}.mean"]) @ arrays[f"{name}.components"]
+
+
+class Pca(Method):
+    """
+    Args:
+        n_components: components kept per hook point.
+        roles: hook points used, by role.
+        pooling: which positions Represent and Compare read.
+    """
+
+    name = "pca"
+
+    def __init__(
+        self, n_components: int = 12, roles: tuple[str, ...] = ("residual", "mlp"), pooling: Pooling = "readout"
+    ) -> None:
+        self.n_components, self.roles, self.pooling = n_components, roles, pooling
+
+    def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
+        arrays = {}
+        names = hook_names(target.spec, self.roles)
+        for name, rows in corpus_vectors(target, names).items():
+            mean = rows.mean(0)
+            _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+            kept = vectors[:, -min(self.n_components, rows.shape[1]) :].flip(-1)
+            # eigh leaves the signs open; fix them so that the artifact is the same on every run.
+            sign = kept.gather(0, kept.abs().argmax(0, keepdim=True)).sign()
+            arrays |= {f"{name}.mean": mean, f"{name}.components": (kept * sign).contiguous()}
+        return Interpretation(arrays, {"hook_points": names})
+
+    def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        names = interpretation.data["hook_points"]
+        return answer_with(_Project(interpretation), names, query, interpretation, target, self.pooling)

@@ -1,0 +1,71 @@
+"""Latents of the sparse autoencoders that stage ``dictionaries`` trained and measured."""
+
+import torch
+from torch import Tensor
+
+from stages.dictionaries import encode
+from stages.interpretation.contract import Answer, Budget, Interpretation, Method, Query
+from stages.interpretation.representation import CORPUS_INPUTS, Encode, Pooling, answer_with, vectors
+from stages.targets import TargetAccess
+
+__all__ = ["Sae", "pack", "useful_latents"]
+
+ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+
+
+class _Latents(Encode):
+    """Latents of a hook point's dictionary, only those kept."""
+
+    def __call__(self, name: str, values: Tensor) -> Tensor:
+        arrays = self.interpretation.arrays
+        stored = {key: arrays[f"{name}.{key}"] for key in ARRAYS if f"{name}.{key}" in arrays}
+        latents = encode(stored | {"cfg": self.interpretation.data["cfg"][name]}, values.reshape(-1, values.shape[-1]))
+        return latents.reshape(*values.shape[:-1], -1)[..., arrays[f"{name}.kept"]]
+
+
+def pack(name: str, dictionary: dict[str, object], kept: Tensor) -> dict[str, Tensor]:
+    """The arrays of one dictionary, as they are stored in I(M)."""
+    arrays = {f"{name}.{key}": value for key in ARRAYS if isinstance(value := dictionary.get(key), Tensor)}
+    return arrays | {f"{name}.kept": kept}
+
+
+def useful_latents(latents: Tensor, n: int) -> Tensor:
+    """Indices of the n latents that vary most over the corpus, in rising order: dead ones carry nothing."""
+    spread = latents.var(0)
+    return spread.argsort(descending=True, stable=True)[:n].sort().values
+
+
+class Sae(Method):
+    """
+    Args:
+        architecture: which of the trained dictionaries: standard, topk or batchtopk.
+        n_kept: latents kept per hook point.
+        pooling: which positions Represent and Compare read.
+    """
+
+    name = "sae"
+
+    def __init__(self, architecture: str = "batchtopk", n_kept: int = 48, pooling: Pooling = "readout") -> None:
+        self.architecture, self.n_kept, self.pooling = architecture, n_kept, pooling
+
+    def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
+        chosen = {
+            key.rpartition("/")[0]: dictionary
+            for key, dictionary in sorted(target.dictionaries().items())
+            if key.endswith(f"/{self.architecture}")
+        }
+        inputs = target.corpus("train").inputs[:CORPUS_INPUTS]
+        captured = target.forward(inputs, capture=list(chosen)).captured
+        arrays: dict[str, Tensor] = {}
+        for name, dictionary in chosen.items():
+            rows = vectors(captured[name], target.spec.hook(name))
+            position = -1 if self.pooling == "readout" else slice(None)
+            latents = encode(dictionary, rows[:, position].reshape(-1, rows.shape[-1]))
+            arrays |= pack(name, dictionary, useful_latents(latents, self.n_kept))
+        return Interpretation(arrays, {"cfg": {name: dict(d["cfg"]) for name, d in chosen.items()}})
+
+    def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        names = sorted(interpretation.data["cfg"])
+        if not names:
+            return None
+        return answer_with(_Latents(interpretation), names, query, interpretation, target, self.pooling)

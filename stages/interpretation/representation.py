@@ -1,0 +1,166 @@
+"""What the representation methods (raw activations, PCA, dictionaries) share: how vectors become answers.
+
+A representation maps the activation vectors of some hook points to features. From it every query has a natural answer:
+
+- Represent: the features where the answer is read off (or their mean or maximum over positions);
+- Attribute: features at the segment's positions against those at the read-out position (product, cosine, sizes);
+- Localise: the component's activation on the behaviour, against its average over the corpus;
+- Compare: change of the features between the target and a variant, on the same inputs.
+
+Shape legend: n = inputs, T = token positions, D = width, F = features, S = segments, P = components.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import (
+    Answer,
+    Attribute,
+    Compare,
+    Interpretation,
+    Localise,
+    Query,
+    Represent,
+)
+from stages.targets import Component, HookSpec, TargetAccess, TargetSpec
+
+__all__ = ["Pooling", "answer_with", "component_values", "corpus_vectors", "hook_names", "readout", "vectors"]
+
+Pooling = Literal["readout", "mean", "max"]
+Encoder = Mapping[str, Tensor]
+
+CORPUS_INPUTS = 1000
+"""Inputs of the corpus a representation is fitted on."""
+
+
+def readout(spec: TargetSpec) -> int | None:
+    """Token position the outputs are read from; None where hook points have no positions."""
+    return None if spec.tokens is None else spec.tokens[-1][-1]
+
+
+def hook_names(spec: TargetSpec, roles: Sequence[str]) -> list[str]:
+    return [hook.name for hook in spec.hooks if hook.role in roles]
+
+
+def vectors(acts: Tensor, hook: HookSpec) -> Tensor:
+    """(n, *shape) -> (n, T, D), heads joined; T = 1 where the hook point has no positions."""
+    if len(hook.shape) == 1:
+        return acts.unsqueeze(1)
+    return acts if len(hook.shape) == 2 else acts.flatten(2)
+
+
+def corpus_vectors(target: TargetAccess, names: Sequence[str]) -> dict[str, Tensor]:
+    """Free phase: {hook point: (n T, D)} activation vectors over the train corpus."""
+    inputs = target.corpus("train").inputs[:CORPUS_INPUTS]
+    captured = target.forward(inputs, capture=names).captured
+    return {name: vectors(captured[name], target.spec.hook(name)).flatten(0, 1) for name in names}
+
+
+def component_values(spec: TargetSpec, captured: Mapping[str, Tensor], components: Sequence[Component]) -> Tensor:
+    """(n, P, 3): mean, mean absolute value and Euclidean norm of each component's activation."""
+    columns = []
+    for hook_point, axis, index in components:
+        part = captured[hook_point].select(axis, index)
+        flat = part.reshape(part.shape[0], -1)
+        columns.append(torch.stack([flat.mean(-1), flat.abs().mean(-1), (flat * flat).sum(-1).sqrt()], dim=-1))
+    return torch.stack(columns, dim=1)
+
+
+def answer_with(
+    encode: "Encode",
+    names: Sequence[str],
+    query: Query,
+    interpretation: Interpretation,
+    target: TargetAccess,
+    pooling: Pooling = "readout",
+) -> Answer:
+    """The natural answer of a representation; see the module head. ``encode(name, vectors)`` maps (..., D) to (..., F)."""
+    spec = target.spec
+    match query:
+        case Represent():
+            captured = target.forward(query.inputs, capture=names).captured
+            return torch.cat([_pool(encode(n, vectors(captured[n], spec.hook(n))), spec, pooling) for n in names], -1)
+        case Attribute():
+            return _attribute(encode, names, query, target)
+        case Localise():
+            return _localise(query, target)
+        case Compare():
+            return _compare(encode, names, query, target, pooling)
+        case _:
+            return None
+
+
+class Encode:
+    """Maps the vectors of a hook point to features. Subclassed by each representation."""
+
+    def __init__(self, interpretation: Interpretation) -> None:
+        self.interpretation = interpretation
+
+    def __call__(self, name: str, values: Tensor) -> Tensor:
+        return values
+
+
+def _pool(features: Tensor, spec: TargetSpec, pooling: Pooling) -> Tensor:
+    """(n, T, F) -> (n, F)."""
+    if pooling == "mean":
+        return features.mean(1)
+    if pooling == "max":
+        return features.amax(1)
+    position = readout(spec)
+    return features[:, 0 if position is None or features.shape[1] == 1 else position]
+
+
+def _attribute(encode: Encode, names: Sequence[str], query: Attribute, target: TargetAccess) -> Answer:
+    spec = target.spec
+    if spec.tokens is None:
+        return None
+    captured = target.forward(query.inputs, capture=names).captured
+    out = []
+    for name in names:
+        features = encode(name, vectors(captured[name], spec.hook(name)))
+        last = features[:, readout(spec)]
+        for place in (0, -1):  # a segment's first and last token: what it shows, and what was made of it
+            at = torch.stack([features[:, spec.tokens[segment[0]][place]] for segment in query.segments], dim=1)
+            product = (at * last.unsqueeze(1)).sum(-1)
+            sizes = (at * at).sum(-1).sqrt()
+            out += [product, product / (sizes * (last * last).sum(-1, keepdim=True).sqrt() + 1e-6), sizes]
+    return torch.stack(out, dim=-1)
+
+
+def _localise(query: Localise, target: TargetAccess) -> Answer:
+    names = sorted({component.hook_point for component in query.components})
+    n, m = query.inputs.shape[:2]
+    captured = target.forward(query.inputs.flatten(0, 1), capture=names).captured
+    values = component_values(target.spec, captured, query.components)
+    mean = values.reshape(n, m, *values.shape[1:]).mean(1)
+    return torch.cat([mean, mean - mean.mean(0, keepdim=True)], dim=-1)
+
+
+def _compare(encode: Encode, names: Sequence[str], query: Compare, target: TargetAccess, pooling: Pooling) -> Answer:
+    spec = target.spec
+
+    def features(access: TargetAccess) -> dict[str, Tensor]:
+        captured = access.forward(query.inputs, capture=names).captured
+        return {n: _pool(encode(n, vectors(captured[n], spec.hook(n))), spec, pooling) for n in names}
+
+    original = features(target)
+    rows = []
+    for index in query.variants:
+        changed = features(target.variant(index))
+        row = []
+        for name in names:
+            change = changed[name] - original[name]
+            shift, spread = change.mean(0), change.abs().mean(0)
+            top = spread.sort(descending=True).values[:3]
+            row += [
+                (shift * shift).sum().sqrt().reshape(1),
+                spread.mean().reshape(1),
+                shift.amax().reshape(1),
+                shift.amin().reshape(1),
+                torch.cat([top, top.new_zeros(3 - len(top))]),
+            ]
+        rows.append(torch.cat(row))
+    return torch.stack(rows)

@@ -1,0 +1,62 @@
+"""Controls that must come out right, as rows of the report: what was expected, what was found."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.reward.judging import Judged, RewardConfig, leaderboard_row, rounded
+
+__all__ = ["control_rows"]
+
+
+def control_rows(
+    methods: Mapping[str, Sequence[Judged]], oracle: Sequence[Judged], config: RewardConfig
+) -> list[dict[str, Any]]:
+    """One row per control, over train and validation tasks together.
+
+    - oracle: given the truth, explains at least 90% of its variance on every task;
+    - nothing: reward exactly 0;
+    - random_features: not better than nothing;
+    - constant: the mean of the truth scores 0 on every task;
+    - placebo: no method's placebo arm is better than the baseline.
+    """
+    rows = []
+    lowest = min(oracle, key=lambda judged: float(judged.assisted_score[0]))
+    rows.append(
+        _row(
+            "oracle", "score >= 0.9 on every task", float(lowest.assisted_score[0]), float(lowest.assisted_score[0]) >= 0.9
+        )
+        | {"detail": f"lowest on {lowest.task.name}"}
+    )
+    constant = max(_constant_score(judged) for judged in oracle)
+    rows.append(_row("constant predictor", "score 0 on every task", constant, constant < 1e-9))
+    for name, judged in methods.items():
+        row = leaderboard_row(name, "all", judged, config.seed)
+        if name == "nothing":
+            exact = row["reward_mean"] == row["reward_low"] == row["reward_high"] == 0.0
+            rows.append(_row(name, "reward 0", row["reward_mean"], exact))
+        if name == "random_features":
+            rows.append(
+                _row(name, "not better than nothing", row["reward_mean"], row["verdict"] != "better")
+                | {"low": row["reward_low"], "high": row["reward_high"]}
+            )
+        # Compared with what the arm can do, not tested at 95% each: among eight of them one in three would fail by luck.
+        inside = row["placebo_low"] <= row["noise_floor"]
+        rows.append(
+            _row(f"placebo of {name}", "reward not above 0", row["placebo_reward"], inside)
+            | {"low": row["placebo_low"], "high": row["placebo_high"]}
+        )
+    return [rounded(row) for row in rows]
+
+
+def _row(control: str, expected: str, value: float, passed: bool) -> dict[str, Any]:
+    return {"control": control, "expected": expected, "value": value, "passed": bool(passed)}
+
+
+def _constant_score(judged: Judged) -> float:
+    truth = judged.task.truth.values.numpy()
+    return max(
+        float(judged.task.family.score(np.full_like(truth[r.index], truth[r.index].mean()), truth[r.index])[0])
+        for r in judged.arms.assisted
+    )

@@ -1,0 +1,204 @@
+"""From arms to rows: one row per method and task, one per method and split.
+
+Shape legend: W = resamples (row 0 the original), S = seeds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from stages.execution import ArmResult, Baseline, MethodArms
+from stages.params import Params
+from stages.reward.formula import Form, flop_reduction, reward
+from stages.reward.resampling import Resamples, interval, pooled, scores
+from stages.tasks import Task
+
+__all__ = ["Judged", "RewardConfig", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
+
+FloatArray = npt.NDArray[np.float64]
+Verdict = Literal["better", "not distinguishable", "worse"]
+PLACES = 6
+"""Decimal places of every number written: far below any interval, far above the last bits that machines differ in."""
+
+
+class RewardConfig(Params):
+    """How arms become a reward."""
+
+    flop_weight: float = Field(default=0.1, ge=0, le=10)
+    """lambda: what a complete saving of compute is worth, in units of score."""
+    form: Form = "linear"
+    margin: float = Field(default=0.02, ge=0, le=1)
+    """Savings count only where assisted >= baseline - margin."""
+    draws: int = Field(default=1000, ge=100, le=100_000)
+    """Bootstrap resamples."""
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One method on one task, under every resample."""
+
+    task: Task
+    arms: MethodArms
+    baseline_score: FloatArray
+    assisted_score: FloatArray
+    placebo_score: FloatArray
+    reward: FloatArray
+    placebo_reward: FloatArray
+    aa_reward: FloatArray
+    """Reward of the baseline arm against itself: noise. All (W,)."""
+    flops_baseline: float
+    flops_assisted: float
+    flops_placebo: float
+    efforts: tuple[float, float]
+    """Mean rung of the baseline and the assisted arm."""
+
+
+def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig) -> Judged:
+    """Score the arms of one method on one task."""
+    # One stream per task, the same for every method: comparisons between methods are paired too.
+    rng = np.random.default_rng([config.seed, *task.name.encode()])
+    resamples = Resamples(task.instances.n, len(baseline.first), config.draws, rng)
+    base = scores(task, baseline.first, resamples)
+    assisted, placebo = (scores(task, results, resamples) for results in (arms.assisted, arms.placebo))
+    if arms.status == "failed":
+        assisted, placebo = np.minimum(assisted, base), np.minimum(placebo, base)
+    second = scores(task, baseline.second, resamples)
+
+    def total(values: FloatArray) -> FloatArray:
+        return np.asarray((values * resamples.seeds).sum(1))
+
+    def reward_of(values: FloatArray, results: Sequence[ArmResult]) -> FloatArray:
+        reduction = np.array(
+            [flop_reduction(a.flops, b.flops, config.form) for a, b in zip(results, baseline.first, strict=True)]
+        )
+        return total(reward(values - base, np.broadcast_to(reduction, base.shape), config.flop_weight, config.margin))
+
+    def mean_flops(results: Sequence[ArmResult]) -> float:
+        return float(np.mean([result.flops for result in results]))
+
+    return Judged(
+        task,
+        arms,
+        total(base),
+        total(assisted),
+        total(placebo),
+        reward_of(assisted, arms.assisted),
+        reward_of(placebo, arms.placebo),
+        reward_of(second, baseline.second),
+        mean_flops(baseline.first),
+        mean_flops(arms.assisted),
+        mean_flops(arms.placebo),
+        (float(np.mean([r.effort for r in baseline.first])), float(np.mean([r.effort for r in arms.assisted]))),
+    )
+
+
+def noise_floor(aa_reward: FloatArray) -> float:
+    """The size that the reward of two identical arms stays below in 95% of resamples."""
+    return float(np.quantile(np.abs(aa_reward[1:]), 0.95))
+
+
+def verdict(point: float, low: float, high: float, floor: float) -> Verdict:
+    """Better or worse only if the interval excludes 0 and the point is beyond the noise floor."""
+    if low > 0 and point > floor:
+        return "better"
+    if high < 0 and point < -floor:
+        return "worse"
+    return "not distinguishable"
+
+
+def _spread(prefix: str, draws: FloatArray) -> dict[str, float]:
+    point, low, high = interval(draws)
+    return {f"{prefix}_mean": point, f"{prefix}_low": low, f"{prefix}_high": high}
+
+
+def task_row(method: str, judged: Judged) -> dict[str, Any]:
+    """One method on one task."""
+    point, low, high = interval(judged.reward)
+    floor = noise_floor(judged.aa_reward)
+    gain = judged.assisted_score - judged.baseline_score
+    facts: dict[str, Any] = {
+        "method": method,
+        "family": judged.task.family.name,
+        "target": judged.task.target_name,
+        "split": judged.task.split,
+        "status": judged.arms.status,
+        "reason": judged.arms.reason,
+        "n_instances": len(judged.arms.assisted[0].index),
+        "n_seeds": len(judged.arms.assisted),
+        "flops_baseline": judged.flops_baseline,
+        "flops_assisted": judged.flops_assisted,
+        "flops_placebo": judged.flops_placebo,
+        "flops_answer_target": judged.arms.target_flops,
+        "flops_answer_own": judged.arms.own_flops,
+        "flop_ratio": _ratio(judged),
+        "used_answer": float(np.mean([result.used_answer for result in judged.arms.assisted])),
+        "effort_baseline": judged.efforts[0],
+        "effort_assisted": judged.efforts[1],
+        "noise_floor": floor,
+        "verdict": verdict(point, low, high, floor),
+    }
+    numbers = (
+        _spread("baseline_score", judged.baseline_score)
+        | _spread("assisted_score", judged.assisted_score)
+        | _spread("placebo_score", judged.placebo_score)
+        | _spread("gain", gain)
+        | _spread("reward", judged.reward)
+        | _spread("placebo_reward", judged.placebo_reward)
+    )
+    return rounded(facts | numbers)
+
+
+def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int) -> dict[str, Any]:
+    """One method over all tasks of a split."""
+
+    def over_tasks(draws: Sequence[FloatArray]) -> FloatArray:
+        return pooled(draws, np.random.default_rng([seed, 1]))
+
+    rewards, placebo = over_tasks([j.reward for j in judged]), over_tasks([j.placebo_reward for j in judged])
+    gains = over_tasks([j.assisted_score - j.baseline_score for j in judged])
+    floor = noise_floor(over_tasks([j.aa_reward for j in judged]))
+    point, low, high = interval(rewards)
+    _, gain_low, gain_high = interval(gains)
+    placebo_point, placebo_low, placebo_high = interval(placebo)
+    statuses = [j.arms.status for j in judged]
+    worst = min(judged, key=lambda j: float(j.reward[0]))
+    return rounded(
+        {
+            "method": method,
+            "split": split,
+            "reward_mean": point,
+            "reward_low": low,
+            "reward_high": high,
+            "performance_gain": float(gains[0]),
+            "performance_gain_low": gain_low,
+            "performance_gain_high": gain_high,
+            "flop_ratio": float(np.exp(np.mean([np.log(_ratio(j)) for j in judged]))),
+            "placebo_reward": placebo_point,
+            "placebo_low": placebo_low,
+            "placebo_high": placebo_high,
+            "noise_floor": floor,
+            "worst_task": worst.task.name,
+            "worst_task_reward": float(worst.reward[0]),
+            "n_tasks": len(judged),
+            "n_seeds": len(judged[0].arms.assisted),
+            "n_instances": sum(len(j.arms.assisted[0].index) for j in judged),
+            "n_declined": statuses.count("declined"),
+            "n_failed": statuses.count("failed"),
+            "status": "failed" if "failed" in statuses else "ok",
+            "verdict": verdict(point, low, high, floor),
+        }
+    )
+
+
+def _ratio(judged: Judged) -> float:
+    return max(judged.flops_assisted, 1.0) / max(judged.flops_baseline, 1.0)
+
+
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers to six places (adding 0.0 turns -0.0 into 0.0)."""
+    return {k: round(v, PLACES) + 0.0 if isinstance(v, float) else v for k, v in row.items()}
