@@ -1,0 +1,61 @@
+# Nothing but Python 3.11 or 3.12 with venv is needed; `make run` builds the environment first.
+#   make run      the whole graph, then the leaderboard
+#   make test     the tests             make check    format, lint, types, dependency directions
+#   make env      only the environment  make format   rewrite files as `make check` wants them
+# PYTHON=/path/to/python3.12 picks the interpreter, JOBS=4 the number of parallel stages.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.lensmith-installed
+JOBS ?= 2
+# Small models want one thread and many processes: two OpenMP threads on a contended
+# two-core machine made one training loop fifteen times slower.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: run test check format env
+.DELETE_ON_ERROR:
+
+run: env
+	$(BIN)/lensmith run --jobs $(JOBS)
+
+test: env
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict stages flows
+	$(BIN)/lint-imports
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+env: $(STAMP)
+
+# An interpreter counts only if it runs and can make an environment: version managers leave
+# commands behind that exist and fail.
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; usable() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }; \
+	if ! usable $(BIN)/python; then \
+	    chosen=; \
+	    for candidate in $(PYTHON) $(if $(PYTHON),,python3.11 python3.12 python3 python); do \
+	        if usable "$$candidate"; then chosen=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$chosen" ]; then \
+	        echo "make: no Python 3.11 or 3.12 with venv among: $(or $(PYTHON),python3.11 python3.12 python3 python);" \
+	             "install one (Debian: python3.11-venv too), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+	        exit 2; \
+	    fi; \
+	    echo "environment: $(VENV) with $$($$chosen --version)"; \
+	    "$$chosen" -m venv --clear $(VENV); \
+	fi; \
+	echo "installing pyproject.toml + constraints.txt (some minutes the first time)"; \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
+	touch $@

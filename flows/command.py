@@ -1,0 +1,99 @@
+"""The `lensmith` command. Nothing heavy is imported here: `lensmith --help` answers in a fraction of a second."""
+
+import errno
+import os
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from stages.errors import UserError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="lensmith",
+    help="Automated interpretability research: methods are judged by how much better, and how much cheaper, an agent "
+    "solves verifiable tasks with them.\n\nExample: lensmith run && lensmith leaderboard",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
+) -> None:
+    if debug:
+        os.environ["LENSMITH_DEBUG"] = "1"
+
+
+def _modules() -> list[ModuleType]:
+    return [import_module(f"flows.commands.{name}") for name in ("running", "results", "tasks", "nights")]
+
+
+for _module in _modules():
+    for _command in _module.COMMANDS:
+        app.command()(_command)
+    for _group in getattr(_module, "GROUPS", ()):
+        app.add_typer(_group, name=_module.__name__.rpartition(".")[2])
+
+
+def main() -> None:
+    """Exit code 0: done, 2: the user's mistake, 1: ours, 130: interrupted."""
+    debug = "--debug" in sys.argv
+    if debug:
+        # Accepted anywhere on the line: who sees an error adds it at the end.
+        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+        os.environ["LENSMITH_DEBUG"] = "1"
+    try:
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(status if isinstance(status, int) else 0)
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+        else:
+            _say(f"{error.format_message()} See `{_path(error)} --help`")
+        sys.exit(2)
+    except (KeyboardInterrupt, Abort):
+        _say("interrupted; what is finished is kept: the same command continues from there")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) has what it wanted; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except UserError as error:
+        if debug:
+            raise
+        _say(str(error))
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _say(f"no space left at {error.filename or 'the disk'}: free some (`dvc gc --workspace`), then run again")
+        else:
+            _say(f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and report it)")
+        sys.exit(1)
+
+
+def _path(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return str(context.command_path) if context is not None else "lensmith"
+
+
+def _say(text: str) -> None:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

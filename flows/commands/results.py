@@ -1,0 +1,153 @@
+"""`lensmith leaderboard`, `score`, `research`, `report`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["COMMANDS"]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+
+
+def leaderboard(
+    split: Annotated[str, typer.Option("--split", help="validation, test or train.")] = "validation",
+    as_json: AsJson = False,
+) -> None:
+    """Print which methods help, with intervals; the rows are those of metrics/leaderboard.json.
+
+    Example: lensmith leaderboard --split test
+    """
+    from rich.console import Console
+
+    from flows.tables import leaderboard_rows, print_json, print_leaderboard
+    from stages.errors import UserError
+
+    if split not in {"validation", "test", "train"}:
+        raise UserError(f"--split {split} is unknown: use validation, test or train")
+    rows = leaderboard_rows(split)
+    if as_json:
+        print_json(rows)
+    else:
+        print_leaderboard(Console(), rows, f"leaderboard, {split} families")
+
+
+def score(
+    method: Annotated[Path, typer.Argument(metavar="METHOD.py", help="File with one subclass of Method.")],
+    out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the result here; - for stdout.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds one call of the method may take.")] = 120,
+) -> None:
+    """Score a method of your own next to the built-in ones, on train and validation families.
+
+    Example: lensmith score examples/my_method.py --json score.json
+    """
+    from rich.console import Console
+
+    from flows.lock import run_lock
+    from flows.tables import print_leaderboard, print_rows
+    from stages import paths
+    from stages.errors import UserError
+
+    if not method.is_file():
+        raise UserError(f"{method} is not a file: give the path of a Python file with one subclass of Method")
+    if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
+        raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
+    console = Console(stderr=str(out) == "-")
+    with run_lock(paths.root(), "lensmith score", shared=True):
+        from stages.research.score import score_method
+
+        with console.status("scoring") as shown:
+            result: dict[str, Any] = score_method(
+                method, timeout_s=timeout, progress=lambda said: shown.update(str(said)[:120])
+            )
+    for split in ("train", "validation"):
+        rows = [row for row in result["rows"] if row.get("split") == split]
+        if rows:
+            print_leaderboard(console, rows, f"{result['method']} beside the built-in methods, {split} families")
+    print_rows(console, result["per_task"], f"{result['method']}, per task")
+    console.print(f"verdict: {result['verdict_text']}", highlight=False, soft_wrap=True)
+    if out is not None:
+        _write_json(out, result)
+
+
+def _write_json(out: Path, result: dict[str, Any]) -> None:
+    import json
+
+    from flows.tables import print_json
+
+    if str(out) == "-":
+        print_json(result)
+    else:
+        out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def research(
+    researcher: Annotated[str, typer.Option("--researcher", help="Who proposes: random or search.")] = "search",
+    budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,
+    name: Annotated[
+        str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
+    ] = "",
+) -> None:
+    """Run a campaign that looks for a better method. Killed and run again, it continues where it was.
+
+    Example: lensmith research --researcher search --budget 24
+    """
+    import re
+
+    from rich.console import Console
+
+    from flows.lock import run_lock
+    from flows.tables import print_rows
+    from stages import paths
+    from stages.errors import UserError
+
+    name = name or f"{researcher}-{seed}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
+        raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
+    console = Console()
+    with run_lock(paths.root(), "lensmith research", shared=True):
+        from stages.research.stage import campaign
+
+        with console.status(f"campaign {name}"):
+            result = campaign(
+                researcher=researcher,
+                budget=budget,
+                seed=seed,
+                name=name,
+                progress=lambda said: console.print(str(said), markup=False, highlight=False),
+            )
+    if isinstance(result, dict):
+        rows = result.get("iterations") or result.get("rows")
+        if isinstance(rows, list):
+            print_rows(console, rows, f"campaign {name}")
+        flat = {key: value for key, value in result.items() if not isinstance(value, dict | list)}
+        for key, value in flat.items():
+            console.print(f"{key}: {value}", markup=False, highlight=False)
+    console.print(f"events: {paths.campaign_dir(name) / 'events.jsonl'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def report(
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the default browser.")] = False,
+) -> None:
+    """Say where the HTML report is; one file, no network needed.
+
+    Example: lensmith report --open
+    """
+    from stages import paths
+    from stages.errors import UserError
+
+    path = paths.report_file()
+    if not path.is_file():
+        raise UserError(f"{path} is missing: no run has come that far; make it with `lensmith run`")
+    print(path)
+    if open_it:
+        import webbrowser
+
+        if not webbrowser.open(path.as_uri()):
+            raise UserError(f"no browser could be started: open {path.as_uri()} yourself")
+
+
+COMMANDS = (leaderboard, score, research, report)

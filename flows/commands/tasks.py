@@ -1,0 +1,102 @@
+"""`lensmith tasks ...`: look at task families, their instances and their truth."""
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["COMMANDS", "GROUPS"]
+
+tasks = typer.Typer(
+    help="Look at task families, their instances and their brute-force truth.\n\nExample: lensmith tasks list",
+    no_args_is_help=True,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+
+
+@tasks.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the families: split, version, what is asked.
+
+    Example: lensmith tasks list
+    """
+    from stages.tasks.inspect import list_families
+
+    _show(list_families(), as_json, "task families")
+
+
+@tasks.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a family; see `lensmith tasks list`.")], as_json: AsJson = False
+) -> None:
+    """Describe one family: the question, the truth, the black-box ladder, the score.
+
+    Example: lensmith tasks show few_shot_shapley
+    """
+    from stages.tasks.inspect import show_family
+
+    _show(show_family(name), as_json, name)
+
+
+@tasks.command()
+def instances(
+    name: Annotated[str, typer.Argument(help="Name of a family; see `lensmith tasks list`.")],
+    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the generator.")] = 0,
+    with_truth: Annotated[bool, typer.Option("--with-truth", help="Add the brute-force truth.")] = False,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Name of a target; default: the family's first.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make instances of a family, with their truth if asked: enough to recompute the truth with code of your own.
+
+    Example: lensmith tasks instances few_shot_shapley --n 5 --seed 1 --with-truth --json
+    """
+    from stages.tasks.inspect import make_instances
+
+    _show(make_instances(name, n=n, seed=seed, target=target, with_truth=with_truth), as_json, name)
+
+
+@tasks.command()
+def audit(
+    names: Annotated[list[str] | None, typer.Argument(help="Families to audit; default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check families: truth spread, leaks, ceiling and floor of the score.
+
+    Example: lensmith tasks audit few_shot_shapley --json
+    """
+    from stages.tasks.inspect import audit as audit_families
+
+    _show(audit_families(names or None), as_json, "audit")
+
+
+def _show(value: Any, as_json: bool, title: str) -> None:
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+
+    if as_json:
+        print_json(value)
+        return
+    console = Console()
+    if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        print_rows(console, value, title)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            if isinstance(part, list) and part and all(isinstance(row, dict) for row in part):
+                print_rows(console, part, key)
+            else:
+                console.print(f"{key}: {_short(part)}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(value)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 400 else f"{text[:400]} ... (all of it with --json)"
+
+
+COMMANDS = ()
+GROUPS = (tasks,)

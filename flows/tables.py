@@ -1,0 +1,137 @@
+"""How results look on a terminal. Reads result files and JSON-able rows; computes nothing."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.graph import stage_of
+from flows.outcome import Outcome
+from flows.times import Times
+from stages import paths
+from stages.errors import UserError
+
+__all__ = ["leaderboard_rows", "print_json", "print_leaderboard", "print_rows", "print_times", "read_rows"]
+
+Row = Mapping[str, Any]
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout and nothing else, for other programs."""
+    print(json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Leaderboard rows of a metrics file: a list, or an object with the list under ``rows`` or ``leaderboard``."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: no run has come that far; make it with `lensmith run`")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it with `dvc checkout {path.name}`") from error
+    if isinstance(value, dict):
+        value = value.get("rows", value.get("leaderboard", []))
+    return [dict(row) for row in value]
+
+
+def leaderboard_rows(split: str) -> list[dict[str, Any]]:
+    """Rows of one split, from whichever result file holds them, best first."""
+    seen: set[str] = set()
+    rows = []
+    for name in ("leaderboard", "test"):
+        path = paths.metrics_file(name)
+        if name == "test" and not path.is_file():
+            continue
+        for row in read_rows(path):
+            seen.add(str(row.get("split")))
+            if row.get("split") == split:
+                rows.append(row)
+    if not rows:
+        raise UserError(
+            f"no row of split {split!r} in {paths.metrics_file('leaderboard').parent}: it has"
+            f" {', '.join(sorted(seen))}; run `lensmith run` to make what is missing"
+        )
+    return sorted(rows, key=lambda row: (-_number(row.get("reward_mean")), str(row.get("method"))))
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and value == value else float("-inf")
+
+
+def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("method", no_wrap=True)
+    for name in ("reward", "interval", "gain", "FLOP ratio", "placebo", "n: tasks x seeds x instances"):
+        table.add_column(name, justify="right")
+    table.add_column("status")
+    for row in rows:
+        table.add_row(
+            str(row.get("method")),
+            _signed(row.get("reward_mean")),
+            f"{_signed(row.get('reward_low'))} .. {_signed(row.get('reward_high'))}",
+            _signed(row.get("performance_gain")),
+            _plain(row.get("flop_ratio")),
+            _signed(row.get("placebo_reward")),
+            " x ".join(str(row.get(name, "?")) for name in ("n_tasks", "n_seeds", "n_instances")),
+            str(row.get("status", "")),
+        )
+    console.print(table)
+
+
+def print_rows(console: Console, rows: Sequence[Row], title: str = "") -> None:
+    """Any list of flat rows; nested values are left to --json."""
+    if not rows:
+        console.print(f"{title}: none" if title else "none")
+        return
+    names = [name for name in rows[0] if not isinstance(rows[0][name], dict | list)]
+    table = Table(*names, title=title or None, title_justify="left", title_style="bold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in names))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _signed(value: Any) -> str:
+    return f"{value:+.3f}" if isinstance(value, int | float) else "-"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+
+
+def print_times(console: Console, outcomes: Sequence[Outcome], times: Times) -> None:
+    """Time per stage: of this run where the stage was executed, else of the run that last executed it."""
+    nodes = [outcome.node for outcome in outcomes] or sorted(times.nodes)
+    state = {outcome.node: outcome.state for outcome in outcomes}
+    stages: dict[str, list[str]] = {}
+    for node in nodes:
+        stages.setdefault(stage_of(node), []).append(node)
+    table = Table(title="time per stage", title_justify="left", title_style="bold", show_footer=True)
+    table.add_column("stage", footer="all")
+    counts = [state.get(node, "cached") for node in nodes]
+    table.add_column("executed", justify="right", footer=str(counts.count("executed")))
+    table.add_column("cached", justify="right", footer=str(counts.count("cached")))
+    table.add_column("wall, summed over arms", justify="right", footer=_seconds(nodes, times, "wall_s"))
+    table.add_column("of it computation", justify="right", footer=_seconds(nodes, times, "computation_s"))
+    for stage, arms in stages.items():
+        mine = [state.get(node, "cached") for node in arms]
+        bad = sum(one in {"failed", "blocked", "interrupted"} for one in mine)
+        table.add_row(
+            stage + (f" ({bad} not done)" if bad else ""),
+            str(mine.count("executed")),
+            str(mine.count("cached")),
+            _seconds(arms, times, "wall_s"),
+            _seconds(arms, times, "computation_s"),
+        )
+    console.print(table)
+
+
+def _seconds(nodes: Sequence[str], times: Times, key: str) -> str:
+    known = [times.nodes[node][key] for node in nodes if times.nodes.get(node, {}).get(key) is not None]
+    return f"{sum(known):.1f} s" if known else "-"
