@@ -1,0 +1,184 @@
+"""Run the target over a corpus once and write every hook point's rows.
+
+Shape legend: B = batch, N = examples, T = token positions, R = rows = N * T, D = width.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.activations.manifest import Manifest, Shard, cache_dir, content_key, sha256_of
+from stages.activations.order import generator_for, shard_bounds, write_order
+from stages.errors import UserError
+from stages.targets import HookSpec, Target, TargetSpec
+
+__all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches"]
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32}
+FORWARD_BATCH = 256
+"""Examples per forward pass: large enough to amortise Python, small enough to stay in the processor's cache."""
+
+
+def cached_hooks(spec: TargetSpec, roles: Sequence[str]) -> tuple[HookSpec, ...]:
+    """Hook points whose role is among ``roles``.
+
+    Raises:
+        UserError: none is.
+    """
+    hooks = tuple(hook for hook in spec.hooks if hook.role in roles)
+    if not hooks:
+        has = sorted({hook.role for hook in spec.hooks})
+        raise UserError(f"{spec.name} has no hook point of role {', '.join(roles)}; its roles are {', '.join(has)}")
+    return hooks
+
+
+def _per_row(hook: HookSpec) -> int:
+    """How many trailing axes make up one row: heads are taken together, everything else is one vector."""
+    return 2 if hook.role in ("head", "value") else 1
+
+
+def row_width(hook: HookSpec) -> int:
+    """D: size of one row."""
+    return int(torch.Size(hook.shape[-_per_row(hook) :]).numel())
+
+
+def n_positions(hook: HookSpec) -> int:
+    """T: rows per example."""
+    return int(torch.Size(hook.shape[: -_per_row(hook)]).numel())
+
+
+def rows_of(hook: HookSpec, acts: Tensor) -> Tensor:
+    """(B, *hook.shape) activations -> (B * T, D) rows, positions of one example together."""
+    return acts.reshape(acts.shape[0] * n_positions(hook), row_width(hook))
+
+
+def to_dtype(rows: Tensor, dtype: str, hook: str, target: str) -> Tensor:
+    """Round rows to the dtype on disk.
+
+    Raises:
+        UserError: an activation is NaN or infinite, or too large for the dtype.
+    """
+    if not torch.isfinite(rows).all():
+        bad = int((~torch.isfinite(rows)).any(-1).sum())
+        raise UserError(
+            f"{bad} of {len(rows)} activations of {target} at {hook} are NaN or infinite: the target is broken;"
+            " train it again with a lower learning rate (stage `targets`)"
+        )
+    limit = torch.finfo(DTYPES[dtype]).max
+    largest = rows.abs().max().item()
+    if largest > limit:
+        raise UserError(
+            f"an activation of {target} at {hook} has magnitude {largest:g}, beyond the {limit:g} of {dtype};"
+            " set dtype: float32 in params/activations.yaml"
+        )
+    return rows.to(DTYPES[dtype])
+
+
+def write_caches(
+    target: Target,
+    split: str,
+    *,
+    roles: Sequence[str] = ("residual", "mlp", "head"),
+    dtype: str = "float16",
+    max_examples: int = 4096,
+    rows_per_shard: int = 16_384,
+    seed: int = 0,
+    root: Path | None = None,
+) -> list[Manifest]:
+    """Write the cache of every hook point of one split; a cache that is already there and whole is kept.
+
+    All hook points are captured in the same forward passes. Rows of one hook point are held in memory at once
+    (rows x width x 2 bytes; ``max_examples`` bounds it) so that the shuffle is a true one over (example, position).
+
+    Args:
+        roles: roles of the hook points to cache.
+        dtype: float16 or float32.
+        max_examples: a seeded subset of the corpus where it is larger.
+        seed: of the subset and of the shuffle.
+        root: folder of this target's caches; data/activations/<target> by default.
+
+    Raises:
+        UserError: NaN, infinite or too large activations; no hook point of these roles.
+    """
+    hooks = cached_hooks(target.spec, roles)
+    corpus = target.corpus(split)
+    total = len(corpus.inputs)
+    n = min(max_examples, total)
+    chosen = torch.randperm(total, generator=generator_for("subset", split, seed, total))[:n].sort().values
+    keys = {
+        hook.name: content_key(
+            target=target.digest, hook=hook.name, split=split, dtype=dtype, seed=seed, n_examples=n,
+            n_corpus=total, rows_per_shard=rows_per_shard,
+        )
+        for hook in hooks
+    }  # fmt: skip
+    done = {hook.name: _whole(cache_dir(target.name, hook.name, split, root), keys[hook.name]) for hook in hooks}
+    missing = [hook for hook in hooks if done[hook.name] is None]
+    captured = _capture(target, corpus.inputs[chosen], missing) if missing else {}
+    manifests: list[Manifest] = []
+    for hook in hooks:
+        kept = done[hook.name]
+        if kept is not None:
+            manifests.append(kept)
+            continue
+        rows = captured.pop(hook.name)
+        positions = n_positions(hook)
+        order = write_order(len(rows), split, seed)
+        columns = {
+            "acts": to_dtype(rows, dtype, hook.name, target.name)[order],
+            "example": chosen.repeat_interleave(positions)[order].to(torch.int32),
+            "position": torch.arange(positions).repeat(n)[order].to(torch.int32),
+            "label": corpus.labels[chosen].repeat_interleave(positions)[order].to(torch.int32),
+        }
+        final = cache_dir(target.name, hook.name, split, root)
+        partial = final.parent / f".{final.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        manifest = Manifest(
+            key=keys[hook.name], target=target.name, target_digest=target.digest, hook=hook.name, role=hook.role,
+            split=split, dtype=dtype, seed=seed, width=row_width(hook), n_examples=n, n_positions=positions,
+            n_rows=len(rows), rows_per_shard=rows_per_shard, max_abs=rows.abs().max().item(),
+            shards=_write_shards(partial, columns, rows_per_shard),
+        )  # fmt: skip
+        manifest.save(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.replace(final)
+        manifests.append(manifest)
+    return manifests
+
+
+def _capture(target: Target, inputs: Tensor, hooks: Sequence[HookSpec]) -> dict[str, Tensor]:
+    """(R, D) float32 rows of each hook point."""
+    names = {hook.name for hook in hooks}
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    with torch.no_grad():
+        for batch in torch.split(inputs, FORWARD_BATCH):
+            _, cache = target.model.run_with_cache(batch, names_filter=lambda name: name in names)
+            for hook in hooks:
+                parts[hook.name].append(rows_of(hook, cache[hook.name]).float())
+    return {name: torch.cat(rows) for name, rows in parts.items()}
+
+
+def _write_shards(folder: Path, columns: dict[str, Tensor], rows_per_shard: int) -> tuple[Shard, ...]:
+    shards = []
+    for number, (start, end) in enumerate(shard_bounds(len(columns["acts"]), rows_per_shard)):
+        file = folder / f"shard-{number:03d}.safetensors"
+        save_file({name: column[start:end].contiguous() for name, column in columns.items()}, file)
+        shards.append(Shard(file.name, end - start, sha256_of(file)))
+    return tuple(shards)
+
+
+def _whole(folder: Path, key: str) -> Manifest | None:
+    """The manifest, if the folder holds exactly the cache of this key, undamaged."""
+    try:
+        manifest = Manifest.load(folder)
+    except UserError:
+        return None
+    intact = manifest.key == key and all(
+        (folder / shard.file).is_file() and sha256_of(folder / shard.file) == shard.sha256 for shard in manifest.shards
+    )
+    return manifest if intact else None

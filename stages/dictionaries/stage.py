@@ -1,0 +1,251 @@
+"""Stage ``dictionaries``: data/activations/<target>/ -> data/dictionaries/<target>/.
+
+Writes <hook point>/<architecture>/ (SAELens format: cfg.json, sae_weights.safetensors), metrics.json (one row per hook
+point, architecture and seed) and gallery.json. ``summary`` joins the metrics of all targets of params into
+metrics/dictionaries.json. Every metric is of the SAVED dictionary, loaded with ``SAE.load_from_disk``, on held-out
+rows; only the first seed's dictionary is kept.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from stages import paths, tracking
+from stages.activations import ActivationCache
+from stages.dictionaries.evaluation import (
+    HeldOut,
+    codec_of,
+    evaluate,
+    held_out,
+    load_codec,
+    random_dictionary,
+    raw_probe,
+)
+from stages.dictionaries.gallery import gallery_of
+from stages.dictionaries.intervals import estimate
+from stages.dictionaries.storage import save_sae
+from stages.dictionaries.training import train_sae
+from stages.errors import UserError
+from stages.params import Params, load
+from stages.targets import Target, load_target
+
+__all__ = ["ArchitectureConfig", "Config", "TargetConfig", "main", "run", "summarise"]
+
+OWN_NULL = ("monosemanticity", "class_purity", "class_entropy")
+"""Metrics whose null is a shuffle of the same latents; that of the others is the random dictionary."""
+HEADLINE = ("explained_variance", "l0", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
+"""Metrics of the kept dictionaries that go to MLflow next to the curves."""
+CURVE_POINTS = 20
+"""Points per training curve: each is a transaction of the MLflow store."""
+Row = dict[str, Any]
+
+
+class ArchitectureConfig(Params):
+    name: Literal["standard", "topk", "batchtopk"]
+    """standard is ReLU with an L1 penalty."""
+    sparsity: float = Field(gt=0)
+    """L1 coefficient (standard) or latents per row (topk, batchtopk)."""
+
+
+class TargetConfig(Params):
+    hooks: tuple[str, ...] = Field(min_length=1)
+    """Hook points to train dictionaries at; they must be cached."""
+    n_latents: int = Field(ge=2, le=65_536)
+    """Size of every dictionary of this target."""
+    steps: int = Field(ge=1, le=1_000_000)
+    """Optimiser steps."""
+
+
+class Config(Params):
+    targets: dict[str, TargetConfig] = Field(min_length=1)
+    """By name; ``summary`` joins exactly these."""
+    architectures: tuple[ArchitectureConfig, ...] = Field(min_length=1)
+    """Trained at every hook point, each once per seed."""
+    batch: int = Field(ge=2, le=1_000_000)
+    """Rows per step."""
+    lr: float = Field(gt=0, le=1)
+    """Learning rate of Adam."""
+    dead_window_rows: int = Field(ge=1)
+    """Rows without firing after which AuxK works on a latent."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """Of the weights and the order of rows. The first one's dictionary is kept."""
+    n_resamples: int = Field(ge=20, le=100_000)
+    """Bootstrap resamples per interval."""
+    n_probe_rows: int = Field(ge=20)
+    """Rows that probes are trained on, and at most tested on."""
+    n_gallery: int = Field(ge=0, le=1000)
+    """Latents per dictionary in the gallery."""
+
+
+def run(config: Config, target_name: str) -> list[Row]:
+    """Train, save and measure all dictionaries of one target; returns the rows of metrics.json.
+
+    Raises:
+        UserError: the target has no entry in params, a hook point is not cached, the cache is damaged or of another
+            target, or training diverged.
+    """
+    settings = _settings(config, target_name)
+    torch.set_num_threads(1)
+    target = load_target(target_name)
+    final = paths.dictionaries_dir(target_name)
+    folder = final.with_name(f".{target_name}.partial")  # what is there stays until all of the new is
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        rows = _train_and_measure(config, settings, target, folder)
+        shutil.rmtree(final, ignore_errors=True)
+        folder.replace(final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return rows
+
+
+def _train_and_measure(config: Config, settings: TargetConfig, target: Target, folder: Path) -> list[Row]:
+    """Fill ``folder`` with dictionaries, metrics.json and gallery.json."""
+    rows: list[Row] = []
+    galleries: list[Row] = []
+    curves: dict[int, dict[str, float]] = defaultdict(dict)
+    with tracking.stage_run(f"dictionaries {target.name}", config.model_dump(mode="json")) as log:
+        for hook in settings.hooks:
+            rows += _hook(config, target, hook, folder, galleries, curves)
+        for step in sorted(curves):
+            log(curves[step], step)
+        log(
+            {
+                f"{row['hook_point']}/{row['architecture']}/{name}": row[name]["value"]
+                for row in rows
+                if row["seed"] == config.seeds[0]
+                for name in HEADLINE
+                if row[name]["value"] is not None
+            },
+            settings.steps,
+        )
+    rows.sort(key=_order)
+    _write(folder / "metrics.json", rows)
+    _write(folder / "gallery.json", {"target": target.name, "dictionaries": galleries}, indent=None)
+    return rows
+
+
+def _hook(
+    config: Config,
+    target: Target,
+    hook: str,
+    folder: Path,
+    galleries: list[Row],
+    curves: dict[int, dict[str, float]],
+) -> list[Row]:
+    settings = config.targets[target.name]
+    cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
+    acts = cache.read().acts
+    held = held_out(target, hook, config.n_probe_rows)
+    raw = raw_probe(held)
+    common: Row = {"target": target.name, "hook_point": hook, "n_latents": settings.n_latents}
+    k = int(next((a.sparsity for a in config.architectures if a.name != "standard"), 8))
+    rows: list[Row] = []
+    for seed in config.seeds:
+        null = random_dictionary(acts, settings.n_latents, min(k, settings.n_latents), seed)
+        nulls = evaluate(codec_of(null), held, config.n_resamples, seed)
+        rows.append(common | {"architecture": "random", "sparsity": float(k), "seed": seed} | _finish(nulls, None, raw))
+        for architecture in config.architectures:
+            start = time.monotonic()
+            kept = seed == config.seeds[0]
+            name = f"{hook}/{architecture.name}"
+
+            def point(values: dict[str, float], step: int, name: str = name, kept: bool = kept) -> None:
+                if kept:
+                    curves[step].update({f"{name}/{key}": value for key, value in values.items()})
+
+            sae = train_sae(
+                acts, architecture.name, settings.n_latents, architecture.sparsity, settings.steps, config.batch,
+                config.lr, seed, dead_window_rows=config.dead_window_rows, log=point,
+                metadata={"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
+                          "activations_key": cache.manifest.key},
+                log_every=max(1, settings.steps // CURVE_POINTS),
+            )  # fmt: skip
+            with tempfile.TemporaryDirectory() as scratch:
+                place = folder / name if kept else Path(scratch)
+                save_sae(sae, place)
+                codec = load_codec(place)
+                values = evaluate(codec, held, config.n_resamples, seed)
+                if kept:
+                    pages = gallery_of(codec, held, config.n_gallery)
+                    galleries.append(common | {"architecture": architecture.name, "seed": seed, "latents": pages})
+            about = {"architecture": architecture.name, "sparsity": architecture.sparsity, "seed": seed}
+            rows.append(common | about | _finish(values, nulls, raw))
+            print(_line(rows[-1], held, time.monotonic() - start), flush=True)
+    return rows
+
+
+def _finish(values: Row, nulls: Row | None, raw: float) -> Row:
+    """Fill in the nulls that come from the random dictionary, and the raw-activation probe."""
+    out = values | {"probe_raw": estimate(raw)}
+    if nulls is not None:
+        for name, value in values.items():
+            if isinstance(value, dict) and name not in OWN_NULL:
+                out[name] = value | {"null": nulls[name]["value"]}
+    return out
+
+
+def _line(row: Row, held: HeldOut, seconds: float) -> str:
+    def shown(name: str) -> str:
+        value = row[name]["value"]
+        return "-" if value is None else f"{value:.3f}"
+
+    return (
+        f"{row['target']} {row['hook_point']} {row['architecture']} seed {row['seed']}: L0 {shown('l0')},"
+        f" explained variance {shown('explained_variance')}, dead {shown('dead_ratio')} of {row['n_latents']}"
+        f" over {len(held.rows.acts)} rows, loss recovered {shown('loss_recovered')},"
+        f" monosemanticity {shown('monosemanticity')} ({seconds:.1f} s)"
+    )
+
+
+def summarise(config: Config) -> list[Row]:
+    """Join metrics.json of the targets in params into metrics/dictionaries.json.
+
+    Raises:
+        UserError: a target's metrics are missing.
+    """
+    rows: list[Row] = []
+    for name in sorted(config.targets):
+        file = paths.require(paths.dictionaries_dir(name) / "metrics.json", "dictionaries")
+        rows += json.loads(file.read_text(encoding="utf-8"))
+    rows.sort(key=_order)
+    out = paths.metrics_file("dictionaries")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, rows)
+    return rows
+
+
+def _order(row: Row) -> tuple[str, str, str, int, int]:
+    return row["target"], row["hook_point"], row["architecture"], row["n_latents"], row["seed"]
+
+
+def _settings(config: Config, target: str) -> TargetConfig:
+    if target not in config.targets:
+        raise UserError(
+            f"target {target!r} has no entry in {paths.params_file('dictionaries')}; it has"
+            f" {', '.join(sorted(config.targets))}; add one under `targets`"
+        )
+    return config.targets[target]
+
+
+def _write(file: Path, values: Any, indent: int | None = 1) -> None:
+    separators = (",", ": ") if indent else (",", ":")
+    text = json.dumps(values, indent=indent, sort_keys=True, separators=separators, allow_nan=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    config = load("dictionaries", Config)
+    if sys.argv[1] == "summary":
+        summarise(config)
+    else:
+        run(config, sys.argv[1])

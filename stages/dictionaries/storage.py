@@ -1,0 +1,64 @@
+"""Dictionaries on disk, in SAELens format: sae_weights.safetensors and cfg.json, read by ``SAE.load_from_disk``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages import paths
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from sae_lens import TrainingSAE
+
+__all__ = ["load_dictionaries", "load_dictionary", "save_sae"]
+
+WEIGHTS, CFG = "sae_weights.safetensors", "cfg.json"
+
+
+def save_sae(sae: "TrainingSAE[Any]", folder: Path) -> None:
+    """Write the inference form of a trained SAE, byte-stable.
+
+    SAELens writes cfg.json in the order of a Python set, which changes from process to process: it is sorted here.
+    """
+    sae.save_inference_model(folder)
+    file = folder / CFG
+    values = json.loads(file.read_text(encoding="utf-8"))
+    partial = folder / f".{CFG}.partial"
+    partial.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def load_dictionary(folder: Path) -> dict[str, Any]:
+    """``{"cfg": dict, "W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "threshold": (F,)}``.
+
+    "threshold" only where the architecture has one. SAELens is not imported.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    cfg_file = paths.require(folder / CFG, "dictionaries")
+    weights_file = paths.require(folder / WEIGHTS, "dictionaries")
+    try:
+        cfg: dict[str, Any] = json.loads(cfg_file.read_text(encoding="utf-8"))
+        weights: dict[str, Tensor] = load_file(weights_file)
+    except (ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} is damaged ({error}): delete it and run stage `dictionaries`") from error
+    return {"cfg": cfg, **weights}
+
+
+def load_dictionaries(target: str, root: Path | None = None) -> dict[str, dict[str, Any]]:
+    """All dictionaries of a target: ``{"<hook point>/<architecture>": dictionary}``, sorted by name.
+
+    Raises:
+        UserError: stage ``dictionaries`` has not run, or a file is damaged.
+    """
+    base = root or paths.dictionaries_dir(target)
+    paths.require(base, "dictionaries")
+    folders = sorted(file.parent for file in base.glob(f"*/*/{CFG}"))
+    if not folders:
+        raise UserError(f"{base} holds no dictionary: run `python -m stages.dictionaries {target}`")
+    return {f"{folder.parent.name}/{folder.name}": load_dictionary(folder) for folder in folders}

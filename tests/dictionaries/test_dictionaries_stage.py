@@ -1,0 +1,236 @@
+"""The stage from caches to files, on untrained targets."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from stages.activations import ActivationCache, write_caches
+from stages.dictionaries import encode, load_dictionaries, stage
+from stages.dictionaries.evaluation import codec_of, evaluate, held_out, spliced_logits
+from stages.dictionaries.subjects import distinct_examples, subjects
+from stages.errors import UserError
+from stages.params import load
+from stages.targets import ZOO, Target, save_target
+from stages.targets.storage import freeze
+
+HOOKS = {"digits_mlp": "layers.0.hook_post", "digits_few_shot": "blocks.0.hook_resid_post"}
+
+
+class Finished(NamedTuple):
+    root: Path
+    targets: dict[str, Target]
+    config: stage.Config
+    rows: dict[str, list[dict[str, Any]]]
+
+
+def untrained(name: str, n: int) -> Target:
+    definition = ZOO[name]()
+    generator = torch.Generator().manual_seed(0)
+    images = definition.data(0)
+    data = {split: definition.sample(images, split, n, generator) for split in ("train", "validation")}
+    return freeze(name, definition.build(generator), data | {"tasks": images["tasks"]})
+
+
+def make_config(**changes: Any) -> stage.Config:
+    targets = {name: {"hooks": [hook], "n_latents": 48, "steps": 60} for name, hook in HOOKS.items()}
+    architectures = [
+        {"name": "standard", "sparsity": 1.0},
+        {"name": "topk", "sparsity": 6},
+        {"name": "batchtopk", "sparsity": 6},
+    ]
+    values = {
+        "targets": targets, "architectures": architectures, "batch": 64, "lr": 3e-3, "dead_window_rows": 1000,
+        "seeds": [0], "n_resamples": 50, "n_probe_rows": 200, "n_gallery": 6,
+    }  # fmt: skip
+    return stage.Config(**values | changes)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("working_copy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSMITH_ROOT", str(root))
+        patch.setenv("LENSMITH_TRACKING", "off")
+        targets = {"digits_mlp": untrained("digits_mlp", 400), "digits_few_shot": untrained("digits_few_shot", 40)}
+        config = make_config()
+        rows = {}
+        for name, target in targets.items():
+            save_target(target, root / "data" / "targets" / name)
+            for split in ("train", "validation"):
+                write_caches(target, split)
+            rows[name] = stage.run(config, name)
+        yield Finished(root, targets, config, rows)
+
+
+METRICS = (
+    "l0", "explained_variance", "dead_ratio", "reconstruction_bias", "loss_recovered", "loss_clean", "loss_spliced",
+    "loss_ablated", "kl_recovered", "accuracy_drop", "top1_agreement", "monosemanticity", "class_purity",
+    "class_entropy", "probe_1_sparse", "probe_5_sparse", "probe_full", "probe_raw",
+)  # fmt: skip
+
+
+def row_of(finished: Finished, target: str, architecture: str) -> dict[str, Any]:
+    return next(row for row in finished.rows[target] if row["architecture"] == architecture)
+
+
+@pytest.mark.parametrize("target", HOOKS)
+def test_every_row_has_every_metric_with_interval_and_null(finished: Finished, target: str) -> None:
+    rows = finished.rows[target]
+    assert {row["architecture"] for row in rows} == {"standard", "topk", "batchtopk", "random"}
+    assert rows == json.loads((finished.root / "data/dictionaries" / target / "metrics.json").read_text())
+    for row in rows:
+        assert (row["target"], row["hook_point"], row["n_latents"], row["seed"]) == (target, HOOKS[target], 48, 0)
+        for name in METRICS:
+            assert row[name].keys() == {"value", "low", "high", "null"}
+            assert row[name]["value"] is not None, name
+        for name in ("l0", "explained_variance", "loss_spliced", "top1_agreement", "probe_full", "monosemanticity"):
+            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"], name
+
+
+@pytest.mark.parametrize("target", HOOKS)
+def test_trained_dictionaries_beat_the_random_one(finished: Finished, target: str) -> None:
+    for architecture in ("standard", "topk", "batchtopk"):
+        value = row_of(finished, target, architecture)["explained_variance"]
+        assert value["value"] > value["null"] == row_of(finished, target, "random")["explained_variance"]["value"]
+        assert value["value"] > 0.3
+    assert row_of(finished, target, "topk")["l0"]["value"] <= 6.0
+
+
+def test_saved_dictionaries_are_found_by_name_and_load_in_sae_lens(finished: Finished) -> None:
+    from sae_lens import SAE
+
+    found = load_dictionaries("digits_mlp")
+    assert sorted(found) == [f"layers.0.hook_post/{name}" for name in ("batchtopk", "standard", "topk")]
+    acts = ActivationCache.open("digits_mlp", "layers.0.hook_post", "validation").read().acts
+    for name, dictionary in found.items():
+        theirs: Any = SAE.load_from_disk(str(finished.root / "data/dictionaries/digits_mlp" / name))
+        with torch.no_grad():
+            torch.testing.assert_close(encode(dictionary, acts), theirs.encode(acts), atol=1e-6, rtol=0)
+        assert dictionary["cfg"]["metadata"]["target_digest"] == finished.targets["digits_mlp"].digest
+
+
+@pytest.mark.parametrize("target", HOOKS)
+def test_an_identity_dictionary_does_no_harm(finished: Finished, target: str) -> None:
+    held = held_out(finished.targets[target], HOOKS[target], 100)
+    width = held.rows.acts.shape[1]
+    eye = torch.cat([torch.eye(width), -torch.eye(width)])
+    cfg = {"architecture": "standard", "apply_b_dec_to_input": True}
+    zeros = {"b_enc": torch.zeros(2 * width), "b_dec": torch.zeros(width)}
+    values = evaluate(codec_of({"cfg": cfg, "W_enc": eye.T, "W_dec": eye, **zeros}), held, 20, 0)
+    assert values["explained_variance"]["value"] == 1.0 and values["top1_agreement"]["value"] == 1.0
+    assert values["loss_spliced"]["value"] == pytest.approx(values["loss_clean"]["value"], abs=1e-5)
+    assert values["kl_recovered"]["value"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_splicing_zeros_is_ablation(finished: Finished) -> None:
+    target = finished.targets["digits_mlp"]
+    held = held_out(target, "layers.0.hook_post", 100)
+    zeroed = spliced_logits(target, "layers.0.hook_post", held.inputs, torch.zeros_like)
+    assert torch.equal(zeroed, zeroed[:1].expand_as(zeroed)) and torch.equal(zeroed, held.ablated)
+
+
+def test_splicing_heads_keeps_their_shape(finished: Finished) -> None:
+    target = finished.targets["digits_few_shot"]
+    inputs = target.corpus("validation").inputs[:3]
+    same = spliced_logits(target, "blocks.0.attn.hook_z", inputs, lambda rows: rows)
+    assert torch.equal(same, target.model(inputs))
+
+
+def test_repeated_inputs_are_measured_once(finished: Finished) -> None:
+    inputs = torch.tensor([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [3.0, 1.0]])
+    assert distinct_examples(inputs).tolist() == [0, 1, 4]
+    held = held_out(finished.targets["digits_mlp"], "layers.0.hook_post", 100)
+    assert len(held.inputs) < 300  # 400 draws from 300 images
+    assert len(held.inputs.unique(dim=0)) == len(held.inputs) == held.n_examples
+    assert torch.equal(held.cluster.sort().values, torch.arange(held.n_examples))
+
+
+def test_a_tokens_subject_is_the_image_of_its_segment(finished: Finished) -> None:
+    target = finished.targets["digits_few_shot"]
+    rows = ActivationCache.open(target.name, HOOKS[target.name], "validation").read()
+    about = subjects(target, "validation", rows)
+    inputs = target.corpus("validation").inputs
+    for row in range(0, len(rows.acts), 97):
+        segment = int(rows.position[row]) // 2
+        expected = (inputs[rows.example[row], segment, :64] * 16).round().long()
+        assert torch.equal(about.pixels[row], expected)
+    assert about.classes.min() >= 0 and about.classes.max() <= 9
+    query = (rows.position == 16).nonzero().flatten()[0]
+    shots = [row for row in range(len(rows.acts)) if rows.example[row] == rows.example[query] and row != query]
+    same = [row for row in shots if rows.position[row] % 2 == 0 and about.classes[row] == about.classes[query]]
+    assert same  # every episode shows the query's class
+
+
+def test_classes_looked_up_are_the_labels(finished: Finished) -> None:
+    target = finished.targets["digits_mlp"]
+    rows = ActivationCache.open(target.name, HOOKS[target.name], "validation").read()
+    assert torch.equal(subjects(target, "validation", rows).classes, rows.label)
+
+
+@pytest.mark.parametrize("target", HOOKS)
+def test_the_gallery_shows_distinct_images_strongest_first(finished: Finished, target: str) -> None:
+    gallery = json.loads((finished.root / "data/dictionaries" / target / "gallery.json").read_text())
+    assert [page["architecture"] for page in gallery["dictionaries"]] == ["standard", "topk", "batchtopk"]
+    for dictionary in gallery["dictionaries"]:
+        assert 1 <= len(dictionary["latents"]) <= 6
+        for page in dictionary["latents"]:
+            images = [tuple(map(tuple, image)) for image in page["images"]]
+            assert len(set(images)) == len(images) <= 9
+            assert all(len(image) == 8 and all(0 <= v <= 16 for row in image for v in row) for image in images)
+            assert page["activations"] == sorted(page["activations"], reverse=True) and page["activations"][-1] > 0
+            assert len(page["classes"]) == len(page["positions"]) == len(images)
+            assert max(page["class_histogram"]) / sum(page["class_histogram"]) == pytest.approx(
+                page["purity"], abs=1e-5
+            )
+
+
+def test_a_rerun_writes_the_same_bytes(finished: Finished) -> None:
+    folder = finished.root / "data/dictionaries/digits_mlp"
+    before = {file.name + file.parent.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    stage.run(finished.config, "digits_mlp")
+    after = {file.name + file.parent.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert before == after
+
+
+def test_the_summary_joins_the_targets_in_params_and_no_other(finished: Finished) -> None:
+    rows = stage.summarise(finished.config)
+    assert rows == json.loads((finished.root / "metrics/dictionaries.json").read_text())
+    assert len(rows) == sum(map(len, finished.rows.values()))
+    one = make_config(targets={"digits_mlp": {"hooks": ["layers.0.hook_post"], "n_latents": 8, "steps": 1}})
+    assert {row["target"] for row in stage.summarise(one)} == {"digits_mlp"}
+    missing = make_config(targets={"absent": {"hooks": ["x"], "n_latents": 8, "steps": 1}})
+    with pytest.raises(UserError, match="stage 'dictionaries' makes it"):
+        stage.summarise(missing)
+
+
+def test_a_hook_point_that_does_not_exist_leaves_old_results(finished: Finished) -> None:
+    config = make_config(targets={"digits_mlp": {"hooks": ["layers.7"], "n_latents": 8, "steps": 1}})
+    with pytest.raises(UserError, match=r"'layers\.7' is no cached hook point of digits_mlp; cached: layers\.0"):
+        stage.run(config, "digits_mlp")
+    with pytest.raises(UserError, match="target 'other' has no entry"):
+        stage.run(config, "other")
+    assert len(load_dictionaries("digits_mlp")) == 3
+    assert not list((finished.root / "data/dictionaries").glob(".*"))
+
+
+def test_the_files_in_params_are_valid() -> None:
+    from stages.activations.stage import Config
+
+    repository = Path(__file__).parents[2]
+    config = load("dictionaries", stage.Config, repository / "params/dictionaries.yaml")
+    assert len(config.seeds) >= 3 and set(config.targets) == set(HOOKS)
+    assert load("activations", Config, repository / "params/activations.yaml").splits == ("train", "validation")
+
+
+def test_the_room_is_imported_without_sae_lens() -> None:
+    code = (
+        "import sys, stages.dictionaries; sys.exit('sae_lens' in sys.modules or 'sklearn.linear_model' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
