@@ -23,6 +23,7 @@ __all__ = [
     "root",
     "target_dir",
     "task_dir",
+    "work_dir",
 ]
 
 
@@ -91,6 +92,11 @@ def report_file() -> Path:
 
 def mlruns_dir() -> Path:
     return root() / "mlruns"
+
+
+def work_dir() -> Path:
+    """Work in progress that is neither an output nor worth keeping: unfinished campaigns, stage times."""
+    return root() / ".lensmith"
 
 
 def require(path: Path, made_by: str) -> Path:

@@ -3,13 +3,14 @@
 Writes data/execution/<baseline | method>/<family>.<target>.safetensors and .json.
 """
 
+import os
 import sys
 
 from joblib import Parallel, delayed
 from pydantic import Field
 
 from stages import paths
-from stages.execution.answering import ask_in_process
+from stages.execution.answering import Answered, ask_in_process
 from stages.execution.arms import ExecutorConfig
 from stages.execution.results import load_baseline, save_arms, save_baseline
 from stages.execution.runs import arms_of, baseline_of
@@ -35,6 +36,9 @@ def _one(config: ExecutorConfig, arm: str, family: str, target_name: str) -> str
     if arm == "baseline":
         baseline = baseline_of(task, target, config)
         save_baseline(baseline, folder, task.name)
+        # The control that must be near the maximum: the truth itself, for free. It lives here since no method may see it.
+        truth = Answered("ok", task.truth.values.numpy()[..., None], 0.0, 0.0)
+        save_arms(arms_of(task, baseline, truth, config), folder / "oracle", task.name)
         return f"{task.name}: rung {[r.effort for r in baseline.first]}"
     interpretation = load_interpretation(paths.interpretation_dir(arm), target_name)
     answered = ask_in_process(built_in(arm), arm, interpretation, task, target)
@@ -45,11 +49,14 @@ def _one(config: ExecutorConfig, arm: str, family: str, target_name: str) -> str
 
 
 def run(config: ExecutorConfig, arm: str, jobs: int = 1) -> None:
-    """All tasks of one arm, ``jobs`` processes at a time."""
-    work = (delayed(_one)(config, arm, family, target) for family, target in list_tasks())
+    """All train and validation tasks of one arm, ``jobs`` processes at a time. The test split stays sealed."""
+    tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
+    work = (delayed(_one)(config, arm, family, target) for family, target in tasks)
     for line in Parallel(n_jobs=jobs, return_as="generator")(work):
         print(f"{arm}: {line}", flush=True)
 
 
 def main() -> None:
-    run(load("execution", Config), sys.argv[1])
+    arm = sys.argv[1]
+    # The baseline arm runs alone, so it may have every core; methods' arms run beside each other.
+    run(load("execution", Config), arm, (os.cpu_count() or 1) if arm == "baseline" else 1)

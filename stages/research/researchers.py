@@ -1,0 +1,99 @@
+"""M1: who proposes the next method. A researcher's parameters theta are its trials so far; they are persisted.
+
+``random`` is the control every other researcher must beat. ``search`` is a tree-structured Parzen estimator
+(Bergstra et al. 2011, NeurIPS 24) through Optuna.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from stages.errors import UserError
+from stages.interpretation.composed import Spec
+from stages.research.space import draw_spec
+
+__all__ = ["RESEARCHERS", "Researcher", "make_researcher"]
+
+
+class Researcher(ABC):
+    """Proposes specs and learns from what they were worth.
+
+    Args:
+        seed: of its random choices. Same seed and same results, same proposals.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.trials: list[dict[str, Any]] = []
+
+    @abstractmethod
+    def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
+        """(spec, the choices behind it) for one iteration."""
+
+    def update(self, choices: dict[str, Any], value: float | None) -> None:
+        """Learn what a proposal was worth; None where the run says nothing about it (void or infra)."""
+        self.trials.append({"choices": choices, "value": value})
+
+    def theta(self) -> dict[str, Any]:
+        """Everything it has learned, as JSON."""
+        return {"researcher": self.name, "seed": self.seed, "trials": self.trials}
+
+
+class RandomResearcher(Researcher):
+    name = "random"
+
+    def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
+        return _ask([], "random", self.seed, iteration)
+
+
+class SearchResearcher(Researcher):
+    name = "search"
+    n_startup = 4
+    """Random proposals before the estimator is used."""
+
+    def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
+        kind = "random" if len(self.trials) < self.n_startup else "tpe"
+        return _ask(self.trials, kind, self.seed, iteration)
+
+
+def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int, iteration: int) -> tuple[Spec, dict[str, Any]]:
+    import optuna  # seconds of import, wanted by nobody who only reads this module
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "multivariate is experimental": its results are pinned by a seed and a version
+        sampler: Any
+        # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
+        if kind == "random":
+            sampler = optuna.samplers.RandomSampler(seed=1_000_003 * seed + iteration)
+        else:
+            sampler = optuna.samplers.TPESampler(
+                seed=1_000_003 * seed + iteration, multivariate=True, group=True, n_startup_trials=0
+            )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for past in trials:
+            if past["value"] is not None:
+                study.enqueue_trial(past["choices"])
+                replayed = study.ask()
+                draw_spec(replayed)
+                study.tell(replayed, past["value"])
+        trial = study.ask()
+        spec = draw_spec(trial)
+    return spec, dict(trial.params)
+
+
+RESEARCHERS: dict[str, type[Researcher]] = {"random": RandomResearcher, "search": SearchResearcher}
+
+
+def make_researcher(name: str, seed: int) -> Researcher:
+    """A researcher by name.
+
+    Raises:
+        UserError: no such researcher.
+    """
+    if name not in RESEARCHERS:
+        raise UserError(f"researcher {name!r} is unknown; known: {', '.join(sorted(RESEARCHERS))}")
+    return RESEARCHERS[name](seed)

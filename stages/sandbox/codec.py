@@ -1,0 +1,177 @@
+"""Messages between a method's process and ours: JSON and safetensors, nothing executable.
+
+A message is a tree of None, booleans, numbers, strings, lists, tuples, string-keyed dicts, tensors, and the few record types that
+the contracts name. On the wire: two 8-byte lengths, the JSON, the safetensors bytes.
+"""
+
+import json
+import socket
+import struct
+import time
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from stages.interpretation.contract import (
+    Attribute,
+    Compare,
+    Interpretation,
+    Localise,
+    Propose,
+    Represent,
+    Steer,
+)
+from stages.targets import Component, Corpus, Forward, Gradients, HookSpec, Intervention, Objective, TargetSpec
+
+__all__ = ["Disconnected", "MessageError", "TimedOut", "decode", "encode", "receive", "send"]
+
+MAX_BYTES = 1 << 30
+"""Largest message: a method that sends more is stopped, rather than our memory filled."""
+RECORDS: dict[str, Any] = {
+    record.__name__: record
+    for record in (
+        Attribute,
+        Compare,
+        Component,
+        Corpus,
+        Forward,
+        Gradients,
+        HookSpec,
+        Interpretation,
+        Intervention,
+        Localise,
+        Objective,
+        Propose,
+        Represent,
+        Steer,
+        TargetSpec,
+    )
+}
+_HEAD = struct.Struct("!QQ")
+
+
+class MessageError(ValueError):
+    """A message that is malformed, too large, or holds something it may not."""
+
+
+class Disconnected(ConnectionError):
+    """The other side is gone."""
+
+
+class TimedOut(TimeoutError):
+    """The other side did not answer before the deadline."""
+
+
+def encode(value: Any) -> bytes:
+    """A tree as bytes.
+
+    Raises:
+        MessageError: something that is not data.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_plain(value, tensors, 0), separators=(",", ":")).encode()
+    blob = save(tensors) if tensors else b""
+    return _HEAD.pack(len(text), len(blob)) + text + blob
+
+
+def decode(text: bytes, blob: bytes) -> Any:
+    """Bytes as a tree.
+
+    Raises:
+        MessageError: they are no message.
+    """
+    try:
+        tensors = load(blob) if blob else {}
+        return _rich(json.loads(text), tensors)
+    except MessageError:
+        raise
+    except Exception as error:
+        raise MessageError(f"not a message: {type(error).__name__}: {error}") from error
+
+
+def send(connection: socket.socket, value: Any) -> None:
+    try:
+        connection.sendall(encode(value))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise Disconnected(str(error)) from error
+    except TimeoutError as error:
+        raise TimedOut("it does not read what is sent to it") from error
+
+
+def receive(connection: socket.socket, deadline: float | None = None) -> Any:
+    """The next message.
+
+    Args:
+        deadline: on ``time.monotonic()``'s clock; None: wait for ever.
+
+    Raises:
+        TimedOut, Disconnected, MessageError: as named.
+    """
+    n_text, n_blob = _HEAD.unpack(_read(connection, _HEAD.size, deadline))
+    if n_text + n_blob > MAX_BYTES:
+        raise MessageError(f"a message of {n_text + n_blob:,} bytes; at most {MAX_BYTES:,} are taken")
+    return decode(_read(connection, n_text, deadline), _read(connection, n_blob, deadline))
+
+
+def _read(connection: socket.socket, n: int, deadline: float | None) -> bytes:
+    chunks, left = [], n
+    while left:
+        remaining = None if deadline is None else deadline - time.monotonic()
+        if remaining is not None and remaining <= 0:
+            raise TimedOut("deadline passed")
+        connection.settimeout(remaining)
+        try:
+            chunk = connection.recv(min(left, 1 << 20))
+        except TimeoutError as error:
+            raise TimedOut("deadline passed") from error
+        except ConnectionError as error:
+            raise Disconnected(str(error)) from error
+        if not chunk:
+            raise Disconnected("the connection was closed")
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+def _plain(value: Any, tensors: dict[str, Tensor], depth: int) -> Any:
+    if depth > 32:
+        raise MessageError("nested more than 32 deep")
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Tensor):
+        if type(value) not in (Tensor, torch.nn.Parameter) or value.is_sparse or value.is_quantized:
+            raise MessageError(f"a {type(value).__name__} is no plain tensor")
+        name = str(len(tensors))
+        tensors[name] = value.detach().contiguous().clone()
+        return {"tensor": name}
+    kind = type(value).__name__
+    if RECORDS.get(kind) is type(value):
+        names = [field.name for field in fields(value)] if is_dataclass(value) else list(value._fields)
+        return {"record": kind, "fields": {n: _plain(getattr(value, n), tensors, depth + 1) for n in names}}
+    if isinstance(value, list):
+        return [_plain(item, tensors, depth + 1) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(item, tensors, depth + 1) for item in value]}
+    if isinstance(value, dict) and all(type(key) is str for key in value):
+        return {"dict": {key: _plain(item, tensors, depth + 1) for key, item in value.items()}}
+    raise MessageError(f"a {kind} cannot be sent: only numbers, strings, lists, dicts and tensors can")
+
+
+def _rich(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_rich(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "tuple" in value:
+        return tuple(_rich(item, tensors) for item in value["tuple"])
+    if "dict" in value:
+        return {key: _rich(item, tensors) for key, item in value["dict"].items()}
+    record = RECORDS.get(value.get("record", ""))
+    if record is None:
+        raise MessageError(f"unknown record {str(value.get('record'))[:40]!r}")
+    return record(**{key: _rich(item, tensors) for key, item in value["fields"].items()})

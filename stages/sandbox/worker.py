@@ -1,0 +1,105 @@
+"""The other side: a process that holds one method and nothing else of ours.
+
+``python -I -m stages.sandbox.worker FD METHOD`` reads jobs from the socket FD. A job is one ``interpret`` or one ``answer``;
+while it runs, every touch of the target is a call back over the same socket.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import Budget, Interpretation, Method
+from stages.interpretation.loading import built_in, from_file
+from stages.metering import count_flops
+from stages.sandbox.codec import receive, send
+from stages.targets import Corpus, Forward, Gradients, Intervention, Objective, TargetSpec
+
+__all__ = ["RemoteAccess", "main"]
+
+
+class RemoteAccess:
+    """``TargetAccess`` over a socket."""
+
+    def __init__(self, connection: socket.socket, spec: TargetSpec, variant: int | None = None) -> None:
+        self._connection, self._spec, self._variant = connection, spec, variant
+
+    @property
+    def spec(self) -> TargetSpec:
+        return self._spec
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        send(self._connection, {"call": name, "variant": self._variant, "arguments": arguments})
+        reply = receive(self._connection)
+        if "error" in reply:
+            raise ValueError(reply["error"])
+        return reply["value"]
+
+    def forward(
+        self, inputs: Tensor, capture: Sequence[str] = (), interventions: Sequence[Intervention] = ()
+    ) -> Forward:
+        return self._call(  # type: ignore[no-any-return]
+            "forward", inputs=inputs, capture=list(capture), interventions=list(interventions)
+        )
+
+    def gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
+        return self._call("gradients", inputs=inputs, objective=objective, wrt=list(wrt))  # type: ignore[no-any-return]
+
+    def variant(self, index: int) -> "RemoteAccess":
+        if self._variant is not None:
+            raise ValueError("a variant has no variants")
+        self._call("has_variant", index=int(index))
+        return RemoteAccess(self._connection, self._spec, int(index))
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._call("weights")  # type: ignore[no-any-return]
+
+    def corpus(self, split: str = "train") -> Corpus:
+        return self._call("corpus", split=split)  # type: ignore[no-any-return]
+
+    def dictionaries(self) -> dict[str, dict[str, Any]]:
+        return self._call("dictionaries")  # type: ignore[no-any-return]
+
+
+def _run(job: dict[str, Any], method: Method, connection: socket.socket) -> dict[str, Any]:
+    access = RemoteAccess(connection, job["spec"])
+    if job["do"] == "interpret":
+        budget = Budget(job["max_seconds"], job["max_bytes"], job["seed"])
+        made = method.interpret(access, budget)
+        if not isinstance(made, Interpretation):
+            return {"error": f"it returned {type(made).__name__}, not an Interpretation"}
+        return {"done": Interpretation(dict(made.arrays), dict(made.data)), "own_flops": 0}
+    with torch.no_grad(), count_flops() as count:
+        answer = method.answer(job["query"], job["interpretation"], access)
+    return {"done": answer, "own_flops": count.flops}
+
+
+def _load(source: str) -> Method:
+    return from_file(Path(source)) if source.endswith(".py") else built_in(source)
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    torch.set_num_threads(1)
+    try:
+        method = _load(sys.argv[2])
+        send(connection, {"ready": type(method).__name__, "name": str(getattr(method, "name", ""))[:64]})
+    except Exception as error:
+        send(connection, {"error": getattr(error, "cause", f"{type(error).__name__}: {error}")})
+        os._exit(1)
+    while True:
+        job = receive(connection)
+        try:
+            reply = _run(job, method, connection)
+            send(connection, reply)
+        except Exception as error:
+            send(connection, {"error": f"{type(error).__name__}: {error}"[:2000]})
+
+
+if __name__ == "__main__":
+    main()
