@@ -23,13 +23,16 @@ from stages import paths
 
 __all__ = ["BENCHMARKS", "arm_file", "copy_without_results", "pipeline"]
 
-LEFT_OUT = (".git", ".venv", ".lensmith", ".prefect", "mlruns", "data", "metrics", "report", "__pycache__", "*.pyc",
-            ".mypy_cache", ".ruff_cache", ".pytest_cache", "*.egg-info")  # fmt: skip
+LEFT_OUT = (
+    ".git", ".venv", ".lensmith", ".prefect", "mlruns", "__pycache__", "*.pyc", ".*_cache", ".hypothesis", "*.egg-info",
+)  # fmt: skip
 
 
 def copy_without_results(root: Path, copy: Path) -> None:
     """Sources, params and dvc.lock; no results, no cache."""
-    top = set(LEFT_OUT)
+    # Results lie under data/ and in the folders of the metric files and of the page.
+    results = {paths.metrics_file("x").parent.name, paths.report_file().parent.name, "data"}
+    top = set(LEFT_OUT) | results
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         here = Path(folder)

@@ -66,7 +66,7 @@ def _packages(root: Path) -> Iterator[Check]:
             yield Check("missing", name, "not installed", "make env")
             continue
         wanted = pinned.get(name, version)
-        same = version.partition("+")[0] == wanted
+        same = version.partition("+")[0] == wanted.partition("+")[0]
         yield Check(
             "ok" if same else "optional", name, version, "" if same else f"constraints.txt has {wanted}: make env"
         )

@@ -74,7 +74,7 @@ class Night:
         return outcome
 
 
-@task(task_run_name="{node}", cache_policy=NO_CACHE, retries=0, persist_result=False)
+@task(task_run_name="{node}", cache_policy=NO_CACHE, retries=0, persist_result=False)  # type: ignore[untyped-decorator]
 def reproduce(node: str, night: Night) -> str:
     """One node: ``dvc --wait-for-lock repro --single-item NODE``."""
     outcome = night.reproduce(node)
@@ -93,7 +93,7 @@ def submit_graph(graph: Graph, night: Night) -> "dict[str, PrefectFuture[str]]":
     return futures
 
 
-@flow(name="nightly", task_runner=ThreadPoolTaskRunner(max_workers=2), validate_parameters=True)
+@flow(name="nightly", task_runner=ThreadPoolTaskRunner(max_workers=2), validate_parameters=True)  # type: ignore[untyped-decorator]
 def nightly(jobs: int = 2) -> None:
     """Reproduce the graph; a failed node blocks what depends on it, and the night then counts as failed.
 

@@ -41,9 +41,9 @@ def leaderboard_rows(split: str) -> list[dict[str, Any]]:
     """Rows of one split, from whichever result file holds them, best first."""
     seen: set[str] = set()
     rows = []
-    for name in ("leaderboard", "test"):
+    for name in ("leaderboard", "train", "test"):
         path = paths.metrics_file(name)
-        if name == "test" and not path.is_file():
+        if name != "leaderboard" and not path.is_file():
             continue
         for row in read_rows(path):
             seen.add(str(row.get("split")))

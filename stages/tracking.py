@@ -146,7 +146,7 @@ class Run:
             return
         try:
             for key, value in tags.items():
-                self._client.set_tag(self.id, key, value)
+                self._client.set_tag(self.id, _legal(key), str(value)[:5000])
         except Exception as error:  # any failure of the store is a warning, by design
             self._give_up(error)
 

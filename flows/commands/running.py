@@ -1,8 +1,13 @@
 """`lensmith run` and `lensmith status`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flows.outcome import Outcome
 
 __all__ = ["COMMANDS"]
 
@@ -38,14 +43,12 @@ def run(
     _show_places(console)
 
 
-def _explain_failure(outcomes: "list[object]") -> None:
-    from flows.outcome import Outcome
+def _explain_failure(outcomes: "list[Outcome]") -> None:
     from stages import paths
     from stages.errors import UserError
 
-    known = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
-    failed = [outcome for outcome in known if outcome.state == "failed"]
-    blocked = sum(outcome.state == "blocked" for outcome in known)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    blocked = sum(outcome.state == "blocked" for outcome in outcomes)
     first = failed[0]
     log = paths.root() / ".lensmith" / "logs" / f"{first.node}.log"
     others = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
@@ -58,18 +61,15 @@ def _explain_failure(outcomes: "list[object]") -> None:
     raise RuntimeError(text)
 
 
-def _show_results(console: "object") -> None:
-    from rich.console import Console
-
+def _show_results(console: "Console") -> None:
     from flows.tables import leaderboard_rows, print_leaderboard
     from stages import paths
 
-    assert isinstance(console, Console)
     if paths.metrics_file("leaderboard").is_file():
         print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families")
 
 
-def _show_places(console: "object") -> None:
+def _show_places(console: "Console") -> None:
     from stages import paths, tracking
 
     lines = []
@@ -79,7 +79,7 @@ def _show_places(console: "object") -> None:
         lines.append(f"MLflow:  {tracking.uri()}")
         lines.append(f"         look at it: mlflow ui --backend-store-uri {tracking.uri()}")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)  # type: ignore[attr-defined]
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def status(

@@ -107,7 +107,12 @@ class Toy:
 
     def lensmith(self, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            self.arguments(*words), cwd=self.root, env=self.environment(**more), capture_output=True, text=True, timeout=300
+            self.arguments(*words),
+            cwd=self.root,
+            env=self.environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
     def start(self, *words: str, **more: str) -> "subprocess.Popen[str]":

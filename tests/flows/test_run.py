@@ -197,5 +197,3 @@ def test_computation_cannot_see_tracking_in_its_outputs(toy: Toy) -> None:
 def test_not_a_working_copy(tmp_path: Path, toy: Toy) -> None:
     done = toy.lensmith("run", LENSMITH_ROOT=str(tmp_path / "empty"))
     assert done.returncode == 2 and one_line_error(done.stderr)
-
-

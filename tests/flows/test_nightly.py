@@ -1,0 +1,112 @@
+"""The nightly flow, run for real: ephemeral Prefect server, toy graph, MLflow in SQLite."""
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flows.graph import read_graph
+from flows.headline import headline
+from tests.flows.conftest import Toy
+
+ON = {"LENSMITH_TRACKING": "on", "PREFECT_LOGGING_LEVEL": "WARNING"}
+
+
+@pytest.fixture(scope="module")
+def nights(_fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Two nights in one working copy: everything executed, then everything cached."""
+    toy = Toy(Path(shutil.copytree(_fresh, tmp_path_factory.mktemp("nights") / "copy", symlinks=True)))
+    first = toy.lensmith("nightly", "--once", **ON)
+    assert first.returncode == 0, first.stderr + first.stdout
+    assert sorted(toy.log()) == ["a", "b", "first", "join"]
+    toy.forget_log()
+    second = toy.lensmith("nightly", "--once", **ON)
+    assert second.returncode == 0, second.stderr + second.stdout
+    return toy
+
+
+def rows(toy: Toy, query: str) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(toy.root / "mlruns" / "mlflow.db")) as database:
+        return list(database.execute(query))
+
+
+def parents(toy: Toy) -> list[str]:
+    found = rows(
+        toy,
+        "select r.run_uuid from runs r join tags t on t.run_uuid = r.run_uuid"
+        " where t.key = 'lensmith.kind' and t.value = 'night' order by r.start_time",
+    )
+    return [row[0] for row in found]
+
+
+def test_tasks_and_their_order_are_those_of_the_graph(nights: Toy) -> None:
+    """What Prefect was given, read from Prefect's own database, equals `dvc dag`."""
+    graph = read_graph(nights.root)
+    with closing(sqlite3.connect(nights.root / ".prefect" / "prefect.db")) as database:
+        runs = list(database.execute("select id, name, task_inputs, flow_run_id from task_run"))
+    flow_runs = {row[3] for row in runs}
+    assert len(flow_runs) == 2
+    for flow_run in flow_runs:
+        mine = [row for row in runs if row[3] == flow_run]
+        names = {str(row[0]).replace("-", ""): row[1] for row in mine}
+        assert sorted(names.values()) == sorted(graph.nodes)
+        edges = {
+            (names[given["id"].replace("-", "")], name)
+            for _, name, inputs, _ in mine
+            for given in json.loads(inputs).get("wait_for", [])
+        }
+        assert edges == graph.edges
+
+
+def test_second_night_executes_nothing_and_dvc_agrees(nights: Toy) -> None:
+    assert nights.log() == []
+    assert json.loads(nights.dvc("status", "--json")) == {}
+    assert "Running stage" not in nights.dvc("repro")
+    assert "nothing executed" in nights.lensmith("run").stdout
+
+
+def test_row_of_a_cached_night_is_as_complete_as_the_first(nights: Toy) -> None:
+    first, second = parents(nights)
+    metrics = [
+        dict(rows(nights, f"select key, value from latest_metrics where run_uuid = '{run}'")) for run in (first, second)
+    ]
+    assert metrics[0] == metrics[1] == headline(nights.root / "metrics" / "leaderboard.json")
+    assert metrics[0]["leaderboard.validation.pca.reward_mean"] == 0.25
+    tags = [dict(rows(nights, f"select key, value from tags where run_uuid = '{run}'")) for run in (first, second)]
+    nodes = read_graph(nights.root).nodes
+    # "@" is no character of a tag name in MLflow.
+    assert [tags[0][f"stage.{node.replace('@', '_')}"] for node in nodes] == ["executed"] * 4
+    assert [tags[1][f"stage.{node.replace('@', '_')}"] for node in nodes] == ["cached"] * 4
+    assert all(set(tag) >= {"git_sha", "dvc_lock_sha"} for tag in tags)
+    assert tags[0]["dvc_lock_sha"] == tags[1]["dvc_lock_sha"]
+
+
+def test_stages_are_children_of_the_night_that_ran_them(nights: Toy) -> None:
+    first, second = parents(nights)
+    children = rows(nights, "select run_uuid, value from tags where key = 'mlflow.parentRunId'")
+    assert len(children) == 4 and {parent for _, parent in children} == {first} and second
+    assert {row[0] for row in rows(nights, "select distinct status from runs")} == {"FINISHED"}
+    (location,) = rows(nights, "select artifact_location from experiments where name = 'lensmith'")[0]
+    assert location == (nights.root / "mlruns" / "artifacts").as_uri()
+
+
+def test_a_failed_node_fails_the_night_and_keeps_the_rest(toy: Toy) -> None:
+    toy.ask("a", "user")
+    done = toy.lensmith("nightly", "--once", **ON)
+    assert done.returncode == 2, done.stdout + done.stderr
+    last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(last) == 1 and "arm@a: params/toy.yaml: steps = -1" in last[0]
+    assert toy.log("end") == ["first", "b"]
+    assert {row[0] for row in rows(toy, "select distinct status from runs")} == {"FINISHED", "FAILED"}
+
+
+def test_headline_names_rows_by_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(
+        '{"n": 3, "ok": true, "rows": [{"method": "pca", "split": "test", "r": 0.5, "bad": null}], "c": [1]}'
+    )
+    assert headline(path) == {"x.n": 3.0, "x.rows.test.pca.r": 0.5, "x.c.0": 1.0}
+    assert headline(tmp_path / "none.json") == {}

@@ -1,0 +1,134 @@
+"""Ratchets: what dvc.yaml, params/ and the code say about each other stays true."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import house
+from tests.house import PACKAGE, ROOT, Node, covered, nodes
+
+ROOMS = sorted({node.room for node in nodes()})
+
+LOADS_NOTHING = {
+    "baseline": "the black-box arm asks no method, so no method's file can change it",
+    "reward": "reads result files; it imports the method contract with the executor's types",
+}
+"""Nodes that import a loader by name and never call it, and why."""
+
+
+def stages() -> dict[str, list[Node]]:
+    grouped: dict[str, list[Node]] = {}
+    for node in nodes():
+        grouped.setdefault(node.name.partition("@")[0], []).append(node)
+    return grouped
+
+
+@pytest.mark.parametrize("stage", sorted(stages()))
+def test_deps_cover_every_module_a_stage_imports(stage: str) -> None:
+    for node in stages()[stage]:
+        missing = [str(path.relative_to(ROOT)) for path in house.needed(node) if not covered(path, node.deps)]
+        assert not missing, f"{node.name}: add to its deps in dvc.yaml: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("stage", sorted(stages()))
+def test_deps_on_code_are_needed_by_some_arm(stage: str) -> None:
+    needed = {path for node in stages()[stage] for path in house.needed(node)}
+    for node in stages()[stage]:
+        for dep in node.deps:
+            if dep.startswith(f"{PACKAGE}/"):
+                assert (ROOT / dep).exists(), f"{node.name}: {dep} is not there"
+                assert any(covered(path, (dep,)) for path in needed), f"{node.name}: nothing imports {dep}"
+
+
+@pytest.mark.parametrize("stage", sorted(stages()))
+def test_what_is_imported_by_name_is_a_dep_too(stage: str) -> None:
+    for node in stages()[stage]:
+        roots = {f"{PACKAGE}.{node.room}.__main__"}
+        for package in {p for module in house.closure(roots) for p in house.loaded_by_name(module)}:
+            folder = ROOT / package.replace(".", "/")
+            own = [path for path in house.arm_files(node.arm) if path.is_relative_to(folder)]
+            whole = covered(folder / "__init__.py", node.deps) and str(folder.relative_to(ROOT)) in _folders(node)
+            if stage not in LOADS_NOTHING:
+                assert whole or own, f"{node.name}: {package} is imported by name; add the folder or the arm's file"
+            assert all(covered(path, node.deps) for path in own), f"{node.name}: add {own}"
+
+
+def _folders(node: Node) -> set[str]:
+    return {str(p) for dep in node.deps if (ROOT / dep).is_dir() for p in _below(ROOT / dep)}
+
+
+def _below(folder: Path) -> list[Path]:
+    return [path.relative_to(ROOT) for path in (folder, *folder.rglob("*")) if path.is_dir()]
+
+
+def test_every_params_file_has_exactly_the_fields_of_its_config() -> None:
+    for path in sorted((ROOT / "params").glob("*.yaml")):
+        config = import_module(f"{PACKAGE}.{path.stem}.stage").Config
+        assert set(yaml.safe_load(path.read_text())) == set(config.model_fields), path.name
+
+
+@pytest.mark.parametrize("stage", sorted(stages()))
+def test_params_of_a_stage_are_the_fields_of_its_config(stage: str) -> None:
+    for node in stages()[stage]:
+        for file, keys in node.params.items():
+            values = yaml.safe_load((ROOT / file).read_text())
+            if keys:
+                assert {key.partition(".")[0] for key in keys} <= set(values), f"{node.name}: {file} has no such key"
+        if node.arm and f"params/{node.room}.yaml" in node.params:
+            keys = node.params[f"params/{node.room}.yaml"]
+            fields = set(import_module(f"{PACKAGE}.{node.room}.stage").Config.model_fields)
+            assert not keys or {key.partition(".")[0] for key in keys} == fields, (
+                f"{node.name}: keys are not the fields"
+            )
+
+
+def test_every_room_of_the_graph_has_params_that_some_node_reads() -> None:
+    read = {Path(file).stem for node in nodes() for file in node.params}
+    assert {path.stem for path in (ROOT / "params").glob("*.yaml")} == read
+
+
+def test_flows_name_no_stage() -> None:
+    names = set(stages()) | {node.name for node in nodes()}
+    for path in sorted((ROOT / "flows").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in names, f"{path.relative_to(ROOT)}:{node.lineno} names stage {node.value!r}"
+
+
+def test_stages_run_without_the_scheduler_and_without_dvc() -> None:
+    code = ";".join(
+        [f"import {PACKAGE}.{room}.stage" for room in ROOMS]
+        + ["import sys", "print([name for name in ('prefect', 'dvc', 'mlflow') if name in sys.modules])"]
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]"), f"imported with the stages: {done.stdout}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "pandas", "mlflow", "prefect", "dvc", "transformer_lens", "sae_lens", "sklearn")
+    code = f"import sys, flows.command; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_output_is_cached_by_dvc_and_unseen_by_git() -> None:
+    spec = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    for name, body in spec["stages"].items():
+        for out in body.get("do", body)["outs"]:
+            assert isinstance(out, str), f"{name}: {out} has options; outs stay cached, so that the run cache works"
+            done = subprocess.run(["git", "check-ignore", "-q", out.replace("${", "x")], cwd=ROOT)
+            assert not (ROOT / ".git").exists() or done.returncode == 0, f"{name}: {out} is not ignored by git"
+
+
+def test_a_room_is_a_room() -> None:
+    for room in ROOMS:
+        for part in ("__init__", "__main__", "stage"):
+            assert (ROOT / PACKAGE / room / f"{part}.py").is_file(), f"{PACKAGE}/{room}/{part}.py is missing"
+        stage = import_module(f"{PACKAGE}.{room}.stage")
+        assert stage.Config.__name__ == "Config" and callable(stage.run) and callable(stage.main)
