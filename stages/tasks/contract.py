@@ -1,8 +1,8 @@
 """The contract of a task family: instances with a public part, a brute-force truth, and a black-box toolkit.
 
-A family asks one kind of question about any target that fits it. Every instance has ``n_items`` rows to predict (1 where
-the question is about the whole instance; one per segment, component, ... otherwise). The truth of each row is a real
-number; the score is the share of its variance that the predictions explain, so 0 is the best constant predictor
+A family asks one kind of question about any target that fits it. Every instance has ``n_items`` rows to predict (1
+where the question is about the whole instance; one per segment, component, ... otherwise). The truth of each row is a
+real number; the score is the share of its variance that the predictions explain, so 0 is the best constant predictor
 and 1 is perfect.
 
 Shape legend: N = instances, I = items per instance, K = features, W = weightings (bootstrap resamples).
@@ -35,10 +35,17 @@ class Instances:
     n: int
     variants: Mapping[str, Tensor] = field(default_factory=dict)
     """Weights of modified targets, stacked: first axis = variant. Empty where the family has no variants."""
+    planted: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the family planted (first axis = instance), for ``ground_truth`` alone. Private: storage never writes it, so
+    nobody who loads a task sees it."""
 
     def select(self, index: Tensor) -> "Instances":
         arrays = {k: v if k.startswith("shared_") else v[index] for k, v in self.arrays.items()}
-        return Instances(arrays, int(index.numel()), self.variants)
+        return Instances(arrays, int(index.numel()), self.variants, {k: v[index] for k, v in self.planted.items()})
+
+    def public(self) -> "Instances":
+        """The same instances without what was planted."""
+        return Instances(self.arrays, self.n, self.variants)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,10 @@ class TaskFamily(ABC):
     """Targets it is run on by default."""
     cost_factor: ClassVar[float] = 1.0
     """Share of the configured number of instances that is generated: below 1 where the truth is dear."""
+    truth_recipe: ClassVar[str]
+    """How the truth is made, in words that an outsider can program from; names in it are keys of ``constants``."""
+    constants: ClassVar[Mapping[str, Any]]
+    """Every number that instances or truth depend on. JSON values only."""
 
     @abstractmethod
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:

@@ -1,0 +1,150 @@
+"""ablation_effect: how much does each component matter for a behaviour?
+
+One instance: 16 inputs that show one behaviour (images of one or two classes; episodes whose query has its label at
+one or two given places among the examples, and nowhere else); items: the target's components (hidden units; attention
+heads and token positions). Truth: a compressed mean change of the loss on these inputs when the component is zeroed.
+Source: zero ablation as in Meyes et al. 2019, arXiv 1901.08644, section 3.
+
+Shape legend: N = instances, M = inputs of a behaviour (16), P = components, C = outputs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import Localise, Query
+from stages.targets import Component, Intervention, Target, TargetAccess
+from stages.tasks.answers import CHUNK, ask, label_features, outputs_of
+from stages.tasks.contract import Instances, TaskFamily, Truth
+from stages.tasks.drawing import draw_inputs, is_few_shot
+
+__all__ = ["AblationEffect", "compress"]
+
+N_INPUTS = 16
+POOL = 4096
+GRAIN = 0.3
+MAX_BLEND = 0.45
+SCALE = 0.1
+LADDER = (0, 1, 4, 8)
+
+
+CONSTANTS: dict[str, Any] = {
+    "max_blend": MAX_BLEND,
+    "n_inputs": N_INPUTS,
+    "grain": GRAIN,
+    "n_kinds": "1 or 2, equally likely",
+    "scale": SCALE,
+}
+
+
+class AblationEffect(TaskFamily):
+    name = "ablation_effect"
+    title = "How much does the loss on these inputs change when a component is set to zero?"
+    source = "Meyes et al. 2019 (Ablation studies in artificial neural networks), arXiv 1901.08644"
+    why_hard_black_box = "every component needs its own forward passes, and few inputs give a noisy mean"
+    why_white_box_helps = "activation times gradient at a component estimates all effects from one pass"
+    query_kind = "Localise"
+    n_efforts = len(LADDER)
+    targets = ("digits_few_shot", "digits_mlp")
+    cost_factor = 0.5
+    truth_recipe = (
+        "d = mean cross-entropy (nats) of the right labels on the instance's n_inputs inputs when the activation of"
+        " the component (hook point, axis counted with the batch axis, index) is replaced by zero, minus the same"
+        " without ablation. Truth: sign(d) * log(1 + |d| / scale); the effects have heavy tails."
+    )
+    constants = CONSTANTS
+
+    def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
+        pool = draw_inputs(target, POOL, rng, MAX_BLEND, GRAIN)
+        if is_few_shot(target.spec):
+            # One match per episode; its place plays the part that the class plays for an image.
+            match_BE = pool.inputs[:, :-1, -2].round().long() == pool.labels.unsqueeze(1)
+            kind_B = torch.where(match_BE.sum(1) == 1, match_BE.float().argmax(1), -1)
+            n_kinds = match_BE.shape[1]
+        else:
+            kind_B, n_kinds = pool.labels, target.spec.n_outputs
+        by_kind = [torch.nonzero(kind_B == kind).flatten() for kind in range(n_kinds)]
+        rows = []
+        for _ in range(n):
+            kinds = torch.randperm(n_kinds, generator=rng)[: 1 + int(torch.randint(2, (1,), generator=rng))]
+            members = torch.cat([by_kind[kind] for kind in kinds.tolist()])
+            rows.append(members[torch.randperm(len(members), generator=rng)[:N_INPUTS]])
+        index_NM = torch.stack(rows)
+        arrays = {"inputs": pool.inputs[index_NM], "labels": pool.labels[index_NM]}
+        return Instances(arrays | _encode(target.spec.components), n)
+
+    def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
+        inputs, labels = instances.arrays["inputs"].flatten(0, 1), instances.arrays["labels"].flatten()
+
+        def mean_loss() -> Tensor:
+            return label_features(outputs_of(target, inputs), labels)[:, 0].double().view(instances.n, -1).mean(1)
+
+        intact_N = mean_loss()
+        effects = []
+        for component in target.spec.components:
+            with target.model.hooks(fwd_hooks=[(component.hook_point, _zero(component))]):
+                effects.append(compress(mean_loss() - intact_N))
+        return Truth(torch.stack(effects, dim=-1))
+
+    def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
+        inputs_NM, labels_NM = instances.arrays["inputs"], instances.arrays["labels"]
+        components, n = access.spec.components, instances.n
+        intact_NMF = label_features(ask(access, inputs_NM.flatten(0, 1)), labels_NM.flatten()).view(n, N_INPUTS, -1)
+        sites = sorted({component.hook_point for component in components})
+        site_P2 = torch.tensor([[sites.index(c.hook_point), c.index] for c in components], dtype=torch.float32)
+        classes_NC = torch.nn.functional.one_hot(labels_NM, access.spec.n_outputs).float().mean(1)
+        whole_NF = torch.cat([intact_NMF.mean(1), intact_NMF[..., 0].std(1, keepdim=True), classes_NC], dim=-1)
+        features = [
+            site_P2.expand(n, -1, -1),
+            whole_NF.unsqueeze(1).expand(-1, len(components), -1),
+        ]
+        changes_NPMF = torch.zeros(n, len(components), 0, 2)
+        for k in LADDER[1 : effort + 1]:
+            new = slice(changes_NPMF.shape[2], k)
+            inputs, labels = inputs_NM[:, new].flatten(0, 1), labels_NM[:, new].flatten()
+            columns = []
+            for component in components:
+                cut = Intervention(component.hook_point, "zero", axis=component.axis, indices=(component.index,))
+                outputs = torch.cat(
+                    [access.forward(part, interventions=[cut]).outputs for part in torch.split(inputs, CHUNK)]
+                )
+                columns.append(label_features(outputs, labels)[:, :2].view(n, -1, 2) - intact_NMF[:, new, :2])
+            changes_NPMF = torch.cat([changes_NPMF, torch.stack(columns, dim=1)], dim=2)
+            mean_NPF = changes_NPMF.mean(2)
+            features.append(torch.stack([compress(mean_NPF[..., 0]), mean_NPF[..., 1]], dim=-1))
+        return torch.cat(features, dim=-1)
+
+    def query(self, instances: Instances) -> Query:
+        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
+        return Localise(inputs, labels, _decode(instances))
+
+
+def compress(change: Tensor) -> Tensor:
+    """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
+    return change.sign() * (change.abs() / SCALE).log1p()
+
+
+def _encode(components: Sequence[Component]) -> dict[str, Tensor]:
+    """Components as arrays, since instances hold nothing else: rows (hook point, axis, index), and names as bytes."""
+    names = sorted({component.hook_point for component in components})
+    width = max(map(len, names))
+    rows = [[names.index(c.hook_point), c.axis, c.index] for c in components]
+    text = [list(name.ljust(width).encode()) for name in names]
+    return {"shared_components": torch.tensor(rows), "shared_hook_points": torch.tensor(text, dtype=torch.uint8)}
+
+
+def _decode(instances: Instances) -> tuple[Component, ...]:
+    names = [bytes(row).decode().rstrip() for row in instances.arrays["shared_hook_points"].tolist()]
+    rows = instances.arrays["shared_components"].tolist()
+    return tuple(Component(names[hook], axis, index) for hook, axis, index in rows)
+
+
+def _zero(component: Component) -> Callable[[Tensor, Any], Tensor]:
+    def hook(activation: Tensor, hook: Any) -> Tensor:
+        out = activation.clone()
+        out.select(component.axis, component.index).zero_()
+        return out
+
+    return hook

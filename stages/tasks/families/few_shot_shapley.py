@@ -1,0 +1,147 @@
+"""few_shot_shapley: what is each example worth for the right answer?
+
+One instance: an episode of eight examples; truth (8,): the Shapley values phi, compressed to sign(phi) * log(1 + |phi|
+/ 0.1). The values themselves add up to log p(right | all examples) - log p(right | none).
+Source: Shapley 1953; as data valuation Ghorbani and Zou 2019, arXiv 1904.02868, eq. 1; Monte Carlo over permutations
+as in their sec. 3.1.
+
+Shape legend: N = instances, E = examples (8), S = rows (E + query), V = subsets (2^E), R = permutations.
+"""
+
+from math import factorial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import Attribute, Query
+from stages.targets import Target, TargetAccess, TargetSpec, keep_segments
+from stages.tasks.answers import answer_features, ask, outputs_of, true_log_probs
+from stages.tasks.contract import Instances, TaskFamily, Truth
+from stages.tasks.drawing import draw_inputs
+
+__all__ = ["FewShotShapley", "compress", "shapley_values"]
+
+PERMUTATIONS = (2, 4, 8)
+SCALE = 0.1
+
+
+CONSTANTS: dict[str, Any] = {"scale": SCALE}
+
+
+class FewShotShapley(TaskFamily):
+    name = "few_shot_shapley"
+    title = "What is each example's Shapley value for the log-probability of the right answer?"
+    source = "Ghorbani and Zou 2019 (Data Shapley), arXiv 1904.02868, equation 1; here exact, over all subsets"
+    why_hard_black_box = "an exact value needs all 256 subsets of the examples; sampled permutations converge slowly"
+    why_white_box_helps = (
+        "the query's attention and what it copies from each example are there in a single forward pass"
+    )
+    query_kind = "Attribute"
+    n_efforts = 2 + len(PERMUTATIONS)
+    targets = ("digits_few_shot",)
+    truth_recipe = (
+        "v(T) = log-probability (nats) of the right label when only the examples in T are present (presence channel 0"
+        " for the others; the query stays), for all subsets T of the n examples. For example i: the sum over T without"
+        " i of |T|! (n - |T| - 1)! / n! * (v(T with i) - v(T)), called phi, as sign(phi) * log(1 + |phi| / scale): a"
+        " few episodes that are answered wrongly would otherwise carry most of the variance."
+    )
+    constants = CONSTANTS
+
+    def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
+        inputs, labels = draw_inputs(target, n, rng)
+        return Instances({"inputs": inputs, "labels": labels}, n)
+
+    def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
+        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
+        n_shots = inputs.shape[1] - 1
+        subsets_VE = torch.tensor([[(b >> i) & 1 for i in range(n_shots)] for b in range(2**n_shots)])
+        values_NV = torch.stack(
+            [
+                true_log_probs(
+                    outputs_of(target, _masked(target.spec, inputs[i : i + 1], subsets_VE.bool().unsqueeze(0))),
+                    labels[i].expand(2**n_shots),
+                )
+                for i in range(instances.n)
+            ]
+        )
+        return Truth(compress(shapley_values(values_NV.double())))
+
+    def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
+        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
+        n, n_shots = instances.n, inputs.shape[1] - 1
+
+        def values(keep_NQE: Tensor) -> Tensor:
+            n_sets = keep_NQE.shape[1]
+            outputs = ask(access, _masked(access.spec, inputs, keep_NQE))
+            return true_log_probs(outputs, labels.repeat_interleave(n_sets)).view(n, n_sets)
+
+        full_NC = ask(access, inputs)
+        full_N1 = true_log_probs(full_NC, labels).unsqueeze(-1)
+        match_NE = (inputs[:, :-1, -2].round().long() == labels.unsqueeze(-1)).float()
+        distance_NE = (inputs[:, :-1, :-2] - inputs[:, -1:, :-2]).norm(dim=-1)
+        same_NE = (distance_NE.unsqueeze(1) > distance_NE.unsqueeze(2)) * match_NE.unsqueeze(2)
+        per_example = [
+            match_NE,
+            distance_NE,
+            match_NE * same_NE.sum(-1),  # how many examples are less like the query than this match
+            distance_NE.argsort(-1).argsort(-1).float(),
+            torch.arange(n_shots, dtype=torch.float32).expand(n, -1),
+            match_NE.sum(-1, keepdim=True).expand(-1, n_shots),
+        ]
+        whole = torch.cat([answer_features(full_NC), full_N1], dim=-1).unsqueeze(1).expand(-1, n_shots, -1)
+        features = [torch.stack(per_example, dim=-1), whole]
+        if effort >= 1:
+            without_EE = ~torch.eye(n_shots, dtype=torch.bool)
+            features.append(compress(full_N1 - values(without_EE.expand(n, -1, -1))).unsqueeze(-1))
+        if effort >= 2:
+            empty_N1 = values(torch.zeros(n, 1, n_shots, dtype=torch.bool))
+            total_NE, done = torch.zeros(n, n_shots), 0
+            for wanted in PERMUTATIONS[: effort - 1]:
+                for _ in range(wanted - done):
+                    place_NE = torch.rand(n, n_shots, generator=rng).argsort(-1)  # place of each example in the order
+                    chain = values(place_NE.unsqueeze(1) < torch.arange(1, n_shots).view(1, -1, 1))
+                    steps_NE = torch.cat([empty_N1, chain, full_N1], dim=1).diff(dim=1)
+                    total_NE = total_NE + steps_NE.gather(-1, place_NE)
+                done = wanted
+                features.append((compress(total_NE / done)).unsqueeze(-1))
+        return torch.cat(features, dim=-1)
+
+    def query(self, instances: Instances) -> Query:
+        inputs = instances.arrays["inputs"]
+        segments = tuple((i,) for i in range(inputs.shape[1] - 1))
+        return Attribute(inputs, segments, instances.arrays["labels"])
+
+
+def shapley_values(values_NV: Tensor) -> Tensor:
+    """Exact Shapley values of a set function.
+
+    Args:
+        values_NV: (N, 2^E); column b is the value of the subset whose members are the set bits of b.
+
+    Returns:
+        (N, E).
+    """
+    n_sets = values_NV.shape[1]
+    n_shots = n_sets.bit_length() - 1
+    size = torch.tensor([bin(b).count("1") for b in range(n_sets)])
+    weight = torch.tensor(
+        [factorial(s) * factorial(n_shots - s - 1) / factorial(n_shots) for s in range(n_shots)], dtype=torch.float64
+    )
+    columns = []
+    for i in range(n_shots):
+        without = torch.tensor([b for b in range(n_sets) if not (b >> i) & 1])
+        columns.append((values_NV[:, without + 2**i] - values_NV[:, without]) @ weight[size[without]])
+    return torch.stack(columns, dim=-1)
+
+
+def compress(value: Tensor) -> Tensor:
+    """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
+    return value.sign() * (value.abs() / SCALE).log1p()
+
+
+def _masked(spec: TargetSpec, inputs: Tensor, keep_NQE: Tensor) -> Tensor:
+    """(N, S, X) inputs, (N, Q, E) examples to keep -> (N * Q, S, X) with the query always there."""
+    n_sets = keep_NQE.shape[1]
+    keep = torch.cat([keep_NQE, torch.ones(*keep_NQE.shape[:2], 1, dtype=torch.bool)], dim=-1)
+    return keep_segments(spec, inputs.repeat_interleave(n_sets, dim=0), keep.flatten(0, 1))

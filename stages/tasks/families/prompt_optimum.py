@@ -1,0 +1,111 @@
+"""prompt_optimum: how good can the prompt get?
+
+One instance: an episode; the pool is every choice of 4 of its 8 examples (70 prompts). Truth 6.1 means that the best
+of them gives the right answer odds of e^6.1 to 1.
+Source: choosing demonstrations as a search over subsets (Liu et al. 2022, arXiv 2101.06804, section 2); exhaustive
+here.
+
+Shape legend: N = instances, E = examples (8), S = rows (E + query), P = prompts in the pool (70).
+"""
+
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.interpretation.contract import Query, Represent
+from stages.targets import Target, TargetAccess, TargetSpec, keep_segments
+from stages.tasks.answers import answer_features, ask, label_features, outputs_of
+from stages.tasks.contract import Instances, TaskFamily, Truth
+from stages.tasks.drawing import draw_inputs
+
+__all__ = ["PromptOptimum", "log_odds"]
+
+N_KEPT = 4
+GRAIN = 0.5
+LADDER = (0, 2, 8, 24)
+
+
+CONSTANTS: dict[str, Any] = {"grain": GRAIN, "n_kept": N_KEPT}
+
+
+class PromptOptimum(TaskFamily):
+    name = "prompt_optimum"
+    title = "How likely can the right answer be made by keeping the best 4 of the 8 examples?"
+    source = "Liu et al. 2022 (What makes good in-context examples), arXiv 2101.06804; here all subsets are tried"
+    why_hard_black_box = "the best of 70 prompts is an extreme value: random prompts find it only by luck"
+    why_white_box_helps = "which examples pull towards and away from the right answer is visible in one forward pass"
+    query_kind = "Represent"
+    n_efforts = len(LADDER)
+    targets = ("digits_few_shot",)
+    truth_recipe = (
+        "For every subset of n_kept examples (the others hidden: presence channel 0; the query stays) compute the"
+        " log-odds log(p / (1 - p)) of the right label. Truth: the largest of them, in nats."
+    )
+    constants = CONSTANTS
+
+    def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
+        inputs, labels = draw_inputs(target, n, rng, grain=GRAIN)
+        return Instances({"inputs": inputs, "labels": labels}, n)
+
+    def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
+        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
+        pool_PS = _pool(inputs.shape[1] - 1)
+        best = [
+            log_odds(
+                outputs_of(target, _keep(target.spec, x.unsqueeze(0), pool_PS.unsqueeze(0))), y.expand(len(pool_PS))
+            )
+            .double()
+            .max()
+            for x, y in zip(inputs, labels, strict=True)
+        ]
+        return Truth(torch.stack(best).unsqueeze(-1))
+
+    def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
+        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
+        full_NC = ask(access, inputs)
+        match_NE = (inputs[:, :-1, -2].round().long() == labels.unsqueeze(-1)).float()
+        distance_NE = (inputs[:, :-1, :-2] - inputs[:, -1:, :-2]).norm(dim=-1)
+        far = distance_NE.amax() + 1
+        looks = [
+            match_NE.sum(1),
+            torch.where(match_NE > 0, distance_NE, far).amin(1),
+            torch.where(match_NE > 0, far, distance_NE).amin(1),
+        ]
+        features = [answer_features(full_NC), label_features(full_NC, labels), torch.stack(looks, dim=-1)]
+        features.append(log_odds(full_NC, labels).unsqueeze(-1))
+        pool_PS = _pool(inputs.shape[1] - 1)
+        order_NP = torch.rand(instances.n, len(pool_PS), generator=rng).argsort(-1)
+        tried_NK = torch.zeros(instances.n, 0)
+        for k in LADDER[1 : effort + 1]:
+            chosen = order_NP[:, tried_NK.shape[1] : k]
+            outputs = ask(access, _keep(access.spec, inputs, pool_PS[chosen]))
+            odds = log_odds(outputs, labels.repeat_interleave(chosen.shape[1])).view(instances.n, -1)
+            tried_NK = torch.cat([tried_NK, odds], dim=1)
+            features.append(torch.stack([tried_NK.amax(1), tried_NK.mean(1), tried_NK.std(1)], dim=-1))
+        return torch.cat(features, dim=-1).unsqueeze(1)
+
+    def query(self, instances: Instances) -> Query:
+        return Represent(instances.arrays["inputs"], instances.arrays["labels"])
+
+
+def log_odds(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(B, C) logits, (B,) labels -> (B,) log(p / (1 - p)) of the label, without rounding 1 - p away."""
+    chosen = outputs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return chosen - outputs.scatter(-1, labels.unsqueeze(-1), float("-inf")).logsumexp(-1)
+
+
+def _pool(n_shots: int) -> Tensor:
+    """(P, S) bool: every prompt of the pool, the query always kept."""
+    pool = torch.zeros(0, n_shots + 1, dtype=torch.bool)
+    for kept in combinations(range(n_shots), N_KEPT):
+        row = torch.zeros(1, n_shots + 1, dtype=torch.bool)
+        row[0, [*kept, n_shots]] = True
+        pool = torch.cat([pool, row])
+    return pool
+
+
+def _keep(spec: TargetSpec, inputs: Tensor, keep_NPS: Tensor) -> Tensor:
+    n_prompts = keep_NPS.shape[1]
+    return keep_segments(spec, inputs.repeat_interleave(n_prompts, dim=0), keep_NPS.flatten(0, 1))

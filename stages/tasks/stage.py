@@ -1,0 +1,90 @@
+"""Stage ``tasks``: data/targets/ -> data/tasks/<family>/: instances and brute-force truth of one family.
+
+Writes for every target of the family <target>.public.safetensors (arrays with the instance first, ``shared_*`` arrays,
+``variant.*`` weights) and <target>.truth.safetensors (values (N, I) float64), then family.json. Costs are FLOPs counted
+by the project's own op table, so the file does not depend on the machine. Nobody but scoring may read the truth files;
+that is kept by who gets which path, not by the files themselves.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from stages import tracking
+from stages.errors import UserError
+from stages.params import Params, load
+from stages.targets import load_target
+from stages.tasks.families import MODULES, family
+from stages.tasks.making import instance_keys, make
+from stages.tasks.storage import Split, save_facts, save_task
+
+__all__ = ["Config", "main", "run"]
+
+
+class Config(Params):
+    n_instances: int = Field(ge=20, le=100_000)
+    """Instances per family and target, before the family's ``cost_factor``."""
+    seed: int = Field(ge=0)
+    """Of instances and truth. Another seed gives instances that were never seen."""
+    families: dict[str, Split]
+    """Split of every family: whole families are held out."""
+
+
+def run(config: Config, name: str) -> dict[str, float]:
+    """Make one family on its targets; returns the spread of the truth per target.
+
+    Raises:
+        UserError: the family is unknown or has no split, or a target was not trained.
+        RuntimeError: the truth does not vary, or two instances are equal.
+    """
+    made, split = family(name), split_of(config, name)
+    torch.set_num_threads(1)
+    n = max(20, round(config.n_instances * made.cost_factor))
+    targets: dict[str, dict[str, Any]] = {}
+    with tracking.stage_run(f"tasks {name}", config.model_dump()) as log:
+        for target_name in made.targets:
+            target = load_target(target_name)
+            result = make(made, target, split, n, config.seed, "stage")
+            values = result.truth.values
+            if float(values.std()) < 1e-6:
+                raise RuntimeError(f"{name} on {target_name}: the truth does not vary, so it cannot be scored")
+            if len(set(instance_keys(result.instances))) < n:
+                raise RuntimeError(f"{name} on {target_name}: two instances are equal")
+            digests = save_task(name, target_name, result.instances, result.truth)
+            targets[target_name] = digests | {
+                "generation_flops": result.generation_flops,
+                "n": n,
+                "n_items": values.shape[1],
+                "target_digest": target.digest,
+                "truth_flops": result.truth_flops,
+                "truth_mean": round(float(values.mean()), 6),
+                "truth_std": round(float(values.std()), 6),
+            }
+            spread: float = targets[target_name]["truth_std"]
+            print(f"{name} on {target_name}: {n} x {values.shape[1]}, truth std {spread:.3f}", flush=True)
+            log({f"{target_name}/truth_std": spread, f"{target_name}/truth_flops": float(result.truth_flops)}, 0)
+        facts = {"name": name, "query_kind": made.query_kind, "seed": config.seed, "split": split, "targets": targets}
+        save_facts(name, facts | {"version": made.version})
+    return {target_name: float(about["truth_std"]) for target_name, about in targets.items()}
+
+
+def split_of(config: Config, name: str) -> Split:
+    """The family's split.
+
+    Raises:
+        UserError: params name an unknown family, or this one has no split.
+    """
+    unknown = sorted(set(config.families) - set(MODULES))
+    if unknown:
+        raise UserError(f"params/tasks.yaml: families {unknown} are unknown; known: {', '.join(sorted(MODULES))}")
+    if name not in config.families:
+        raise UserError(f"task family {name!r} has no split: add `{name}: train` (or validation) to params/tasks.yaml")
+    return config.families[name]
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise UserError(f"one family is needed, such as `python -m stages.tasks {min(MODULES)}`")
+    run(load("tasks", Config), sys.argv[1])
