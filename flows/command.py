@@ -3,13 +3,13 @@
 import errno
 import os
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, TyperException
 
+from flows.commands import nights, results, running, tasks
 from stages.errors import UserError
 
 __all__ = ["app", "main"]
@@ -35,11 +35,8 @@ def _options(
         os.environ["LENSMITH_DEBUG"] = "1"
 
 
-def _modules() -> list[ModuleType]:
-    return [import_module(f"flows.commands.{name}") for name in ("running", "results", "tasks", "nights")]
-
-
-for _module in _modules():
+_MODULES: tuple[ModuleType, ...] = (running, results, tasks, nights)
+for _module in _MODULES:
     for _command in _module.COMMANDS:
         app.command()(_command)
     for _group in getattr(_module, "GROUPS", ()):

@@ -64,7 +64,7 @@ def _number(value: Any) -> float:
 def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("method", no_wrap=True)
-    for name in ("reward", "interval", "gain", "FLOP ratio", "placebo", "n: tasks x seeds x instances"):
+    for name in ("mean reward", "interval", "gain", "FLOP ratio", "placebo", "n: tasks x seeds x instances"):
         table.add_column(name, justify="right")
     table.add_column("status")
     for row in rows:

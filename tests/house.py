@@ -101,6 +101,17 @@ def loaded_by_name(module: str) -> frozenset[str]:
     return frozenset(text.rpartition(".")[0] for text in dotted)
 
 
+@cache
+def params_read_by(module: str) -> frozenset[str]:
+    """``x`` for each ``load("x", ...)`` in a module."""
+    path = file_of(module)
+    assert path is not None, module
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if ast.unparse(call.func) == "load" and call.args]
+    names = [call.args[0].value for call in loads if isinstance(call.args[0], ast.Constant)]
+    return frozenset(str(name) for name in names)
+
+
 def covered(path: Path, deps: tuple[str, ...]) -> bool:
     """Whether a file is a dependency, itself or by a folder above it."""
     relative = path.relative_to(ROOT)

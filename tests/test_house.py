@@ -16,6 +16,7 @@ ROOMS = sorted({node.room for node in nodes()})
 
 LOADS_NOTHING = {
     "baseline": "the black-box arm asks no method, so no method's file can change it",
+    "tasks": "asks no method; it imports the query types of the method contract",
     "reward": "reads result files; it imports the method contract with the executor's types",
 }
 """Nodes that import a loader by name and never call it, and why."""
@@ -85,6 +86,14 @@ def test_params_of_a_stage_are_the_fields_of_its_config(stage: str) -> None:
             assert not keys or {key.partition(".")[0] for key in keys} == fields, (
                 f"{node.name}: keys are not the fields"
             )
+
+
+@pytest.mark.parametrize("stage", sorted(stages()))
+def test_params_that_a_stage_loads_are_params_of_its_nodes(stage: str) -> None:
+    for node in stages()[stage]:
+        modules = house.closure({f"{PACKAGE}.{node.room}.__main__"})
+        read = {f"params/{name}.yaml" for module in modules for name in house.params_read_by(module)}
+        assert read <= set(node.params), f"{node.name}: add to its params: {sorted(read - set(node.params))}"
 
 
 def test_every_room_of_the_graph_has_params_that_some_node_reads() -> None:
