@@ -148,8 +148,8 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[s
     """All metrics of one dictionary: {"<metric>": {"value", "low", "high", "null"}}, and counts as plain numbers.
 
     Intervals (95%, bootstrap) are over examples, except for monosemanticity, class purity, class entropy and
-    dead_ratio, whose population is the latents. The nulls of the first three are of the same latents shuffled over
-    images or rows; all others are left empty for the caller, who knows the random dictionary.
+    dead_ratio, whose population is the latents. ``<metric>_shuffled`` of the first three is the same latents over
+    shuffled images or classes. "null" is left empty for the caller, who knows the random dictionary.
     """
     generator = generator_for("evaluation", seed)
     acts, x = held.rows.acts, held.rows.acts.double()
@@ -242,8 +242,9 @@ def _meaning(latents: Tensor, held: HeldOut, n_resamples: int, generator: torch.
         ),
     }
     out: dict[str, Any] = {
-        name: estimate(*over_items(value, n_resamples, generator), over_items(null, 1, generator)[0])
-        for name, (value, null) in pairs.items()
+        name + suffix: estimate(*over_items(value, n_resamples, generator))
+        for name, both in pairs.items()
+        for suffix, value in zip(("", "_shuffled"), both, strict=True)
     }
     return out | {
         "n_images": len(by_image),

@@ -149,7 +149,8 @@ def monosemanticity(latents: Tensor, embeddings: Tensor) -> Tensor:
              = (||w_k||^2 - v_k) / (u_k^2 - v_k),  u = sum a~, v = sum a~^2, w = sum a~ p
 
     (the identity of MonoLoss, 2602.12403; O(N F E) instead of O(N^2)). The embedding must not come from the target.
-    It rises with sparsity and depends on outliers through the scaling: read it next to its shuffled null.
+    It rises with sparsity and depends on outliers through the scaling: read it next to its shuffled
+    value (near 0) and, sterner, next to that of a random dictionary, which on digits comes close.
 
     Args:
         latents: (N, F), one row per distinct image.

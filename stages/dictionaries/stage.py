@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from stages import paths, tracking
 from stages.activations import ActivationCache
@@ -39,8 +40,6 @@ from stages.targets import Target, load_target
 
 __all__ = ["ArchitectureConfig", "Config", "TargetConfig", "main", "run", "summarise"]
 
-OWN_NULL = ("monosemanticity", "class_purity", "class_entropy")
-"""Metrics whose null is a shuffle of the same latents; that of the others is the random dictionary."""
 HEADLINE = ("explained_variance", "l0", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
 """Metrics of the kept dictionaries that go to MLflow next to the curves."""
 CURVE_POINTS = 20
@@ -100,7 +99,8 @@ def run(config: Config, target_name: str) -> list[Row]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        rows = _train_and_measure(config, settings, target, folder)
+        with threadpool_limits(1):  # the probes' BLAS threads spin against each other on matrices this small
+            rows = _train_and_measure(config, settings, target, folder)
         shutil.rmtree(final, ignore_errors=True)
         folder.replace(final)
     finally:
@@ -189,7 +189,7 @@ def _finish(values: Row, nulls: Row | None, raw: float) -> Row:
     out = values | {"probe_raw": estimate(raw)}
     if nulls is not None:
         for name, value in values.items():
-            if isinstance(value, dict) and name not in OWN_NULL:
+            if isinstance(value, dict):
                 out[name] = value | {"null": nulls[name]["value"]}
     return out
 

@@ -72,7 +72,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
 METRICS = (
     "l0", "explained_variance", "dead_ratio", "reconstruction_bias", "loss_recovered", "loss_clean", "loss_spliced",
     "loss_ablated", "kl_recovered", "accuracy_drop", "top1_agreement", "monosemanticity", "class_purity",
-    "class_entropy", "probe_1_sparse", "probe_5_sparse", "probe_full", "probe_raw",
+    "class_entropy", "monosemanticity_shuffled", "class_purity_shuffled", "class_entropy_shuffled",
+    "probe_1_sparse", "probe_5_sparse", "probe_full", "probe_raw",
 )  # fmt: skip
 
 
