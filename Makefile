@@ -18,7 +18,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test check format env
+.PHONY: run test check format env interpreter
 .DELETE_ON_ERROR:
 
 run: env
@@ -41,21 +41,21 @@ env: $(STAMP)
 
 # An interpreter counts only if it runs and can make an environment: version managers leave
 # commands behind that exist and fail.
+CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3 python)
+USABLE := -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+CHOOSE = chosen=; for candidate in $(CANDIDATES); do \
+	    if "$$candidate" $(USABLE); then chosen=$$candidate; break; fi; done; \
+	if [ -z "$$chosen" ]; then \
+	    echo "make: no Python 3.11 or 3.12 with venv among: $(CANDIDATES); install one (Debian: python3.11-venv too)," \
+	         "or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; fi
+
+# Which interpreter `make env` would take.
+interpreter:
+	@$(CHOOSE); echo "$$chosen"
+
 $(STAMP): pyproject.toml constraints.txt
-	@set -e; usable() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }; \
-	if ! usable $(BIN)/python; then \
-	    chosen=; \
-	    for candidate in $(PYTHON) $(if $(PYTHON),,python3.11 python3.12 python3 python); do \
-	        if usable "$$candidate"; then chosen=$$candidate; break; fi; \
-	    done; \
-	    if [ -z "$$chosen" ]; then \
-	        echo "make: no Python 3.11 or 3.12 with venv among: $(or $(PYTHON),python3.11 python3.12 python3 python);" \
-	             "install one (Debian: python3.11-venv too), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
-	        exit 2; \
-	    fi; \
-	    echo "environment: $(VENV) with $$($$chosen --version)"; \
-	    "$$chosen" -m venv --clear $(VENV); \
-	fi; \
+	@set -e; if ! $(BIN)/python $(USABLE); then $(CHOOSE); \
+	    echo "environment: $(VENV) with $$("$$chosen" --version)"; "$$chosen" -m venv --clear $(VENV); fi; \
 	echo "installing pyproject.toml + constraints.txt (some minutes the first time)"; \
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
 	touch $@
