@@ -71,7 +71,7 @@ def test_constraints_pin_every_installed_dependency_and_name_no_host() -> None:
     )
     pinned = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
     assert "torch" in wanted and "pytest" in wanted
-    assert set(name.lower() for name in wanted) <= pinned
+    assert {name.lower() for name in wanted} <= pinned
 
 
 def test_ci_run_is_executable_and_calls_test_and_check() -> None:
