@@ -1,0 +1,129 @@
+"""SVG plots that fit any width: x in percent, y in pixels, text at its own size, colours from the page's style sheet.
+
+There is no view box, so nothing is scaled: at 390 pixels a plot has the same letters as on a wide screen. What lies
+outside the axes (labels, ticks) hangs over into margins that the style sheet keeps free.
+"""
+
+from html import escape
+from typing import Literal
+
+from stages.report.scales import Scale
+
+__all__ = ["Plot"]
+
+Anchor = Literal["start", "middle", "end"]
+
+
+class Plot:
+    """One set of axes.
+
+    Args:
+        x: domain of the horizontal axis.
+        height: of the plotting area, in pixels.
+        label: what the plot shows, for readers who cannot see it.
+        y: domain of the vertical axis, upwards; None: y is given in pixels, downwards.
+    """
+
+    def __init__(self, x: Scale, height: int, label: str, y: Scale | None = None) -> None:
+        self.x, self.y, self.height = x, y, height
+        self._label = label
+        self._parts: list[str] = []
+        self.n_marks = 0
+
+    def px(self, value: float) -> str:
+        return f"{100 * self.x.at(value):.2f}%"
+
+    def py(self, value: float) -> float:
+        return round(value if self.y is None else self.height * (1 - self.y.at(value)), 1) + 0.0
+
+    def axis_x(self, title: str, grid: bool = True) -> None:
+        """Ticks below the area, with faint lines across it."""
+        for tick in self.x.ticks:
+            if grid:
+                self._add(f'<line class="grid" x1="{self.px(tick)}" x2="{self.px(tick)}" y1="0" y2="{self.height}"/>')
+            self.text(self.px(tick), self.height + 16, self.x.label(tick), "tick", "middle")
+        self.text("50%", self.height + 36, title, "axis", "middle")
+
+    def axis_y(self) -> None:
+        assert self.y is not None, "y is in pixels"
+        for tick in self.y.ticks:
+            at = self.py(tick)
+            self._add(f'<line class="grid" x1="0" x2="100%" y1="{at}" y2="{at}"/>')
+            self.text("-8", at, self.y.label(tick), "tick", "end")
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
+        self._add(f'<line class="{kind}" x1="{self.px(x1)}" y1="{self.py(y1)}" x2="{self.px(x2)}" y2="{self.py(y2)}"/>')
+
+    def vertical(self, x: float, kind: str) -> None:
+        self._add(f'<line class="{kind}" x1="{self.px(x)}" x2="{self.px(x)}" y1="0" y2="{self.height}"/>')
+
+    def horizontal(self, y: float, kind: str) -> None:
+        self._add(f'<line class="{kind}" x1="0" x2="100%" y1="{self.py(y)}" y2="{self.py(y)}"/>')
+
+    def band_x(self, low: float, high: float, kind: str) -> None:
+        width = 100 * (self.x.at(high) - self.x.at(low))
+        self._add(f'<rect class="{kind}" x="{self.px(low)}" width="{width:.2f}%" y="0" height="{self.height}"/>')
+
+    def band_y(self, low: float, high: float, kind: str) -> None:
+        top, bottom = self.py(high), self.py(low)
+        self._add(f'<rect class="{kind}" x="0" width="100%" y="{top}" height="{round(bottom - top, 1)}"/>')
+
+    def mark(
+        self,
+        x: float,
+        y: float,
+        kind: str,
+        title: str,
+        x_interval: "tuple[float | None, float | None] | None" = None,
+        y_interval: "tuple[float | None, float | None] | None" = None,
+        radius: float = 5,
+        text: str = "",
+        square: bool = False,
+    ) -> None:
+        """A data point with its intervals; ``title`` is shown on hover and read aloud."""
+        parts = [f"<title>{escape(title)}</title>"]
+        at_x, at_y = self.px(x), self.py(y)
+        if x_interval and x_interval[0] is not None and x_interval[1] is not None:
+            low, high = self.px(x_interval[0]), self.px(x_interval[1])
+            parts.append(f'<line class="whisker" x1="{low}" x2="{high}" y1="{at_y}" y2="{at_y}"/>')
+        if y_interval and y_interval[0] is not None and y_interval[1] is not None:
+            low_y, high_y = self.py(y_interval[0]), self.py(y_interval[1])
+            parts.append(f'<line class="whisker" x1="{at_x}" x2="{at_x}" y1="{low_y}" y2="{high_y}"/>')
+        if square:
+            side = 2 * radius - 1
+            parts.append(
+                f'<rect class="dot" x="{at_x}" y="{at_y}" width="{side}" height="{side}"'
+                f' transform="translate({-side / 2} {-side / 2})"/>'
+            )
+        else:
+            parts.append(f'<circle class="dot" cx="{at_x}" cy="{at_y}" r="{radius}"/>')
+        if text:
+            parts.append(
+                f'<text class="inside" x="{at_x}" y="{at_y}" dy=".35em" text-anchor="middle">{escape(text)}</text>'
+            )
+        self._add(f'<g class="mark {kind}">{"".join(parts)}</g>')
+        self.n_marks += 1
+
+    def cross(self, x: float, y: float, title: str) -> None:
+        """A data point without a value: something failed here."""
+        self._add(
+            f'<g class="mark cross"><title>{escape(title)}</title>'
+            f'<text x="{self.px(x)}" y="{self.py(y)}" dy=".35em" text-anchor="middle">\u2715</text></g>'
+        )
+        self.n_marks += 1
+
+    def text(self, x: str, y: float, text: str, kind: str, anchor: Anchor = "start", dx: int = 0) -> None:
+        """Text at (x, y), given as SVG lengths; vertically centred."""
+        shift = f' dx="{dx}"' if dx else ""
+        at = f'x="{x}" y="{round(y, 1)}" dy=".35em"{shift}'
+        self._add(f'<text class="{kind}" {at} text-anchor="{anchor}">{escape(text)}</text>')
+
+    def svg(self) -> str:
+        """The element; as wide as its container less the margins."""
+        return (
+            f'<svg class="canvas" role="img" aria-label="{escape(self._label)}" height="{self.height}"'
+            f' data-marks="{self.n_marks}">{"".join(self._parts)}</svg>'
+        )
+
+    def _add(self, element: str) -> None:
+        self._parts.append(element)

@@ -1,0 +1,63 @@
+"""Stage ``report``: metrics/*.json and data/dictionaries/*/gallery.json -> report/index.html.
+
+Byte-stable: the same result files give the same page, so it carries no date and no random identifiers. A result file
+that is not there leaves its section empty, with the command that makes it. ``figure`` writes docs/leaderboard.svg.
+"""
+
+import sys
+
+from pydantic import Field
+
+from stages import paths
+from stages.errors import UserError
+from stages.params import Params, load
+from stages.report.composing import render
+from stages.report.figure import leaderboard_svg
+from stages.report.results import load_results
+
+__all__ = ["Config", "figure", "main", "run"]
+
+
+class Config(Params):
+    n_gallery: int = Field(ge=0, le=256)
+    """Latents shown per dictionary, most class-selective first; each adds about 2 kB."""
+    max_failures: int = Field(ge=1, le=10_000)
+    """Failures listed one by one; the rest are counted."""
+
+
+def run(config: Config) -> int:
+    """Write report/index.html; returns its size in bytes.
+
+    Raises:
+        UserError: not one result file is there, or one of them is damaged.
+    """
+    page = render(load_results(), n_gallery=config.n_gallery, max_failures=config.max_failures).encode()
+    path = paths.report_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page)
+    return len(page)
+
+
+def figure() -> None:
+    """Write docs/leaderboard.svg from metrics/leaderboard.json.
+
+    Raises:
+        UserError: there is no leaderboard.
+    """
+    rows = load_results().leaderboard
+    if not rows:
+        raise UserError(f"{paths.metrics_file('leaderboard')} is missing or empty: make it with `lensmith run`")
+    path = paths.root() / "docs" / "leaderboard.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(leaderboard_svg(rows), encoding="utf-8")
+    print(f"figure: {path}")
+
+
+def main() -> None:
+    if sys.argv[1:] == ["figure"]:
+        figure()
+    elif sys.argv[1:]:
+        raise UserError(f"{' '.join(sys.argv[1:])!r} is unknown: give nothing, or `figure`")
+    else:
+        size = run(load("report", Config))
+        print(f"report: {paths.report_file()} ({size / 1e6:.2f} MB)")

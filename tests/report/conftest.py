@@ -1,0 +1,266 @@
+"""Result files as a run leaves them, from a seeded generator: the shapes of the real ones, none of their numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+METHODS = ("attention", "gradient", "logit_lens", "nothing", "pca", "random_features", "raw_activations", "sae")
+WORTH = {"attention": 0.09, "gradient": 0.13, "sae": 0.07, "pca": 0.05, "raw_activations": 0.04, "logit_lens": -0.01}
+PRICE = {"attention": 0.3, "gradient": 0.62, "sae": 0.21, "pca": 0.22, "raw_activations": 0.55, "logit_lens": 0.9}
+TASKS = (
+    ("train", "early_exit", "digits_few_shot", 0.52),
+    ("train", "noise_flip", "digits_mlp", 0.61),
+    ("train", "noise_flip", "digits_few_shot", 0.47),
+    ("validation", "few_shot_shapley", "digits_few_shot", 0.41),
+    ("validation", "ablation_effect", "digits_mlp", 0.55),
+    ("validation", "ablation_effect", "digits_few_shot", 0.32),
+    ("validation", "backdoor_detection", "digits_mlp", 0.27),
+)
+FLOOR = 0.011
+
+
+def _around(mean: float, half: float, prefix: str) -> dict[str, float]:
+    return {
+        f"{prefix}_mean": round(mean, 6),
+        f"{prefix}_low": round(mean - half, 6),
+        f"{prefix}_high": round(mean + half, 6),
+    }
+
+
+def _verdict(low: float, high: float, mean: float) -> str:
+    return "better" if low > 0 and mean > FLOOR else "worse" if high < 0 and mean < -FLOOR else "not distinguishable"
+
+
+def per_task(rng: np.random.Generator) -> list[dict[str, Any]]:
+    rows = []
+    for method in METHODS:
+        for split, family, target, base in TASKS:
+            status, reason = "ok", ""
+            if method == "nothing" or (method == "attention" and target == "digits_mlp"):
+                status = "declined"
+            if method == "logit_lens" and family == "backdoor_detection":
+                status, reason = (
+                    "failed",
+                    "RuntimeError: mat1 and mat2 shapes cannot be multiplied (240x32 and 64x10) <b>",
+                )
+            gain = 0.0 if status != "ok" else WORTH.get(method, 0.0) * rng.uniform(0.3, 1.8) + rng.normal(0, 0.008)
+            ratio = 1.0 if status != "ok" else PRICE.get(method, 1.0) * rng.uniform(0.7, 1.3)
+            half, reward = rng.uniform(0.02, 0.05), gain + 0.1 * (1 - ratio) * (gain > -0.02)
+            half = half if status == "ok" else 0.0
+            rows.append(
+                {
+                    "method": method, "family": family, "target": target, "split": split, "status": status,
+                    "reason": reason, "n_instances": 240, "n_seeds": 3, "flops_baseline": 4.2e6 * base,
+                    "flops_assisted": 4.2e6 * base * ratio, "flops_placebo": 4.2e6 * base * 1.02,
+                    "flops_answer_target": 1.1e6, "flops_answer_own": 3.1e4, "flop_ratio": round(ratio, 6),
+                    "used_answer": 1.0 if gain > 0.02 else 0.333333, "effort_baseline": 2.0, "effort_assisted": 1.0,
+                    "noise_floor": FLOOR, "verdict": _verdict(reward - half, reward + half, reward),
+                }
+                | _around(base, 0.03, "baseline_score") | _around(base + gain, half, "assisted_score")
+                | _around(base + rng.normal(0, 0.004) * (status == "ok"), half * 0.8, "placebo_score")
+                | _around(gain, half, "gain") | _around(reward, half, "reward")
+                | _around(rng.normal(-0.003, 0.003) * (status == "ok"), half * 0.5, "placebo_reward")
+            )  # fmt: skip
+    return rows
+
+
+def board(rows: list[dict[str, Any]], split: str, label: str = "") -> list[dict[str, Any]]:
+    out = []
+    for method in METHODS:
+        mine = [row for row in rows if row["method"] == method and row["split"] == split]
+        mean = float(np.mean([row["reward_mean"] for row in mine]))
+        gain = float(np.mean([row["gain_mean"] for row in mine]))
+        half = 0.0 if method == "nothing" else 0.028
+        worst = min(mine, key=lambda row: row["reward_mean"])
+        out.append(
+            {
+                "method": method, "split": label or split, "reward_mean": round(mean, 6),
+                "reward_low": round(mean - half, 6), "reward_high": round(mean + half, 6),
+                "performance_gain": round(gain, 6), "performance_gain_low": round(gain - half, 6),
+                "performance_gain_high": round(gain + half, 6),
+                "flop_ratio": round(float(np.exp(np.mean([np.log(row["flop_ratio"]) for row in mine]))), 6),
+                "placebo_reward": round(float(np.mean([row["placebo_reward_mean"] for row in mine])), 6),
+                "placebo_low": -0.011 if half else 0.0, "placebo_high": 0.006 if half else 0.0, "noise_floor": FLOOR,
+                "worst_task": f"{worst['family']}.{worst['target']}", "worst_task_reward": worst["reward_mean"],
+                "n_tasks": len(mine), "n_seeds": 3, "n_instances": 240 * len(mine),
+                "n_declined": sum(row["status"] == "declined" for row in mine),
+                "n_failed": sum(row["status"] == "failed" for row in mine),
+                "status": "failed" if any(row["status"] == "failed" for row in mine) else "ok",
+                "verdict": _verdict(mean - half, mean + half, mean),
+            }
+        )  # fmt: skip
+    return sorted(out, key=lambda row: (-row["reward_mean"], row["method"]))
+
+
+def campaign(best: dict[str, Any]) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    iterations, top, incumbent = [], 0.0, None
+    for i in range(16):
+        status = {4: "failed", 9: "void"}.get(i, "ok")
+        value = round(float(0.03 + 0.009 * i + rng.normal(0, 0.03)), 2)
+        accepted = status == "ok" and value > top
+        top = value if accepted else top
+        spec = {"representation": "sae", "architecture": "topk", "hook_points": ["blocks.1.hook_resid_post"], "k": 8}
+        one = {
+            "iteration": i, "name": f"search-{i:03d}", "spec": spec, "status": status,
+            "reason": {4: "MethodError: 12.0% of its values are NaN", 9: "the target was never called"}.get(i, ""),
+            "train_reward": round(value + 0.03, 6), "validation_reward": value, "validation_low": value - 0.04,
+            "validation_high": value + 0.04, "accepted": accepted, "best_so_far": top,
+            "flop_ratio": round(float(rng.uniform(0.2, 1.1)), 6), "interpret_bytes": 66_000 + 1000 * i,
+        }  # fmt: skip
+        if status != "ok":
+            one |= {"train_reward": None, "validation_reward": None, "validation_low": None, "validation_high": None}
+        iterations.append(one)
+        if accepted:
+            incumbent = {"name": one["name"], "spec": spec, "iteration": i, "validation_reward": value}
+    return {
+        "campaign": "search-0", "researcher": "search", "seed": 0, "iterations": iterations, "incumbent": incumbent,
+        "best_built_in": {"method": best["method"], "reward_mean": best["reward_mean"]},
+        "openings": [{"campaign": "search-0", "methods": [*METHODS, incumbent["name"] if incumbent else ""]}],
+    }  # fmt: skip
+
+
+def sensitivity(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    rng = np.random.default_rng(4)
+    out: list[dict[str, Any]] = []
+    taus = []
+    for form in ("linear", "log", "polynomial"):
+        for weight in (0.0, 0.03, 0.1, 0.3, 1.0):
+            means = {row["method"]: row["reward_mean"] + rng.normal(0, 0.03 * weight) for row in rows}
+            order = sorted(means, key=lambda method: (-means[method], method))
+            taus.append({"form": form, "flop_weight": weight, "kendall_tau": round(1 - 0.3 * weight, 6)})
+            out += [
+                {"form": form, "flop_weight": weight, "method": m, "reward_mean": means[m], "rank": i + 1}
+                for i, m in enumerate(order)
+            ]
+    return {"default": {"form": "linear", "flop_weight": 0.1}, "rows": out, "kendall_tau": taus}
+
+
+def controls() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"control": "oracle", "expected": "score >= 0.9 on every task", "value": 0.985, "passed": True,
+         "detail": "lowest on noise_flip.digits_mlp"},
+        {"control": "constant predictor", "expected": "score 0 on every task", "value": 0.0, "passed": True},
+        {"control": "nothing", "expected": "reward 0", "value": 0.0, "passed": True},
+        {"control": "random_features", "expected": "not better than nothing", "value": -0.004, "passed": True,
+         "low": -0.02, "high": 0.011},
+    ]  # fmt: skip
+    return rows + [
+        {"control": f"placebo of {m}", "expected": "reward not above 0", "value": -0.002, "passed": m != "pca",
+         "low": -0.012, "high": 0.006}
+        for m in METHODS
+    ]  # fmt: skip
+
+
+def _metric(value: float, half: float, null: float | None) -> dict[str, float | None]:
+    return {"value": round(value, 6), "low": round(value - half, 6), "high": round(value + half, 6), "null": null}
+
+
+HOOKS = (
+    ("digits_few_shot", "blocks.0.hook_resid_post", 256),
+    ("digits_few_shot", "blocks.1.hook_resid_post", 256),
+    ("digits_mlp", "layers.0.hook_post", 128),
+    ("digits_mlp", "layers.1.hook_post", 128),
+)
+SHAPES = {"standard": (14.0, 0.86), "topk": (8.0, 0.9), "batchtopk": (7.8, 0.915), "random": (8.0, 0.31)}
+
+
+def dictionaries(rng: np.random.Generator) -> list[dict[str, Any]]:
+    rows = []
+    for target, hook, n_latents in HOOKS:
+        for architecture, (l0, variance) in sorted(SHAPES.items()):
+            for seed in (0, 1, 2):
+                null = None if architecture == "random" else 0.31
+                v = variance + rng.normal(0, 0.01)
+                rows.append(
+                    {
+                        "target": target, "hook_point": hook, "n_latents": n_latents, "architecture": architecture,
+                        "sparsity": 8.0, "seed": seed, "n_validation_rows": 8500, "n_validation_examples": 500,
+                        "l0": _metric(l0 + rng.normal(0, 0.2), 0.15, null and 8.0),
+                        "explained_variance": _metric(v, 0.012, null), "dead_ratio": _metric(0.06, 0.02, null and 0.01),
+                        "loss_recovered": _metric(0.97, 0.01, null and 0.4),
+                        "probe_full": _metric(0.94, 0.02, null and 0.7),
+                        "monosemanticity": _metric(0.51, 0.03, 0.2), "class_purity": _metric(0.62, 0.03, 0.14),
+                        "probe_1_sparse": _metric(0.78, 0.02, null and 0.55),
+                        "probe_raw": {"value": 0.95, "low": None, "high": None, "null": None},
+                        "loss_recovered_small_denominator": False, "ablation": "zero", "n_images": 450,
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def gallery(target: str) -> dict[str, Any]:
+    """Real digits, so that the page is looked at as it will be."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rng = np.random.default_rng(len(target))
+    out = []
+    for name, hook, n_latents in HOOKS:
+        if name != target:
+            continue
+        for architecture in ("standard", "topk", "batchtopk"):
+            latents = []
+            for i in range(14):
+                digit = int(rng.integers(10))
+                n = 9 if i else 4
+                chosen = rng.choice(np.flatnonzero(digits.target == digit), n, replace=False)
+                histogram = rng.integers(0, 9, 10)
+                histogram[digit] += 60
+                latents.append(
+                    {
+                        "latent": int(rng.integers(n_latents)), "class": digit,
+                        "selectivity": round(0.92 - 0.03 * i, 6),
+                        "purity": 0.81, "density": 0.081234, "monosemanticity": None if i == 1 else 0.55,
+                        "class_histogram": histogram.tolist(), "images": digits.images[chosen].astype(int).tolist(),
+                        "activations": np.sort(rng.uniform(0.5, 4, n))[::-1].round(6).tolist(), "classes": [digit] * n,
+                        "positions": [0] * n, "examples": chosen.tolist(),
+                    }
+                )  # fmt: skip
+            out.append(
+                {
+                    "target": target,
+                    "hook_point": hook,
+                    "architecture": architecture,
+                    "n_latents": n_latents,
+                    "seed": 0,
+                    "latents": latents,
+                }
+            )
+    return {"target": target, "dictionaries": out}
+
+
+def write_results(root: Path) -> None:
+    """All result files of a run under ``root``."""
+    rng = np.random.default_rng(0)
+    tasks = per_task(rng)
+    leaderboard = board(tasks, "validation")
+    test = [row | {"opening": 1} for row in board(tasks, "train", "test")]
+    result = campaign(leaderboard[0])
+    name = result["incumbent"]["name"]
+    test_tasks = [row | {"split": "test"} for row in tasks if row["family"] == "noise_flip"]
+    oracle = dict(test[0]) | {"method": "oracle", "reward_mean": 0.62, "reward_low": 0.55, "reward_high": 0.7}
+    found = dict(test[0]) | {"method": name, "reward_mean": 0.171, "reward_low": 0.13, "reward_high": 0.21}
+    files = {
+        "leaderboard": leaderboard, "train": board(tasks, "train"), "per_task": tasks, "controls": controls(),
+        "sensitivity": sensitivity(leaderboard), "campaign": result, "test": [row | {"found": row is found} for row in (found, oracle, *test)], "test_per_task": test_tasks,
+        "dictionaries": dictionaries(rng),
+    }  # fmt: skip
+    (root / "metrics").mkdir(parents=True)
+    for name, value in files.items():
+        (root / "metrics" / f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+    for target in ("digits_few_shot", "digits_mlp"):
+        folder = root / "data" / "dictionaries" / target
+        folder.mkdir(parents=True)
+        (folder / "gallery.json").write_text(json.dumps(gallery(target)), encoding="utf-8")
+
+
+@pytest.fixture
+def results_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root folder with all result files; LENSMITH_ROOT points to it."""
+    write_results(tmp_path)
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    return tmp_path
