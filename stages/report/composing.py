@@ -117,6 +117,10 @@ def _facts(results: Results, board: Sequence[Row]) -> list[dict[str, str]]:
     return facts
 
 
+def _reward(row: Row) -> str:
+    return f"{wording.signed(row['reward_mean'])} {wording.interval(row['reward_low'], row['reward_high'])}"
+
+
 def _board(rows: Sequence[Row], caption: str) -> dict[str, Any] | None:
     if not rows:
         return None
@@ -211,6 +215,15 @@ def _test(results: Results) -> dict[str, Any] | None:
     found = None
     if place is not None:
         row = rows[place]
+        found = f"The campaign's best, {row['method']}, is number {place + 1} of {len(rows)}:"
+        found = f"{found} {_reward(row)}, {row['verdict']}."
+    every = [row for n in sorted({row.get("opening", 0) for row in results.test}, reverse=True)
+             for row in _ranked([row for row in results.test if row.get("opening", 0) == n])]  # fmt: skip
+    opening = Column("opening", lambda row: Cell(str(row.get("opening", "")), row.get("opening", 0)), True)
+    place = next((i for i, row in enumerate(rows) if row.get("found")), None)
+    found = None
+    if place is not None:
+        row = rows[place]
         numbers = f"{wording.signed(row['reward_mean'])} {wording.interval(row['reward_low'], row['reward_high'])}"
         found = (
             f"The campaign's best, {row['method']}, is number {place + 1} of {len(rows)}: {numbers}, {row['verdict']}."
@@ -222,9 +235,7 @@ def _test(results: Results) -> dict[str, Any] | None:
         "openings": results.campaign.get("openings") or [],
         "last": last,
         "found": found,
-        "oracle": f"{wording.signed(oracle['reward_mean'])} {wording.interval(oracle['reward_low'], oracle['reward_high'])}"
-        if oracle
-        else "",
+        "oracle": _reward(oracle) if oracle else "",
     }
 
 

@@ -246,7 +246,8 @@ def write_results(root: Path) -> None:
     found = dict(test[0]) | {"method": name, "reward_mean": 0.171, "reward_low": 0.13, "reward_high": 0.21}
     files = {
         "leaderboard": leaderboard, "train": board(tasks, "train"), "per_task": tasks, "controls": controls(),
-        "sensitivity": sensitivity(leaderboard), "campaign": result, "test": [row | {"found": row is found} for row in (found, oracle, *test)], "test_per_task": test_tasks,
+        "sensitivity": sensitivity(leaderboard), "campaign": result, "test_per_task": test_tasks,
+        "test": [row | {"found": row is found} for row in (found, oracle, *test)],
         "dictionaries": dictionaries(rng),
     }  # fmt: skip
     (root / "metrics").mkdir(parents=True)
