@@ -3,7 +3,7 @@
 One instance: 16 inputs that show one behaviour (images of one or two classes; episodes whose query has its label at
 one or two given places among the examples, and nowhere else); items: the target's components (hidden units; attention
 heads and token positions). Truth: a compressed mean change of the loss on these inputs when the component is zeroed.
-Source: zero ablation as in Meyes et al. 2019, arXiv 1901.08644, section 3.
+Source: zero ablation as in Meyes et al. 2019, arXiv 1901.08644.
 
 Shape legend: N = instances, M = inputs of a behaviour (16), P = components, C = outputs.
 """

@@ -22,7 +22,7 @@ from stages.tasks.answers import ask
 from stages.tasks.contract import Instances, TaskFamily, Truth
 from stages.tasks.drawing import draw_inputs
 
-__all__ = ["KINDS", "BackdoorDetection", "attack_success"]
+__all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds"]
 
 KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels")
 SIDE, PATCH = 8, 3
@@ -74,7 +74,7 @@ class BackdoorDetection(TaskFamily):
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        kind_N = torch.tensor([(0, 1, 2, 0, 1, 3)[i % 6] for i in range(n)])[torch.randperm(n, generator=rng)]
+        kind_N = draw_kinds(n, rng)
         patterns_NX, masks_NX = _patches(n, rng)
         goal_N = torch.randint(target.spec.n_outputs, (n,), generator=rng)
         variants = _fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
@@ -104,7 +104,8 @@ class BackdoorDetection(TaskFamily):
         n_clean, n_patches = LADDER[effort]
         clean_x, clean_y = probes[:n_clean], labels[:n_clean]
         original_QC = ask(access, clean_x)
-        patterns_RX, masks_RX = _patches(max(n_patches, 1), rng)
+        # All are drawn, so that a lower rung tries the first of the same patches.
+        patterns_RX, masks_RX = (part[:n_patches] for part in _patches(LADDER[-1][1], rng))
         bases = probes[-PATCHED_PROBES:]
         patched = torch.where(masks_RX.unsqueeze(1) > 0, patterns_RX.unsqueeze(1), bases).flatten(0, 1)
         if n_patches:
@@ -126,6 +127,11 @@ class BackdoorDetection(TaskFamily):
     def query(self, instances: Instances) -> Query:
         variants = tuple(instances.arrays["variant"].tolist())
         return Compare(variants, instances.arrays["shared_inputs"], instances.arrays["shared_labels"])
+
+
+def draw_kinds(n: int, rng: torch.Generator) -> Tensor:
+    """(n,) indices of ``KINDS`` in random order: a third, a third, and a sixth of each distractor."""
+    return torch.tensor([(0, 1, 2, 0, 1, 3)[i % 6] for i in range(n)])[torch.randperm(n, generator=rng)]
 
 
 def attack_success(target: Target, instances: Instances) -> Tensor:

@@ -2,7 +2,7 @@
 
 One instance: an episode of eight examples and a query; truth 4/9 means that with the first four examples, and with
 every longer prefix, the answer it finally gives has probability 0.9 or more.
-Source: confidence-based early exit (Schuster et al. 2022, arXiv 2207.07061, eq. 4), over the prompt instead of the
+Source: confidence-based early exit (Schuster et al. 2022, arXiv 2207.07061), over the prompt instead of the
 layers.
 
 Shape legend: N = instances, S = rows of an episode (examples, then the query), P = prefix lengths, C = outputs.

@@ -2,8 +2,8 @@
 
 One instance: an episode of eight examples; truth (8,): the Shapley values phi, compressed to sign(phi) * log(1 + |phi|
 / 0.1). The values themselves add up to log p(right | all examples) - log p(right | none).
-Source: Shapley 1953; as data valuation Ghorbani and Zou 2019, arXiv 1904.02868, eq. 1; Monte Carlo over permutations
-as in their sec. 3.1.
+Source: Shapley 1953; as data valuation Ghorbani and Zou 2019, arXiv 1904.02868, eq. 1, and their Monte
+Carlo over permutations.
 
 Shape legend: N = instances, E = examples (8), S = rows (E + query), V = subsets (2^E), R = permutations.
 """

@@ -134,13 +134,14 @@ def _ddn(target: Target, x: Tensor, answer: Tensor, goal: Tensor, start: Tensor)
         leaf = delta.detach().requires_grad_(True)
         with torch.enable_grad():
             outputs = target.model(x + leaf)
-            loss = outputs.log_softmax(-1).gather(-1, goal.unsqueeze(-1)).sum()
-            (grad,) = torch.autograd.grad(loss, leaf)
+            # The margin, not the log-probability of the paper: its gradient points across this one boundary.
+            margin = outputs.gather(-1, goal.unsqueeze(-1)) - outputs.gather(-1, answer.unsqueeze(-1))
+            (grad,) = torch.autograd.grad(margin.sum(), leaf)
         changed = (outputs.argmax(-1) != answer).unsqueeze(-1)
         length = delta.norm(dim=-1, keepdim=True)
         better = changed & (length < best_norm)
         best, best_norm = torch.where(better, delta, best), torch.where(better, length, best_norm)
-        delta = delta + rate * grad / grad.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        delta = delta + rate * norm * grad / grad.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         norm = torch.where(changed, norm * (1 - 0.05), norm * (1 + 0.05))
         delta = delta * (norm / delta.norm(dim=-1, keepdim=True).clamp_min(1e-12))
     return best

@@ -1,0 +1,52 @@
+"""Small targets for truth checks: the classifier trained (a second), the in-context learner untrained, sharpened."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.targets import ZOO, Target, save_target
+from stages.targets.contract import Corpus
+from stages.targets.storage import freeze
+from stages.tasks import MODULES, family
+from stages.tasks.making import Made, make
+from stages.tasks.storage import Split
+
+SPLIT: Split = "train"
+SIZES = {"ablation_effect": 3, "active_learning": 6, "backdoor_detection": 12, "noise_flip": 6}
+CASES = [(name, target) for name in sorted(MODULES) for target in family(name).targets]
+torch.set_num_threads(1)
+
+
+@cache
+def small_target(name: str) -> Target:
+    definition, generator = ZOO[name](), torch.Generator().manual_seed(3)
+    data = definition.data(3)
+    model = definition.build(generator)
+    if name == "digits_mlp":
+        definition.fit(model, data, 600, generator, lambda metrics, step: None)
+    else:
+        # Untrained outputs hardly vary; with larger final weights confidence spans (0.25, 1).
+        model.unembed.weight.data.mul_(12.0)
+    train = definition.sample(data, "train", 300, generator)
+    validation = definition.sample(data, "validation", 80, generator)
+    return freeze(name, model, {"train": train, "validation": validation, "tasks": Corpus(*data["tasks"])})
+
+
+@cache
+def made_small(name: str, target: str, seed: int = 0) -> Made:
+    return make(family(name), small_target(target), SPLIT, SIZES.get(name, 8), seed, "test")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working copy with trained targets and the real params."""
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    monkeypatch.setenv("LENSMITH_TRACKING", "off")
+    for name in ("digits_mlp", "digits_few_shot"):
+        save_target(small_target(name), tmp_path / "data" / "targets" / name)
+    (tmp_path / "params").mkdir()
+    real = Path(__file__).resolve().parents[2] / "params" / "tasks.yaml"
+    (tmp_path / "params" / "tasks.yaml").write_text(real.read_text(encoding="utf-8"), encoding="utf-8")
+    return tmp_path

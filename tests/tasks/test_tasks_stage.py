@@ -1,0 +1,116 @@
+"""The stage, its files, and the views from outside."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stages import paths
+from stages.errors import UserError
+from stages.params import load
+from stages.tasks import list_tasks, load_task
+from stages.tasks.inspect import audit, list_families, make_instances, show_family
+from stages.tasks.stage import Config, main, run
+from tests.tasks.conftest import small_target
+
+
+@pytest.fixture
+def config(root: Path) -> Config:
+    return load("tasks", Config).model_copy(update={"n_instances": 20})
+
+
+def test_stage_writes_the_same_bytes_twice_and_loads_back(config: Config) -> None:
+    run(config, "robustness_radius")
+    folder = paths.task_dir("robustness_radius")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert sorted(before) == ["digits_mlp.public.safetensors", "digits_mlp.truth.safetensors", "family.json"]
+    run(config, "robustness_radius")
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+    task = load_task("robustness_radius", "digits_mlp")
+    assert (task.name, task.split, task.instances.n) == ("robustness_radius.digits_mlp", "test", 20)
+    assert task.truth.values.shape == (20, 1) and task.truth.values.dtype == torch.float64
+    assert list_tasks() == list_tasks("test") == [("robustness_radius", "digits_mlp")] and list_tasks("train") == []
+    facts = json.loads(before["family.json"])
+    assert facts["targets"]["digits_mlp"]["truth_flops"] > facts["targets"]["digits_mlp"]["generation_flops"] >= 0
+
+
+def test_what_was_planted_is_in_no_public_file(config: Config) -> None:
+    run(config, "backdoor_detection")
+    task = load_task("backdoor_detection", "digits_mlp")
+    assert not task.instances.planted and task.instances.variants and len(task.truth.groups["kind"]) == 20
+    public = (paths.task_dir("backdoor_detection") / "digits_mlp.public.safetensors").read_bytes()
+    assert b"backdoor" not in public and b"kind" not in public and b"goal" not in public
+
+
+def test_damage_and_wrong_names_are_told_in_one_line(config: Config) -> None:
+    with pytest.raises(UserError, match="stage 'tasks' makes it"):
+        list_tasks()
+    run(config, "robustness_radius")
+    with pytest.raises(UserError, match="was not made on target 'x'"):
+        load_task("robustness_radius", "x")
+    with pytest.raises(UserError, match="split 'tset' is unknown"):
+        list_tasks("tset")  # type: ignore[arg-type]
+    file = paths.task_dir("robustness_radius") / "digits_mlp.public.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="does not match its digest"):
+        load_task("robustness_radius", "digits_mlp")
+    file.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        load_task("robustness_radius", "digits_mlp")
+    (file.parent / "family.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="is not JSON"):
+        load_task("robustness_radius", "digits_mlp")
+
+
+def test_params_that_cannot_be_meant_are_refused(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="has no split"):
+        run(config.model_copy(update={"families": {}}), "noise_flip")
+    with pytest.raises(UserError, match="are unknown"):
+        run(config.model_copy(update={"families": {"nose_flip": "train"}}), "noise_flip")
+    (root / "params" / "tasks.yaml").write_text("n_instances: 5\nseed: 0\nfamilies: {}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="n_instances = 5"):
+        load("tasks", Config)
+    monkeypatch.setattr(sys, "argv", ["tasks"])
+    with pytest.raises(UserError, match="one family is needed"):
+        main()
+
+
+def test_families_are_listed_with_their_splits(root: Path) -> None:
+    rows = list_families()
+    assert [len([r for r in rows if r["split"] == split]) for split in ("train", "validation", "test")] == [3, 3, 2]
+    assert show_family("noise_flip")["constants"]["sigma"] == {"episodes": 0.4, "images": 0.35}
+
+
+def test_an_outsider_can_recompute_the_truth_from_the_json(root: Path) -> None:
+    text = json.dumps(make_instances("early_exit", 3, seed=1, with_truth=True))
+    shown = json.loads(text)
+    target = small_target("digits_few_shot")
+    assert shown["target"]["digest"] == target.digest
+    assert (root / shown["target"]["file"]).is_file() and not Path(shown["target"]["file"]).is_absolute()
+    for x, (truth,) in zip(shown["arrays"]["inputs"], shown["truth"], strict=True):
+        sure = []
+        for j in range(9):
+            hidden = torch.tensor(x)
+            hidden[j:8, 65] = 0.0
+            sure.append(F.softmax(target.model(hidden.unsqueeze(0))[0], -1))
+        final, first = int(sure[8].argmax()), 9
+        while first and float(sure[first - 1][final]) >= shown["constants"]["confidence"]:
+            first -= 1
+        assert truth == pytest.approx(first / 9)
+    assert "truth" not in make_instances("early_exit", 3, seed=1)
+    assert make_instances("early_exit", 3, seed=2)["arrays"] != shown["arrays"]
+    with pytest.raises(UserError, match="is not run on target"):
+        make_instances("early_exit", 3, seed=1, target="digits_mlp")
+    with pytest.raises(UserError, match="use 1 to 10000"):
+        make_instances("early_exit", 0, seed=1)
+
+
+def test_audit_passes_an_honest_family(root: Path) -> None:
+    (row,) = audit(["active_learning"])
+    assert row["constant"] == 0.0 and row["truth"] == 1.0 and row["overlap"] == 0 and row["rises"] and row["ok"]
+    assert [rung["effort"] for rung in row["ladder"]] == [0, 1, 2, 3]
