@@ -6,9 +6,9 @@ from itertools import pairwise
 from stages.report.drawing import Plot
 from stages.report.results import Row
 from stages.report.scales import linear, logarithmic
-from stages.report.wording import flops, interval, ratio, sample, score, shorten, signed
+from stages.report.wording import flops, interval, number, ratio, sample, score, shorten, signed, spread
 
-__all__ = ["arms", "forest", "pareto", "pareto_front", "task_caption"]
+__all__ = ["arms", "cost_curve", "forest", "pareto", "pareto_front", "task_caption"]
 
 ROW = 46
 ARM_ROW = 22
@@ -21,7 +21,7 @@ def forest(rows: Sequence[Row]) -> Plot:
     x = linear([row[c] for row in rows for c in columns], include=(0.0, floor, -floor), n_ticks=7)
     plot = Plot(x, ROW * len(rows) + 6, "Reward of each method with its 95% interval, and of its placebo")
     plot.band_x(-floor, floor, "band")
-    plot.axis_x("reward (score gained + \u03bb \u00d7 compute saved)")
+    plot.axis_x("reward (score gained + \u03bb \u00d7 share of compute saved)")
     plot.vertical(0.0, "zero")
     for i, row in enumerate(rows):
         y = ROW * i + 23
@@ -118,6 +118,55 @@ def pareto(rows: Sequence[Row], ranges: Mapping[str, tuple[float, float]]) -> Pl
             f" of the baseline's FLOPs ({sample(row)})",
             y_interval=(row["performance_gain_low"], row["performance_gain_high"]),
             x_interval=ranges.get(row["method"]), radius=9.5, text=str(i + 1),
+        )  # fmt: skip
+    return plot
+
+
+def cost_curve(rows: Sequence[Row], places: Mapping[str, int]) -> Plot:
+    """One task: score against FLOPs of every arm at every compute budget.
+
+    The baseline is a line with its intervals. Of the methods, those on the front over all points are numbered by their
+    place on the leaderboard; the others are dots. Points that several budgets share are drawn once.
+
+    Args:
+        rows: one row per method, with ``by_budget``.
+        places: place of each method on the leaderboard.
+    """
+    base = {(one["flops_baseline"], one["baseline_score"]): one for row in rows for one in row["by_budget"]}
+    points: dict[tuple[float, float, str], tuple[Row, str]] = {}
+    for row in rows:
+        for one in row["by_budget"] if row["status"] == "ok" else ():
+            key = (max(one["flops_assisted"], 1.0), one["assisted_score"], row["method"])
+            budgets = f"{points[key][1]}, {one['budget']}" if key in points else str(one["budget"])
+            points[key] = (one, budgets)
+    x = logarithmic([key[0] for key in [*base, *points]])
+    ends = [one[f"baseline_{end}"] for one in base.values() for end in ("low", "high")]
+    ends += [one[f"assisted_{end}"] for one, _ in points.values() for end in ("low", "high")]
+    y = linear(ends, n_ticks=4)
+    plot = Plot(x, 210, f"Score against FLOPs on {rows[0]['family']}, {rows[0]['target']}, at each compute budget", y)
+    plot.axis_y()
+    plot.axis_x("FLOPs per instance (log scale)")
+    line = sorted(base)
+    for (x1, y1), (x2, y2) in pairwise(line):
+        plot.line(x1, y1, x2, y2, "baseline")
+    for (cost, value), one in sorted(base.items()):
+        numbers = f"{number(value)} {spread(one['baseline_low'], one['baseline_high'])}"
+        plot.mark(
+            cost, value, "baseline", f"baseline: score {numbers} at {flops(cost)}",
+            y_interval=(one["baseline_low"], one["baseline_high"]), radius=3.5, square=True,
+        )  # fmt: skip
+    everything = [*line, *((cost, value) for cost, value, _ in points)]
+    front = set(pareto_front(everything))
+    # Those on the front last, on top.
+    ordered = sorted(enumerate(points.items(), start=len(line)), key=lambda item: item[0] in front)
+    for i, ((cost, value, method), (one, budgets)) in ordered:
+        numbers = f"{number(value)} {spread(one['assisted_low'], one['assisted_high'])}"
+        on_front = i in front
+        plot.mark(
+            cost, value, f"ranked {'on-front' if on_front else 'off-front minor'}",
+            f"{method}, {budgets} budget: score {numbers} at {flops(cost)}",
+            y_interval=(one["assisted_low"], one["assisted_high"]) if on_front else None,
+            radius=8 if on_front else 3, text=str(places.get(method, "")) if on_front else "",
         )  # fmt: skip
     return plot
 

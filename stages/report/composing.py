@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from stages.report import exploring, listing, wording
-from stages.report.comparing import arms, forest, pareto, pareto_front, task_caption
+from stages.report.comparing import arms, cost_curve, forest, pareto, pareto_front, task_caption
 from stages.report.drawing import Plot
 from stages.report.images import strip
 from stages.report.results import Results, Row
@@ -54,6 +54,7 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         tasks=_tasks(per_task, [row["method"] for row in board]),
         task_table=listing.task_table(per_task) if per_task else None,
         pareto=_pareto(board, results.per_task),
+        costs=_costs(per_task, [row["method"] for row in board]),
         campaign=_campaign(results.campaign),
         test=_test(results),
         sensitivity=_sensitivity(results.sensitivity),
@@ -135,11 +136,8 @@ def _board(rows: Sequence[Row], caption: str) -> dict[str, Any] | None:
 def _tasks(per_task: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
     """One panel per task, validation first; methods in the order of the leaderboard."""
     place = {method: i for i, method in enumerate(order)}
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in per_task:
-        if row["method"] == ORACLE:  # far above all others: it would leave them no room
-            continue
-        groups.setdefault((row["split"], row["family"], row["target"]), []).append(row)
+    # The oracle is far above all others: it would leave them no room.
+    shown = [row for row in per_task if row["method"] != ORACLE]
     return [
         {
             "split": split,
@@ -148,9 +146,7 @@ def _tasks(per_task: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]
             "caption": task_caption(rows[0]),
             "plot": _drawn(arms(sorted(rows, key=lambda row: (place.get(row["method"], 99), row["method"])))),
         }
-        for (split, family, target), rows in sorted(
-            groups.items(), key=lambda item: (SPLITS.get(item[0][0], 9), item[0])
-        )
+        for (split, family, target), rows in _by_task(shown)
     ]
 
 
@@ -175,6 +171,24 @@ def _pareto(board: Sequence[Row], per_task: Sequence[Row]) -> dict[str, Any] | N
         for i, row in enumerate(board)
     ]
     return {"plot": _drawn(pareto(board, ranges)), "legend": legend, "n": wording.sample(board[0])}
+
+
+def _costs(per_task: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
+    """Score against FLOPs of each task, validation first; only where the agent worked at several budgets."""
+    places = {method: i + 1 for i, method in enumerate(order)}
+    rows = [row for row in per_task if row.get("by_budget") and row["method"] != ORACLE]
+    return [
+        {"split": split, "family": family.replace("_", " "), "target": target, "plot": _drawn(cost_curve(of, places))}
+        for (split, family, target), of in _by_task(rows)
+    ]
+
+
+def _by_task(rows: Sequence[Row]) -> list[tuple[tuple[str, str, str], list[Row]]]:
+    """Rows of each (split, family, target), validation first."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["split"], row["family"], row["target"]), []).append(row)
+    return sorted(groups.items(), key=lambda item: (SPLITS.get(item[0][0], 9), item[0]))
 
 
 def _campaign(campaign: Row) -> dict[str, Any] | None:

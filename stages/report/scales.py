@@ -24,7 +24,12 @@ class Scale:
 
     def label(self, tick: float) -> str:
         """Shortest text that tells the ticks apart."""
-        if self.log or tick == 0:
+        if tick == 0:
+            return "0"
+        if self.log:
+            for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+                if tick >= size:
+                    return f"{tick / size:g} {unit}"
             return f"{tick:g}"
         step = min(b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)) if len(self.ticks) > 1 else 1.0
         places = max(0, -math.floor(math.log10(step) + 1e-9))

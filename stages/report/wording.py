@@ -55,10 +55,10 @@ def score(row: Row, prefix: str) -> str:
 
 
 def ratio(value: Any) -> str:
-    """A FLOP ratio to two significant digits."""
+    """A FLOP ratio to three significant digits."""
     if not isinstance(value, int | float):
         return DASH
-    return f"{TIMES}{value:.2g}" if 0.001 <= value < 100 else f"{TIMES}{value:.1e}"
+    return f"{TIMES}{value:.3g}" if 0.001 <= value < 100 else f"{TIMES}{value:.1e}"
 
 
 def flops(value: Any) -> str:

@@ -50,6 +50,18 @@ def per_task(rng: np.random.Generator) -> list[dict[str, Any]]:
             ratio = 1.0 if status != "ok" else PRICE.get(method, 1.0) * rng.uniform(0.7, 1.3)
             half, reward = rng.uniform(0.02, 0.05), gain + 0.1 * (1 - ratio) * (gain > -0.02)
             half = half if status == "ok" else 0.0
+            by_budget = [
+                {
+                    "budget": budget, "flops_budget": 1.3e6 * scale, "baseline_score": base * depth,
+                    "baseline_low": base * depth - 0.03, "baseline_high": base * depth + 0.03,
+                    "assisted_score": base * depth + gain, "assisted_low": base * depth + gain - half,
+                    "assisted_high": base * depth + gain + half, "placebo_score": base * depth,
+                    "placebo_low": base * depth - 0.02, "placebo_high": base * depth + 0.02,
+                    "flops_baseline": 1.1e6 * scale, "flops_assisted": 1.1e6 * scale * ratio,
+                    "flops_placebo": 1.1e6 * scale, "effort_baseline": 1.0, "effort_assisted": 0.0, "used_answer": 1.0,
+                }
+                for budget, scale, depth in (("tight", 1.0, 0.6), ("medium", 5.0, 0.85), ("ample", 24.0, 1.0))
+            ]  # fmt: skip
             rows.append(
                 {
                     "method": method, "family": family, "target": target, "split": split, "status": status,
@@ -57,7 +69,8 @@ def per_task(rng: np.random.Generator) -> list[dict[str, Any]]:
                     "flops_assisted": 4.2e6 * base * ratio, "flops_placebo": 4.2e6 * base * 1.02,
                     "flops_answer_target": 1.1e6, "flops_answer_own": 3.1e4, "flop_ratio": round(ratio, 6),
                     "used_answer": 1.0 if gain > 0.02 else 0.333333, "effort_baseline": 2.0, "effort_assisted": 1.0,
-                    "noise_floor": FLOOR, "verdict": _verdict(reward - half, reward + half, reward),
+                    "noise_floor": FLOOR, "by_budget": by_budget,
+                    "verdict": _verdict(reward - half, reward + half, reward),
                 }
                 | _around(base, 0.03, "baseline_score") | _around(base + gain, half, "assisted_score")
                 | _around(base + rng.normal(0, 0.004) * (status == "ok"), half * 0.8, "placebo_score")

@@ -107,6 +107,9 @@ def test_every_plot_is_drawn_and_the_console_is_clean(report: Path, tmp_path: Pa
     ]
     assert page.marks["task"] == [2 * n] * len(tasks)
     assert page.marks["pareto"] == [n + 1]
+    curves = [row for row in [*results.per_task, *results.test_per_task] if row["status"] == "ok"]
+    assert len(page.marks["cost"]) == len(tasks)
+    assert sum(page.marks["cost"]) == 3 * len(tasks) + 3 * len(curves)
     assert page.marks["campaign"] == [len(results.campaign["iterations"])]
     assert page.marks["sensitivity"] == [len(results.sensitivity["rows"])]
     hooks = sorted({(row["target"], row["hook_point"]) for row in results.dictionaries})
