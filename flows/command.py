@@ -64,10 +64,10 @@ def main() -> None:
     except (KeyboardInterrupt, Abort):
         _say("interrupted; what is finished is kept: the same command continues from there")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has what it wanted; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except SystemExit:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            sys.exit(0)  # how typer marks a closed pipe: the reader (head, less) has what it wanted
+        raise
     except UserError as error:
         if debug:
             raise

@@ -33,6 +33,8 @@ from stages.errors import UserError
 __all__ = ["nightly", "once", "serve_nights", "submit_graph"]
 
 NIGHT = {"lensmith.kind": "night"}
+JOBS = "LENSMITH_NIGHT_JOBS"
+"""How a served flow, which Prefect starts in a process of its own, learns how many nodes may be at work."""
 
 
 class StageFailed(RuntimeError):
@@ -93,7 +95,11 @@ def submit_graph(graph: Graph, night: Night) -> "dict[str, PrefectFuture[str]]":
     return futures
 
 
-@flow(name="nightly", task_runner=ThreadPoolTaskRunner(max_workers=2), validate_parameters=True)  # type: ignore[untyped-decorator]
+@flow(
+    name="nightly",
+    task_runner=ThreadPoolTaskRunner(max_workers=int(os.environ.get(JOBS, "2"))),
+    validate_parameters=True,
+)  # type: ignore[untyped-decorator]
 def nightly(jobs: int = 2) -> None:
     """Reproduce the graph; a failed node blocks what depends on it, and the night then counts as failed.
 
@@ -170,7 +176,7 @@ def serve_nights(cron: str, timezone: str, jobs: int) -> None:
         schedule = Cron(cron, timezone=timezone)
     except ValueError as error:
         raise UserError(f"--cron {cron!r} is no schedule ({error}): five fields, such as '0 2 * * *'") from error
-    os.environ["LENSMITH_ROOT"] = str(paths.root())
+    os.environ |= {"LENSMITH_ROOT": str(paths.root()), JOBS: str(jobs)}
     nightly.serve(
         name="nightly",
         schedule=schedule,

@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import socket
 import sqlite3
+import subprocess
+import sys
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 
 from flows.graph import read_graph
 from flows.headline import headline
-from tests.flows.conftest import Toy
+from tests.flows.conftest import Toy, until
 
 ON = {"LENSMITH_TRACKING": "on", "PREFECT_LOGGING_LEVEL": "WARNING"}
 
@@ -110,3 +114,54 @@ def test_headline_names_rows_by_what_they_are(tmp_path: Path) -> None:
     )
     assert headline(path) == {"x.n": 3.0, "x.rows.test.pca.r": 0.5, "x.c.0": 1.0}
     assert headline(tmp_path / "none.json") == {}
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def ask_server(url: str, path: str) -> list[dict[str, object]]:
+    request = urllib.request.Request(f"{url}{path}", b"{}", {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found: list[dict[str, object]] = json.load(answer)
+        return found
+
+
+def test_served_nights_are_scheduled_and_stay_so(toy: Toy) -> None:
+    """Against a real server: it must plan runs (with SQLAlchemy 2.1 it did not), and keep the plan when we stop."""
+    url = f"http://127.0.0.1:{(port := free_port())}/api"
+    environment = toy.environment(PREFECT_HOME=str(toy.root / ".prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    with (toy.root / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+            env=environment, cwd=toy.root, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    serving = None
+    try:
+        until(lambda: answers(f"{url}/health"), 120)
+        serving = toy.start(
+            "nightly", "--serve", "--cron", "0 2 * * *", "--timezone", "Europe/Berlin", PREFECT_API_URL=url
+        )
+        until(lambda: ask_server(url, "/flow_runs/filter"), 120)
+        run = ask_server(url, "/flow_runs/filter")[0]
+        assert run["state_type"] == "SCHEDULED" and run["auto_scheduled"]
+        serving.terminate()
+        serving.communicate(timeout=60)
+        (deployment,) = ask_server(url, "/deployments/filter")
+        assert deployment["name"] == "nightly" and deployment["paused"] is False
+        assert deployment["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"  # type: ignore[index]
+    finally:
+        for process in (serving, server):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                process.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

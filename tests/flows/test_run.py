@@ -3,28 +3,19 @@
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from tests.flows.conftest import Toy
+from tests.flows.conftest import Toy, until
 
 NODES = {"first", "arm@a", "arm@b", "join"}
 
 
 def locked(toy: Toy) -> set[str]:
     return set(yaml.safe_load((toy.root / "dvc.lock").read_text())["stages"])
-
-
-def until(condition: "object", seconds: float = 60) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
 
 
 def one_line_error(text: str) -> str:
