@@ -4,8 +4,13 @@ Baseline: the black-box ladder alone. Assisted: the ladder and the method's answ
 price, its answers dealt to other rows, so that all they can tell is destroyed while interface, shape and cost remain. (Shuffling
 only the arrays of I(M) would not do: a random projection of live activations is still informative.)
 
-M2's rule is the same in every arm: among its options take the cheapest whose cross-validated score is within a margin of
-the best. So an answer that adds nothing is not paid for, and a cheap answer replaces dear black-box work.
+Every task is posed at three compute budgets: tight (four times the cheapest rung of the ladder), medium (half way to the top,
+geometrically) and ample (no limit). So a method can be better at the same cost as well as cheaper at the same score; with an
+ample budget alone, a black box that can buy the truth would hide the first.
+
+M2 may always fall back on the mean of its calibration labels, for nothing: so an answer that costs nothing and says nothing saves
+nothing. Its rule is the same in every arm: among the options its budget allows take the cheapest whose cross-validated score is
+within a margin of the best. So an answer that adds nothing is not paid for, and a cheap answer replaces dear black-box work.
 
 Shape legend: N = instances, E = evaluation instances, I = items, K = features.
 """
@@ -25,7 +30,23 @@ from stages.params import Params
 from stages.targets import Target
 from stages.tasks import Task
 
-__all__ = ["ArmResult", "ExecutorConfig", "Rung", "climb", "deal_out", "solve", "split", "stream"]
+__all__ = [
+    "BUDGETS",
+    "ArmResult",
+    "ExecutorConfig",
+    "Rung",
+    "as_rows",
+    "budgets_of",
+    "climb",
+    "deal_out",
+    "solve",
+    "split",
+    "stream",
+]
+
+BUDGETS = ("tight", "medium", "ample")
+TIGHT = 4.0
+"""A tight budget pays for the cheapest rung and one look inside: a forward and a backward pass."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -57,16 +78,20 @@ class Rung:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """What one arm did on one task and seed."""
+    """What one arm did on one task, seed and budget."""
 
+    seed: int
+    budget: str
     predictions: FloatArray
     """(E, I)."""
     index: npt.NDArray[np.int64]
     """(E,) which instances were evaluated."""
     flops: float
     """Charged per evaluated instance."""
+    budget_flops: float
+    """What the budget amounts to per instance; for ``ample`` the cost of the whole ladder's top."""
     effort: int
-    """Rung used; -1: none, the method's answer alone."""
+    """Rung used; -1: none, the method's answer or the constant alone."""
     used_answer: bool
     calibrator: str
     cv_score: float
@@ -101,6 +126,13 @@ def climb(task: Task, target: Target, seed: int, replicate: int) -> list[Rung]:
     return rungs
 
 
+def budgets_of(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]]:
+    """{budget: (limit, amount)} in FLOPs per instance. The amount is what savings are measured against."""
+    tight, top = TIGHT * rungs[0].flops, max(rung.flops for rung in rungs)
+    medium = (tight * max(top, tight)) ** 0.5
+    return {"tight": (tight, tight), "medium": (medium, medium), "ample": (float("inf"), top)}
+
+
 def solve(
     task: Task,
     rungs: Sequence[Rung],
@@ -108,17 +140,17 @@ def solve(
     answer_flops: float,
     seed: int,
     config: ExecutorConfig,
-    black_box: "Sequence[tuple[Rung, Fit]] | None" = None,
-) -> tuple[ArmResult, list[tuple[Rung, Fit]]]:
-    """One arm on one task and seed.
+    black_box: "Sequence[Fit] | None" = None,
+) -> tuple[list[ArmResult], list[Fit]]:
+    """One arm on one task and seed, at every budget.
 
     Args:
         answer: (N, I, K) what the method said; None: nothing.
         answer_flops: per instance.
-        black_box: the fits without an answer, where they are known from the baseline arm.
+        black_box: the fits of the rungs without an answer, where they are known from the baseline arm.
 
     Returns:
-        The result, and the fits without an answer.
+        One result per budget, and the fits without an answer.
     """
     calibration, evaluation = split(task, seed, config)
     truth = task.truth.values.numpy()
@@ -127,39 +159,71 @@ def solve(
         return float(task.family.score(predictions, wanted)[0])
 
     def fit(features: FloatArray) -> Fit:
-        return cross_validate(
-            features[calibration], truth[calibration], score, config.folds, config.max_features, seed
-        )
+        return cross_validate(features[calibration], truth[calibration], score, config.folds, config.max_features, seed)
 
-    if black_box is None:
-        black_box = [(rung, fit(assemble(rung.features))) for rung in rungs]
-    options: list[tuple[float, Fit, Rung | None, bool]] = [(r.flops, f, r, False) for r, f in black_box]
+    fits = [fit(assemble(rung.features)) for rung in rungs] if black_box is None else list(black_box)
+    plain = [Option(rung.flops, found, rung, False) for rung, found in zip(rungs, fits, strict=True)]
+    constant = Option(0.0, Fit("mean", 0.0), None, False)
+    options = [constant, *plain]
     explored = sum(rung.flops for rung in rungs)
     if answer is not None:
-        alone: list[Rung | None] = [None]
-        for rung in [*alone, *_worth_combining(black_box, config.margin)]:
+        # The answer alone, and beside each rung that the black box would take at some budget.
+        taken = {_choose(plain, limit, config.margin).effort for limit, _ in budgets_of(rungs).values()}
+        for rung in [None, *(rung for rung in rungs if rung.effort in taken)]:
             features = assemble(None if rung is None else rung.features, answer)
-            options.append((answer_flops + (rung.flops if rung else 0.0), fit(features), rung, True))
+            options.append(Option(answer_flops + (rung.flops if rung else 0.0), fit(features), rung, True))
         explored += answer_flops
-    best = max(f.score for _, f, _, _ in options)
-    flops, chosen, rung, used = min(
-        (option for option in options if option[1].score >= best - config.margin),
-        key=lambda option: (option[0], -option[1].score),
-    )
-    features = assemble(None if rung is None else rung.features, answer if used else None)
-    model = Calibrator(config.max_features, seed).fit(features[calibration], truth[calibration])
-    predictions = model.predict(features[evaluation])[chosen.kind]
-    effort = -1 if rung is None else rung.effort
-    result = ArmResult(predictions, evaluation, flops, effort, used, chosen.kind, chosen.score, explored)
-    return result, list(black_box)
+    results = []
+    models: dict[tuple[int, bool], FloatArray] = {}
+    for budget, (limit, amount) in budgets_of(rungs).items():
+        chosen = _choose(options, limit, config.margin)
+        key = (chosen.effort, chosen.used_answer)
+        if key not in models:
+            features = assemble(
+                chosen.rung.features if chosen.rung else None,
+                answer if chosen.used_answer else None,
+                np.zeros((*truth.shape, 1)) if chosen is constant else None,
+            )
+            model = Calibrator(config.max_features, seed).fit(features[calibration], truth[calibration])
+            models[key] = model.predict(features[evaluation])[chosen.fit.kind]
+        results.append(
+            ArmResult(
+                seed=seed,
+                budget=budget,
+                predictions=models[key],
+                index=evaluation,
+                flops=chosen.flops,
+                budget_flops=amount,
+                effort=chosen.effort,
+                used_answer=chosen.used_answer,
+                calibrator=chosen.fit.kind,
+                cv_score=chosen.fit.score,
+                explored_flops=explored,
+            )
+        )
+    return results, fits
 
 
-def _worth_combining(black_box: Sequence[tuple[Rung, Fit]], margin: float) -> list[Rung]:
-    """Rungs to combine an answer with: the cheapest, the one the baseline would take, and the best."""
-    best = max(fit.score for _, fit in black_box)
-    taken = next(rung for rung, fit in black_box if fit.score >= best - margin)
-    top = max(black_box, key=lambda pair: pair[1].score)[0]
-    return sorted({r.effort: r for r in (black_box[0][0], taken, top)}.values(), key=lambda r: r.effort)
+@dataclass(frozen=True)
+class Option:
+    """One thing M2 could do."""
+
+    flops: float
+    fit: Fit
+    rung: Rung | None
+    used_answer: bool
+
+    @property
+    def effort(self) -> int:
+        return -1 if self.rung is None else self.rung.effort
+
+
+def _choose(options: Sequence[Option], limit: float, margin: float) -> Option:
+    """The cheapest affordable option within the margin of the best affordable one. The first rung is always affordable."""
+    affordable = [option for option in options if option.flops <= limit]
+    best = max(option.fit.score for option in affordable)
+    good = [option for option in affordable if option.fit.score >= best - margin]
+    return min(good, key=lambda option: (option.flops, -option.fit.score))
 
 
 def deal_out(answer: FloatArray, name: str, seed: int) -> FloatArray:

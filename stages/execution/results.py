@@ -15,7 +15,17 @@ from stages.execution.calibrator import Fit
 
 __all__ = ["Baseline", "MethodArms", "load_arms", "load_baseline", "save_arms", "save_baseline"]
 
-_SCALARS = ("flops", "effort", "used_answer", "calibrator", "cv_score", "explored_flops")
+_SCALARS = (
+    "seed",
+    "budget",
+    "flops",
+    "budget_flops",
+    "effort",
+    "used_answer",
+    "calibrator",
+    "cv_score",
+    "explored_flops",
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class Baseline:
     """The baseline arm of one task."""
 
     first: list[ArmResult]
-    """One per seed."""
+    """One per seed and budget."""
     second: list[ArmResult]
     """The same arm again with other black-box draws: the difference is noise."""
     rungs: list[list[Rung]]
@@ -42,6 +52,7 @@ class MethodArms:
     target_flops: float
     own_flops: float
     assisted: list[ArmResult]
+    """One per seed and budget, in the order of the baseline's."""
     placebo: list[ArmResult]
 
 
@@ -58,7 +69,7 @@ def _rows(results: list[ArmResult]) -> list[dict[str, Any]]:
 
 def _results(name: str, arrays: dict[str, torch.Tensor], rows: list[dict[str, Any]]) -> list[ArmResult]:
     predictions, index = arrays[f"{name}.predictions"].numpy(), arrays[f"{name}.index"].numpy()
-    return [ArmResult(p, i, **row) for p, i, row in zip(predictions, index, rows, strict=True)]
+    return [ArmResult(predictions=p, index=i, **row) for p, i, row in zip(predictions, index, rows, strict=True)]
 
 
 def _write(folder: Path, task: str, arrays: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:

@@ -17,16 +17,18 @@ __all__ = ["arms_of", "baseline_of"]
 def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
     """The baseline arm, twice: only the second one's black-box draws differ."""
     torch.set_num_threads(1)
-    first, second, all_rungs, all_fits = [], [], [], []
+    first: list[ArmResult] = []
+    second: list[ArmResult] = []
+    all_rungs, all_fits = [], []
     for seed in range(config.n_seeds):
         # The features are stored in float32; what every later arm reads back must be what this arm used.
         rungs = [replace(r, features=r.features.astype("f4").astype("f8")) for r in climb(task, target, seed, 0)]
-        result, fits = solve(task, rungs, None, 0.0, seed, config)
+        results, fits = solve(task, rungs, None, 0.0, seed, config)
         again, _ = solve(task, climb(task, target, seed, 1), None, 0.0, seed, config)
-        first.append(result)
-        second.append(again)
+        first += results
+        second += again
         all_rungs.append(rungs)
-        all_fits.append([fit for _, fit in fits])
+        all_fits.append(fits)
     return Baseline(first, second, all_rungs, all_fits)
 
 
@@ -44,9 +46,8 @@ def arms_of(task: Task, baseline: Baseline, answered: Answered, config: Executor
     assisted: list[ArmResult] = []
     placebo: list[ArmResult] = []
     for seed in range(config.n_seeds):
-        known = list(zip(baseline.rungs[seed], baseline.fits[seed], strict=True))
-        for arm, answer in ((assisted, rows), (placebo, deal_out(rows, task.name, seed))):
-            arm.append(solve(task, baseline.rungs[seed], answer, answered.flops, seed, config, known)[0])
+        for results, answer in ((assisted, rows), (placebo, deal_out(rows, task.name, seed))):
+            results += solve(task, baseline.rungs[seed], answer, answered.flops, seed, config, baseline.fits[seed])[0]
     return _arms(answered, assisted, placebo)
 
 

@@ -39,13 +39,13 @@ def _one(config: ExecutorConfig, arm: str, family: str, target_name: str) -> str
         # The control that must be near the maximum: the truth itself, for free. It lives here since no method may see it.
         truth = Answered("ok", task.truth.values.numpy()[..., None], 0.0, 0.0)
         save_arms(arms_of(task, baseline, truth, config), folder / "oracle", task.name)
-        return f"{task.name}: rung {[r.effort for r in baseline.first]}"
+        return f"{task.name}: rungs taken {[r.effort for r in baseline.first]}"
     interpretation = load_interpretation(paths.interpretation_dir(arm), target_name)
     answered = ask_in_process(built_in(arm), arm, interpretation, task, target)
     arms = arms_of(task, load_baseline(paths.execution_dir("baseline"), task.name), answered, config)
     save_arms(arms, folder, task.name)
     used = sum(result.used_answer for result in arms.assisted)
-    return f"{task.name}: {arms.status} {arms.reason} used in {used} of {config.n_seeds} seeds".replace("  ", " ")
+    return f"{task.name}: {arms.status} {arms.reason} used in {used} of {len(arms.assisted)} runs".replace("  ", " ")
 
 
 def run(config: ExecutorConfig, arm: str, jobs: int = 1) -> None:

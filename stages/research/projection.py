@@ -48,11 +48,11 @@ class Projection:
 
     def iteration(self, result: Mapping[str, Any], judged: Sequence[Judged]) -> None:
         """One finished iteration as a child run of the campaign."""
-        key = str(result["iteration"])
-        if not self._parent or key in self._done:
+        number = str(result["iteration"])
+        if not self._parent or number in self._done:
             return
         run = tracking.Run(str(result["name"]), {"spec": result["spec"], "status": result["status"]}, self._parent)
-        run.tag({"lensmith.campaign": self.campaign, "lensmith.iteration": key, "lensmith.kind": "iteration"})
+        run.tag({"lensmith.campaign": self.campaign, "lensmith.iteration": number, "lensmith.kind": "iteration"})
         run.tag({"outcome": str(result["status"]), "accepted": str(result["accepted"]).lower()})
         metrics: dict[str, float] = {
             "train_reward": result["train"]["reward_mean"],
@@ -65,10 +65,11 @@ class Projection:
             task = of_task.task.name
             metrics[f"{task}/reward"] = float(of_task.reward[0])
             for arm, results in (("assisted", of_task.arms.assisted), ("placebo", of_task.arms.placebo)):
-                for seed, one in enumerate(results):
+                for one in results:
                     truth = of_task.task.truth.values.numpy()[one.index]
-                    metrics[f"{task}/{arm}/seed{seed}/score"] = float(of_task.task.family.score(one.predictions, truth)[0])
-                    metrics[f"{task}/{arm}/seed{seed}/flops"] = one.flops
+                    key = f"{task}/{arm}/seed{one.seed}/{one.budget}"
+                    metrics[f"{key}/score"] = float(of_task.task.family.score(one.predictions, truth)[0])
+                    metrics[f"{key}/flops"] = one.flops
         run(metrics)
         run.flush()
         # Last: an iteration cut off half way is written again, not taken for complete.

@@ -1,14 +1,17 @@
 """The reward of one task: R_t = gain + lambda * FLOP reduction.
 
     gain           score(assisted) - score(baseline), in [-1, 1]
-    FLOP reduction f(assisted FLOPs / baseline FLOPs), in [-1, 1]; its positive part counts only where
+    FLOP reduction f(assisted FLOPs, baseline FLOPs), in [-1, 1]; its positive part counts only where
                    score(assisted) >= score(baseline) - margin, so trivial answers at no cost earn nothing
 
-Forms of f, with r = assisted / baseline:
-    linear      1 - r
-    log         log2(1 / r) / log2(LOG_SPAN)
-    polynomial  sign(1 - r) |1 - r|^2
-All are clipped to [-1, 1] and defined for zero FLOPs on either side.
+Forms of f, with s = (baseline - assisted) / budget, the share of the compute budget that was saved:
+    linear      s
+    log         log2(baseline / assisted) / log2(LOG_SPAN)
+    polynomial  sign(s) s^2
+All are clipped to [-1, 1] and defined for zero FLOPs on either side. The denominator is the budget, which no arm can move, so that
+one extra forward pass within a wide budget is a small cost and not a doubling.
+
+R_t is the mean over the budgets a task is posed at.
 """
 
 from typing import Literal
@@ -25,24 +28,32 @@ LOG_SPAN = 64.0
 """A 64-fold saving is a reduction of 1 in the log form."""
 
 
-def flop_reduction(assisted: float, baseline: float, form: Form = "linear") -> float:
+def flop_reduction(assisted: float, baseline: float, budget: float, form: Form = "linear") -> float:
     """f of one pair of costs, in [-1, 1].
 
+    Args:
+        assisted: FLOPs of the assisted arm.
+        baseline: FLOPs of the baseline arm.
+        budget: FLOPs that savings are measured against; > 0.
+        form: linear, log or polynomial.
+
     Raises:
-        ValueError: a negative cost or an unknown form.
+        ValueError: a negative cost, a budget that is not positive, or an unknown form.
     """
     if assisted < 0 or baseline < 0:
         raise ValueError(f"FLOPs are {assisted} and {baseline}: a cost is never negative")
-    if baseline == 0:
-        return 0.0 if assisted == 0 else -1.0
-    ratio = assisted / baseline
+    if not budget > 0:
+        raise ValueError(f"the budget is {budget} FLOPs: it must be positive")
+    saved = (baseline - assisted) / budget
     match form:
         case "linear":
-            value = 1 - ratio
+            value = saved
         case "log":
-            value = 1.0 if ratio == 0 else -np.log2(ratio) / np.log2(LOG_SPAN)
+            value = float(np.sign(saved))
+            if assisted > 0 and baseline > 0:
+                value = (np.log2(baseline) - np.log2(assisted)) / np.log2(LOG_SPAN)
         case "polynomial":
-            value = np.sign(1 - ratio) * (1 - ratio) ** 2
+            value = np.sign(saved) * min(abs(saved), 1.0) ** 2
         case _:
             raise ValueError(f"form {form!r} is unknown: use {', '.join(FORMS)}")
     return float(np.clip(value, -1.0, 1.0))

@@ -51,18 +51,26 @@ class Judged:
     placebo_reward: FloatArray
     aa_reward: FloatArray
     """Reward of the baseline arm against itself: noise. All (W,)."""
-    flops_baseline: float
-    flops_assisted: float
-    flops_placebo: float
-    efforts: tuple[float, float]
-    """Mean rung of the baseline and the assisted arm."""
+    by_budget: list[dict[str, Any]]
+    """Scores with intervals, FLOPs and rungs of the three arms at each budget."""
+
+    @property
+    def flop_ratio(self) -> float:
+        """Assisted over baseline FLOPs, each as shares of the budgets; 1% of a budget is added to both, since an arm may
+        spend nothing at all."""
+        spent = {
+            arm: _mean([row[f"flops_{arm}"] / row["flops_budget"] for row in self.by_budget]) + 0.01
+            for arm in ("assisted", "baseline")
+        }
+        return spent["assisted"] / spent["baseline"]
 
 
 def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig) -> Judged:
     """Score the arms of one method on one task."""
     # One stream per task, the same for every method: comparisons between methods are paired too.
     rng = np.random.default_rng([config.seed, *task.name.encode()])
-    resamples = Resamples(task.instances.n, len(baseline.first), config.draws, rng)
+    n_seeds = 1 + max(result.seed for result in baseline.first)
+    resamples = Resamples(task.instances.n, n_seeds, config.draws, rng)
     base = scores(task, baseline.first, resamples)
     assisted, placebo = (scores(task, results, resamples) for results in (arms.assisted, arms.placebo))
     if arms.status == "failed":
@@ -70,17 +78,32 @@ def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig
     second = scores(task, baseline.second, resamples)
 
     def total(values: FloatArray) -> FloatArray:
-        return np.asarray((values * resamples.seeds).sum(1))
+        return resamples.mean(values, baseline.first)
 
     def reward_of(values: FloatArray, results: Sequence[ArmResult]) -> FloatArray:
         reduction = np.array(
-            [flop_reduction(a.flops, b.flops, config.form) for a, b in zip(results, baseline.first, strict=True)]
+            [
+                flop_reduction(a.flops, b.flops, b.budget_flops, config.form)
+                for a, b in zip(results, baseline.first, strict=True)
+            ]
         )
         return total(reward(values - base, np.broadcast_to(reduction, base.shape), config.flop_weight, config.margin))
 
-    def mean_flops(results: Sequence[ArmResult]) -> float:
-        return float(np.mean([result.flops for result in results]))
-
+    by_budget = []
+    for budget in dict.fromkeys(result.budget for result in baseline.first):
+        at = [i for i, result in enumerate(baseline.first) if result.budget == budget]
+        row: dict[str, Any] = {"budget": budget, "flops_budget": _mean([baseline.first[i].budget_flops for i in at])}
+        for arm, values, results in (
+            ("baseline", base, baseline.first),
+            ("assisted", assisted, arms.assisted),
+            ("placebo", placebo, arms.placebo),
+        ):
+            row[f"{arm}_score"], row[f"{arm}_low"], row[f"{arm}_high"] = interval(
+                resamples.mean(values[:, at], [results[i] for i in at])
+            )
+            row[f"flops_{arm}"] = _mean([results[i].flops for i in at])
+            row[f"effort_{arm}"] = _mean([results[i].effort for i in at])
+        by_budget.append(row | {"used_answer": _mean([arms.assisted[i].used_answer for i in at])})
     return Judged(
         task,
         arms,
@@ -90,11 +113,12 @@ def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig
         reward_of(assisted, arms.assisted),
         reward_of(placebo, arms.placebo),
         reward_of(second, baseline.second),
-        mean_flops(baseline.first),
-        mean_flops(arms.assisted),
-        mean_flops(arms.placebo),
-        (float(np.mean([r.effort for r in baseline.first])), float(np.mean([r.effort for r in arms.assisted]))),
+        by_budget,
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 def noise_floor(aa_reward: FloatArray) -> float:
@@ -129,16 +153,16 @@ def task_row(method: str, judged: Judged) -> dict[str, Any]:
         "status": judged.arms.status,
         "reason": judged.arms.reason,
         "n_instances": len(judged.arms.assisted[0].index),
-        "n_seeds": len(judged.arms.assisted),
-        "flops_baseline": judged.flops_baseline,
-        "flops_assisted": judged.flops_assisted,
-        "flops_placebo": judged.flops_placebo,
+        "n_seeds": len({result.seed for result in judged.arms.assisted}),
+        "flops_baseline": _mean([row["flops_baseline"] for row in judged.by_budget]),
+        "flops_assisted": _mean([row["flops_assisted"] for row in judged.by_budget]),
+        "flops_placebo": _mean([row["flops_placebo"] for row in judged.by_budget]),
         "flops_answer_target": judged.arms.target_flops,
         "flops_answer_own": judged.arms.own_flops,
-        "flop_ratio": _ratio(judged),
-        "used_answer": float(np.mean([result.used_answer for result in judged.arms.assisted])),
-        "effort_baseline": judged.efforts[0],
-        "effort_assisted": judged.efforts[1],
+        "flop_ratio": judged.flop_ratio,
+        "used_answer": _mean([result.used_answer for result in judged.arms.assisted]),
+        "effort_baseline": _mean([row["effort_baseline"] for row in judged.by_budget]),
+        "effort_assisted": _mean([row["effort_assisted"] for row in judged.by_budget]),
         "noise_floor": floor,
         "verdict": verdict(point, low, high, floor),
     }
@@ -150,7 +174,7 @@ def task_row(method: str, judged: Judged) -> dict[str, Any]:
         | _spread("reward", judged.reward)
         | _spread("placebo_reward", judged.placebo_reward)
     )
-    return rounded(facts | numbers)
+    return rounded(facts | numbers) | {"by_budget": [rounded(row) for row in judged.by_budget]}
 
 
 def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int) -> dict[str, Any]:
@@ -177,7 +201,7 @@ def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int
             "performance_gain": float(gains[0]),
             "performance_gain_low": gain_low,
             "performance_gain_high": gain_high,
-            "flop_ratio": float(np.exp(np.mean([np.log(_ratio(j)) for j in judged]))),
+            "flop_ratio": float(np.exp(np.mean([np.log(j.flop_ratio) for j in judged]))),
             "placebo_reward": placebo_point,
             "placebo_low": placebo_low,
             "placebo_high": placebo_high,
@@ -185,7 +209,7 @@ def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int
             "worst_task": worst.task.name,
             "worst_task_reward": float(worst.reward[0]),
             "n_tasks": len(judged),
-            "n_seeds": len(judged[0].arms.assisted),
+            "n_seeds": len({result.seed for result in judged[0].arms.assisted}),
             "n_instances": sum(len(j.arms.assisted[0].index) for j in judged),
             "n_declined": statuses.count("declined"),
             "n_failed": statuses.count("failed"),
@@ -193,10 +217,6 @@ def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int
             "verdict": verdict(point, low, high, floor),
         }
     )
-
-
-def _ratio(judged: Judged) -> float:
-    return max(judged.flops_assisted, 1.0) / max(judged.flops_baseline, 1.0)
 
 
 def rounded(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Source: Efron & Tibshirani 1993, ch. 8 (two-level resampling); Miller 2024 (2411.00640) on clustered, paired evaluation.
 
-Shape legend: W = resamples, S = seeds, E = evaluation instances, N = instances.
+Shape legend: W = resamples, S = seeds, R = results (a seed at a budget), E = evaluation instances, N = instances.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,14 @@ class Resamples:
         seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=draws) / n_seeds
         self.seeds: FloatArray = np.concatenate([np.full((1, n_seeds), 1 / n_seeds), seeds])
 
+    def mean(self, values: FloatArray, results: Sequence[ArmResult]) -> FloatArray:
+        """(W,) mean over results of (W, R) values: seeds resampled, every budget of a seed together."""
+        weights = self.seeds[:, [result.seed for result in results]]
+        return np.asarray((values * weights).sum(1) / weights.sum(1))
+
 
 def scores(task: Task, results: Sequence[ArmResult], resamples: Resamples) -> FloatArray:
-    """(W, S) score of each seed under each resample."""
+    """(W, R) score of each result (seed and budget) under each resample."""
     truth = task.truth.values.numpy()
     columns = [
         task.family.score(r.predictions, truth[r.index], resamples.instances[:, r.index]) for r in results

@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedRootModule
+
+if TYPE_CHECKING:  # transformer_lens takes seconds to import; a method's process needs the contract and no model
+    from transformer_lens import HookedRootModule
 
 __all__ = [
     "Component",
@@ -184,7 +186,7 @@ class TargetAccess(Protocol):
 class Target:
     """A frozen model with its data: what the trusted side holds. Methods only ever see a ``TargetAccess``."""
 
-    def __init__(self, spec: TargetSpec, model: HookedRootModule, data: Mapping[str, Corpus]) -> None:
+    def __init__(self, spec: TargetSpec, model: "HookedRootModule", data: Mapping[str, Corpus]) -> None:
         self.spec, self.model, self._data = spec, model.eval().requires_grad_(False), dict(data)
 
     @property
