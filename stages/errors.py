@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable
 
 __all__ = ["MethodError", "UserError", "run_stage"]
@@ -36,8 +37,11 @@ def run_stage(main: Callable[[], None]) -> None:
 
     ``LENSMITH_DEBUG=1`` (set by ``lensmith --debug``) shows the traceback.
     """
+    started = time.perf_counter()
     try:
         main()
+        # Imports lie outside: what a stage spends beyond this is the price of being a process of its own.
+        print(f"computation_s={time.perf_counter() - started:.3f}", flush=True)
     except Exception as error:
         if os.environ.get("LENSMITH_DEBUG") == "1":
             raise

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from stages import paths, tracking
 from stages.activations import ActivationCache

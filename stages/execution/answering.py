@@ -5,7 +5,7 @@ Charged to an answer: the target's FLOPs and, through a fail-closed dispatch mod
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.errors import MethodError
 from stages.execution.arms import as_rows
-from stages.interpretation.contract import Answer, Interpretation, Method, Query
+from stages.interpretation.contract import Interpretation, Method, Query
 from stages.metering import Ledger, MeteredAccess, count_flops
 from stages.targets import Target
 from stages.tasks import Task
@@ -48,7 +48,7 @@ class Answered:
 Asker = Callable[[Task, Target], Answered]
 
 
-def checked(answer: Answer, method: str, task: Task) -> FloatArray | None:
+def checked(answer: Any, method: str, task: Task) -> FloatArray | None:
     """The answer as (N, I, K).
 
     Raises:

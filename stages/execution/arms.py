@@ -1,16 +1,18 @@
 """The three arms. The same executor in each; only what it may query differs.
 
-Baseline: the black-box ladder alone. Assisted: the ladder and the method's answers. Placebo: the same call at the same
-price, its answers dealt to other rows, so that all they can tell is destroyed while interface, shape and cost remain. (Shuffling
-only the arrays of I(M) would not do: a random projection of live activations is still informative.)
+Baseline: the black-box ladder alone. Assisted: the ladder and the method's answers. Placebo: the same call at the
+same price, its answers dealt to other rows, so that all they can tell is destroyed while interface, shape and cost
+remain. (Shuffling only the arrays of I(M) would not do: a random projection of live activations is still
+informative.)
 
-Every task is posed at three compute budgets: tight (four times the cheapest rung of the ladder), medium (half way to the top,
-geometrically) and ample (no limit). So a method can be better at the same cost as well as cheaper at the same score; with an
-ample budget alone, a black box that can buy the truth would hide the first.
+Every task is posed at three compute budgets: tight (four times the cheapest rung of the ladder), medium (half way to
+the top, geometrically) and ample (no limit). So a method can be better at the same cost as well as cheaper at the
+same score; with an ample budget alone, a black box that can buy the truth would hide the first.
 
-M2 may always fall back on the mean of its calibration labels, for nothing: so an answer that costs nothing and says nothing saves
-nothing. Its rule is the same in every arm: among the options its budget allows take the cheapest whose cross-validated score is
-within a margin of the best. So an answer that adds nothing is not paid for, and a cheap answer replaces dear black-box work.
+M2 may always fall back on the mean of its calibration labels, for nothing: so an answer that costs nothing and says
+nothing saves nothing. Its rule is the same in every arm: among the options its budget allows take the cheapest whose
+cross-validated score is within a margin of the best. So an answer that adds nothing is not paid for, and a cheap
+answer replaces dear black-box work.
 
 Shape legend: N = instances, E = evaluation instances, I = items, K = features.
 """
@@ -121,7 +123,9 @@ def climb(task: Task, target: Target, seed: int, replicate: int) -> list[Rung]:
         generator = stream("ladder", task.name, seed, replicate)
         features = task.family.behavioural(access, task.instances, effort, generator)
         if ledger.flops <= 0:
-            raise ValueError(f"{task.name}: rung {effort} of the ladder never called the target; it must cost something")
+            raise ValueError(
+                f"{task.name}: rung {effort} of the ladder never called the target; it must cost something"
+            )
         rungs.append(Rung(effort, features.double().numpy(), ledger.flops / task.instances.n))
     return rungs
 
@@ -219,7 +223,8 @@ class Option:
 
 
 def _choose(options: Sequence[Option], limit: float, margin: float) -> Option:
-    """The cheapest affordable option within the margin of the best affordable one. The first rung is always affordable."""
+    """The cheapest affordable option within the margin of the best affordable one. The first rung is always
+    affordable."""
     affordable = [option for option in options if option.flops <= limit]
     best = max(option.fit.score for option in affordable)
     good = [option for option in affordable if option.fit.score >= best - margin]
@@ -230,7 +235,7 @@ def deal_out(answer: FloatArray, name: str, seed: int) -> FloatArray:
     """The placebo: the same rows, dealt to other instances and items at random."""
     rows = answer.reshape(-1, answer.shape[-1])
     order = torch.randperm(len(rows), generator=stream("placebo", name, seed)).numpy()
-    return rows[order].reshape(answer.shape)
+    return np.asarray(rows[order].reshape(answer.shape))
 
 
 def as_rows(answer: Tensor, n: int, items: int) -> FloatArray:

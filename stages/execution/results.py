@@ -104,14 +104,12 @@ def load_baseline(folder: Path, task: str) -> Baseline:
         for seed, of_seed in enumerate(facts["rungs"])
     ]
     fits = [[Fit(**fit) for fit in of_seed] for of_seed in facts["fits"]]
-    return Baseline(
-        _results("first", arrays, facts["first"]), _results("second", arrays, facts["second"]), rungs, fits
-    )
+    return Baseline(_results("first", arrays, facts["first"]), _results("second", arrays, facts["second"]), rungs, fits)
 
 
 def save_arms(arms: MethodArms, folder: Path, task: str) -> None:
     facts = {"assisted": _rows(arms.assisted), "placebo": _rows(arms.placebo)}
-    facts |= {key: getattr(arms, key) for key in ("status", "reason", "target_flops", "own_flops")}  # type: ignore[arg-type]
+    facts |= {key: getattr(arms, key) for key in ("status", "reason", "target_flops", "own_flops")}
     _write(folder, task, _arrays("assisted", arms.assisted) | _arrays("placebo", arms.placebo), facts)
 
 

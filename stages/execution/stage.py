@@ -36,7 +36,8 @@ def _one(config: ExecutorConfig, arm: str, family: str, target_name: str) -> str
     if arm == "baseline":
         baseline = baseline_of(task, target, config)
         save_baseline(baseline, folder, task.name)
-        # The control that must be near the maximum: the truth itself, for free. It lives here since no method may see it.
+        # The control that must be near the maximum: the truth itself, for free. It lives here since no method may see
+        # it.
         truth = Answered("ok", task.truth.values.numpy()[..., None], 0.0, 0.0)
         save_arms(arms_of(task, baseline, truth, config), folder / "oracle", task.name)
         return f"{task.name}: rungs taken {[r.effort for r in baseline.first]}"

@@ -1,6 +1,7 @@
 """I: the Method contract, the built-in methods, and frozen artifacts I(M).
 
-A method is one file with one subclass of ``Method``; see contract.py. ``methods/`` holds the built-in ones, one file each.
+A method is one file with one subclass of ``Method``; see contract.py. ``methods/`` holds the built-in ones, one file
+each.
 """
 
 from stages.interpretation.artifact import load_interpretation, save_interpretation

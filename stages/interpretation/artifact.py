@@ -14,7 +14,16 @@ from stages.interpretation.contract import Interpretation
 
 __all__ = ["load_interpretation", "pack", "save_interpretation", "unpack"]
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
 
 
 def pack(interpretation: Any, method: str, place: str, max_bytes: int) -> tuple[bytes, bytes]:
@@ -60,9 +69,7 @@ def unpack(arrays: bytes, text: bytes) -> Interpretation:
     return Interpretation(load(arrays), json.loads(text))
 
 
-def save_interpretation(
-    interpretation: Interpretation, folder: Path, target: str, method: str, max_bytes: int
-) -> int:
+def save_interpretation(interpretation: Interpretation, folder: Path, target: str, method: str, max_bytes: int) -> int:
     """Write I(M); returns its size in bytes."""
     arrays, text = pack(interpretation, method, f"interpret on {target}", max_bytes)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The space of methods that researchers search: a method written as a spec instead of as code.
 
-A spec names a representation with its hook points and pooling, and which attributions go with it. Its answer is the answers of
-its parts side by side, paid for by one shared forward pass.
+A spec names a representation with its hook points and pooling, and which attributions go with it. Its answer is the
+answers of its parts side by side, paid for by one shared forward pass.
 """
 
 from collections.abc import Mapping

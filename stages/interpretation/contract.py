@@ -143,8 +143,8 @@ class Method(ABC):
 
     @abstractmethod
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
-        """I(M): computed once per target, cached, not charged. ``weights()``, ``corpus()`` and ``dictionaries()`` of the
-        target are open only here."""
+        """I(M): computed once per target, cached, not charged. ``weights()``, ``corpus()`` and ``dictionaries()`` of
+        the target are open only here."""
 
     @abstractmethod
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:

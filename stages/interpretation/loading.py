@@ -49,7 +49,9 @@ def from_file(path: Path) -> Method:
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
-        raise MethodError(path.name, "import", f"{type(error).__name__}: {error}", "Mend the file; it must import.") from error
+        raise MethodError(
+            path.name, "import", f"{type(error).__name__}: {error}", "Mend the file; it must import."
+        ) from error
     return _only_method(module, path.name)
 
 
@@ -73,5 +75,8 @@ def _only_method(module: ModuleType, name: str) -> Method:
         return public[0]()
     except Exception as error:
         raise MethodError(
-            name, "construction", f"{type(error).__name__}: {error}", "A method must be constructible without arguments."
+            name,
+            "construction",
+            f"{type(error).__name__}: {error}",
+            "A method must be constructible without arguments.",
         ) from error

@@ -77,7 +77,8 @@ def answer_with(
     target: TargetAccess,
     pooling: Pooling = "readout",
 ) -> Answer:
-    """The natural answer of a representation; see the module head. ``encode(name, vectors)`` maps (..., D) to (..., F)."""
+    """The natural answer of a representation; see the module head. ``encode(name, vectors)`` maps (..., D) to (...,
+    F)."""
     spec = target.spec
     match query:
         case Represent():

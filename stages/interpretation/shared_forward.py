@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stages.targets import Forward, Gradients, Intervention, Objective, TargetAccess, TargetSpec
@@ -30,10 +31,8 @@ class SharedForward:
     ) -> Forward:
         if interventions:
             return self._access.forward(inputs, capture, interventions)
-        for seen, result in self._memory:
-            if seen is inputs or (seen.shape == inputs.shape and bool((seen == inputs).all())):
-                break
-        else:
+        result = next((known for seen, known in self._memory if seen is inputs or torch.equal(seen, inputs)), None)
+        if result is None:
             result = self._access.forward(inputs, self._hook_points)
             self._memory.append((inputs, result))
         return Forward(result.outputs, {name: result.captured[name] for name in capture})

@@ -1,7 +1,7 @@
 """In-process ``TargetAccess``: validates each declared operation, runs it on the frozen model, charges its price.
 
-A forward's cost depends on shapes alone, so each (operation, shapes) is priced once, under the counting mode, and looked up
-afterwards: metering adds a dictionary look-up to a call.
+A forward's cost depends on shapes alone, so each (operation, shapes) is priced once, under the counting mode, and
+looked up afterwards: metering adds a dictionary look-up to a call.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -175,7 +175,9 @@ def _validate(intervention: Intervention, shape: tuple[int, ...]) -> None:
     if i.kind not in ("zero", "set", "add", "scale"):
         raise ValueError(f"intervention kind {i.kind!r} is unknown: use zero, set, add or scale")
     if (i.value is None) != (i.kind == "zero"):
-        raise ValueError(f"intervention {i.kind!r} on {i.hook_point}: `value` belongs to set, add and scale, not to zero")
+        raise ValueError(
+            f"intervention {i.kind!r} on {i.hook_point}: `value` belongs to set, add and scale, not to zero"
+        )
     if i.axis is not None:
         if not 1 <= i.axis < len(shape):
             raise ValueError(f"axis {i.axis} of {i.hook_point}: its activations have axes 1 to {len(shape) - 1}")

@@ -98,38 +98,59 @@ def _attention_backward(args: tuple[Any, ...], out: Any) -> int:
 _FREE = """
 _local_scalar_dense _reshape_alias _reshape_copy _to_copy _unsafe_view alias any all arange argmax argmin as_strided
 bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor broadcast_tensors bucketize cat chunk clone constant_pad_nd
-contiguous copy copy_ detach detach_ diag diagonal diagonal_backward embedding empty empty_like empty_strided eq eq_ expand
-eye fill fill_ flatten flip full full_like gather ge gt index index_copy index_select is_same_size isfinite isinf isnan isin item
-lift_fresh linspace logical_and logical_not logical_or logical_xor lt le masked_fill masked_fill_ masked_select
-max_pool2d_with_indices narrow ne new_empty new_empty_strided new_full new_ones new_zeros nonzero normal_ one_hot ones
-ones_like permute rand rand_like randint randn randn_like randperm repeat resize_ roll scalar_tensor scatter scatter_
-searchsorted select select_backward set_ slice slice_backward slice_scatter select_scatter split split_with_sizes
-split_with_sizes_copy squeeze squeeze_ stack t t_ transpose tril triu uniform_ unbind unfold unique_dim _unique2
-unsqueeze unsqueeze_ unsafe_split view view_as where zero_ zeros zeros_like index_put index_put_ _index_put_impl_
-embedding_dense_backward random_ exponential_ multinomial tril_indices triu_indices bincount scatter_value
+contiguous copy copy_ detach detach_ diag diagonal diagonal_backward embedding empty empty_like empty_strided eq eq_
+expand eye fill fill_ flatten flip full full_like gather ge gt index index_copy index_select is_same_size isfinite
+isinf isnan isin item lift_fresh linspace logical_and logical_not logical_or logical_xor lt le masked_fill
+masked_fill_ masked_select max_pool2d_with_indices narrow ne new_empty new_empty_strided new_full new_ones new_zeros
+nonzero normal_ one_hot ones ones_like permute rand rand_like randint randn randn_like randperm repeat resize_ roll
+scalar_tensor scatter scatter_ searchsorted select select_backward set_ slice slice_backward slice_scatter
+select_scatter split split_with_sizes split_with_sizes_copy squeeze squeeze_ stack t t_ transpose tril triu uniform_
+unbind unfold unique_dim _unique2 unsqueeze unsqueeze_ unsafe_split view view_as where zero_ zeros zeros_like
+index_put index_put_ _index_put_impl_ embedding_dense_backward random_ exponential_ multinomial tril_indices
+triu_indices bincount scatter_value
 """.split()
 _POINTWISE = """
-abs add add_ addcdiv addcdiv_ addcmul addcmul_ atan2 ceil clamp clamp_ clamp_max clamp_min clamp_min_ cos cosh cumsum
-cumprod div div_ elu erf exp exp_ exp2 expm1 floor floor_divide fmod gelu hardtanh heaviside leaky_relu lerp log log10
-log1p log2 masked_scatter maximum minimum mul mul_ neg neg_ pow pow_ reciprocal relu relu_ remainder round rsqrt rsub
-sigmoid sigmoid_ sign silu sin sinh softplus sqrt sqrt_ sub sub_ tan tanh tanh_ threshold trunc rsqrt_ hypot
-index_add index_add_ scatter_add scatter_add_ scatter_reduce floor_ dropout native_dropout avg_pool2d
+abs add add_ addcdiv addcdiv_ addcmul addcmul_ atan2 ceil clamp clamp_ clamp_max clamp_min clamp_min_ cos cosh
+cumsum cumprod div div_ elu erf exp exp_ exp2 expm1 floor floor_divide fmod gelu hardtanh heaviside leaky_relu lerp
+log log10 log1p log2 masked_scatter maximum minimum mul mul_ neg neg_ pow pow_ reciprocal relu relu_ remainder round
+rsqrt rsub sigmoid sigmoid_ sign silu sin sinh softplus sqrt sqrt_ sub sub_ tan tanh tanh_ threshold trunc rsqrt_
+hypot index_add index_add_ scatter_add scatter_add_ scatter_reduce floor_ dropout native_dropout avg_pool2d
 """.split()
-_BACKWARD = """
-elu_backward gelu_backward leaky_relu_backward sigmoid_backward silu_backward tanh_backward threshold_backward
-softplus_backward hardtanh_backward
-""".split()
-_REDUCE = "amax amin logsumexp max mean median min prod sum norm linalg_vector_norm count_nonzero".split()
+_BACKWARD = [
+    "elu_backward",
+    "gelu_backward",
+    "leaky_relu_backward",
+    "sigmoid_backward",
+    "silu_backward",
+    "tanh_backward",
+    "threshold_backward",
+    "softplus_backward",
+    "hardtanh_backward",
+]
+_REDUCE = [
+    "amax",
+    "amin",
+    "logsumexp",
+    "max",
+    "mean",
+    "median",
+    "min",
+    "prod",
+    "sum",
+    "norm",
+    "linalg_vector_norm",
+    "count_nonzero",
+]
 
 
 def _default_prices() -> dict[str, Price]:
-    prices: dict[str, Price] = {name: _free for name in _FREE}
+    prices: dict[str, Price] = dict.fromkeys(_FREE, _free)
     prices |= {name: _per_output(1) for name in _POINTWISE}
     prices |= {name: _per_output(2) for name in _BACKWARD}
     prices |= {name: _per_input(1) for name in _REDUCE}
     prices["aminmax"] = _per_input(2)
     prices |= {"var": _per_input(3), "std": _per_input(3), "var_mean": _per_input(3), "std_mean": _per_input(3)}
-    prices |= {name: _sort for name in ("sort", "argsort", "topk", "kthvalue", "msort")}
+    prices |= dict.fromkeys(("sort", "argsort", "topk", "kthvalue", "msort"), _sort)
     prices |= {"mm": _mm, "bmm": _mm, "mv": _mm, "addmm": _addmm, "baddbmm": _addmm, "addmv": _addmm}
     prices |= {"dot": _dot, "vdot": _dot}
     prices |= {
@@ -180,7 +201,7 @@ class OpTable:
         return function(args, out)
 
 
-class count_flops(TorchDispatchMode):  # noqa: N801  (used like a function: `with count_flops() as count:`)
+class count_flops(TorchDispatchMode):
     """Count the FLOPs of every op inside the ``with`` block, backward passes included.
 
     What it cannot see: other threads and processes, numpy, code that disables dispatch modes. It prices trusted code;

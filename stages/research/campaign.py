@@ -1,12 +1,13 @@
 """The campaign loop: propose, interpret, run the arms, judge, pass the gate, update; resumable at any point.
 
-The journal is the truth. An iteration is a ``proposed`` event and a ``result`` event; a process killed between them repeats the
-work of that iteration and nothing else, and proposes the same method, since proposals depend on seed and journal alone.
+The journal is the truth. An iteration is a ``proposed`` event and a ``result`` event; a process killed between them
+repeats the work of that iteration and nothing else, and proposes the same method, since proposals depend on seed and
+journal alone.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Campaign:
         self,
         folder: Path,
         researcher: Researcher,
-        tasks: dict[str, Sequence[tuple[str, str]]],
+        tasks: Mapping[str, Sequence[tuple[str, str]]],
         settings: Settings,
         budget: int,
         progress: Progress,
@@ -135,9 +136,9 @@ def describe(result: dict[str, Any], budget: int) -> str:
     spec = result["spec"]
     extras = [name for name in ("gradient", "attention", "logit_lens") if spec[name]]
     parts = "+".join([spec["representation"], *extras]) if spec["representation"] != "none" else "+".join(extras)
-    row = result["validation"]
+    row, train = result["validation"], result["train"]["reward_mean"]
     return (
-        f"iteration {result['iteration'] + 1}/{budget} {parts or 'nothing'}: train {result['train']['reward_mean']:+.3f},"
+        f"iteration {result['iteration'] + 1}/{budget} {parts or 'nothing'}: train {train:+.3f},"
         f" validation {result['feedback']:+.3f} [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}]"
         f"{' -> incumbent' if result['accepted'] else ''}{' ' + result['status'] if result['status'] != 'ok' else ''}"
     )

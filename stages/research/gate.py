@@ -1,7 +1,8 @@
 """What a researcher may learn from validation, and what it takes to become the incumbent.
 
-Feedback is rounded to the noise floor and given a limited number of times, so that labels cannot be recovered from score
-differences; a challenger replaces the incumbent only where a paired interval over instances and seeds says it is better.
+Feedback is rounded to the noise floor and given a limited number of times, so that labels cannot be recovered from
+score differences; a challenger replaces the incumbent only where a paired interval over instances and seeds says it
+is better.
 """
 
 from collections.abc import Sequence

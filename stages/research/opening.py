@@ -1,4 +1,5 @@
-"""The sealed test split: opened once a campaign, for I*, every built-in method and every control; each opening is an event."""
+"""The sealed test split: opened once a campaign, for I*, every built-in method and every control; each opening is an
+event."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def open_test(
     if done is not None:
         return {"rows": done["rows"], "per_task": done["per_task"]}
     star = best_found(campaign)
-    contenders: dict[str, Spec | str] = {name: name for name in methods} | {ORACLE: ORACLE}
+    contenders: dict[str, Spec | str] = {name: name for name in (*methods, ORACLE)}
     if star is not None:
         contenders[star["name"]] = Spec(**star["spec"])
     if campaign.journal.first("test_opened") is None:
@@ -68,9 +69,7 @@ def open_test(
     with Parallel(n_jobs=campaign.jobs) as pool:
         baselines = pool(delayed(_baseline)(family, target, settings) for family, target in tasks)
         work = [(name, i) for name in contenders for i in range(len(tasks))]
-        found = pool(
-            delayed(_arms)(contenders[name], name, baselines[i], *tasks[i], settings) for name, i in work
-        )
+        found = pool(delayed(_arms)(contenders[name], name, baselines[i], *tasks[i], settings) for name, i in work)
     arms = dict(zip(work, found, strict=True))
     rows, per_task = [], []
     for name in contenders:

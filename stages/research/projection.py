@@ -1,5 +1,5 @@
-"""The journal as MLflow sees it: campaign > iteration > metrics per task, arm and seed. Idempotent, so a resumed campaign adds
-what is missing and repeats nothing; a store that cannot be reached costs a warning."""
+"""The journal as MLflow sees it: campaign > iteration > metrics per task, arm and seed. Idempotent, so a resumed
+campaign adds what is missing and repeats nothing; a store that cannot be reached costs a warning."""
 
 import os
 import sys

@@ -64,7 +64,9 @@ def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int, iteration: int)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "multivariate is experimental": its results are pinned by a seed and a version
+        warnings.simplefilter(
+            "ignore"
+        )  # "multivariate is experimental": its results are pinned by a seed and a version
         sampler: Any
         # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
         if kind == "random":

@@ -5,6 +5,7 @@ The method runs in a process of its own, with a time limit; target, labels, mete
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from joblib import Parallel, delayed
 from stages import paths
 from stages.dictionaries import load_dictionaries
 from stages.errors import MethodError, UserError
-from stages.execution import Answered, MethodArms, arms_of, checked, load_arms, load_baseline
+from stages.execution import Answered, MethodArms, arms_of, checked, load_baseline
 from stages.interpretation import Interpretation
 from stages.interpretation.artifact import pack, unpack
 from stages.interpretation.methods import BUILT_IN
@@ -42,7 +43,7 @@ def interpret_apart(
         for target in targets:
             progress(f"interpret on {target}")
             access = MeteredAccess(
-                cached_target(target), Ledger(), free=True, dictionaries=lambda target=target: load_dictionaries(target)
+                cached_target(target), Ledger(), free=True, dictionaries=partial(load_dictionaries, target)
             )
             max_bytes = chosen.interpretation.max_bytes
             value = process.interpret(access, max_bytes, chosen.interpretation.seed)

@@ -1,8 +1,8 @@
 """Stage ``research``: one campaign over the search space, then the sealed test split, once.
 
-Writes data/research/campaign/ (events.jsonl, theta.json), metrics/campaign.json and metrics/test.json. DVC deletes a stage's
-outputs before it runs, so a campaign works in .lensmith/campaigns/<fingerprint>/ and is copied out when it is complete: killed and
-run again with nothing changed, it continues; complete, it is a new one.
+Writes data/research/campaign/ (events.jsonl, theta.json), metrics/campaign.json and metrics/test.json. DVC deletes a
+stage's outputs before it runs, so a campaign works in .lensmith/campaigns/<fingerprint>/ and is copied out when it is
+complete: killed and run again with nothing changed, it continues; complete, it is a new one.
 """
 
 import hashlib
@@ -48,7 +48,9 @@ def jobs() -> int:
 def settings() -> tuple[Settings, tuple[str, ...]]:
     """The stages' configurations, and the methods on the leaderboard."""
     reward = load("reward", RewardConfig)
-    return Settings(load("interpretation", InterpretationConfig), load("execution", ExecutionConfig), reward), reward.methods
+    return Settings(
+        load("interpretation", InterpretationConfig), load("execution", ExecutionConfig), reward
+    ), reward.methods
 
 
 def fingerprint(config: Config, chosen: Settings) -> str:
@@ -97,7 +99,10 @@ def summary(one: Campaign, config: Config, name: str) -> dict[str, Any]:
     for result in one.journal.of("result"):
         best = max(best, result["feedback"]) if result["accepted"] else best
         iterations.append(
-            {key: result[key] for key in ("iteration", "name", "spec", "status", "reason", "accepted", "interpret_bytes")}
+            {
+                key: result[key]
+                for key in ("iteration", "name", "spec", "status", "reason", "accepted", "interpret_bytes")
+            }
             | {
                 "train_reward": result["train"]["reward_mean"],
                 "validation_reward": result["feedback"],
@@ -129,9 +134,7 @@ def _leaderboard() -> list[dict[str, Any]]:
     return rows
 
 
-def campaign(
-    researcher: str, budget: int, seed: int, name: str, progress: Progress = print
-) -> dict[str, Any]:
+def campaign(researcher: str, budget: int, seed: int, name: str, progress: Progress = print) -> dict[str, Any]:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split."""
     config = Config(researcher=make_researcher(researcher, seed).name, budget=budget, seed=seed)
     chosen, _ = settings()

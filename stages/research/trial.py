@@ -103,9 +103,7 @@ def run_trial(
     except MethodError as error:
         status, reason = "failed", str(error)
     arms = dict(
-        pool(
-            delayed(_arms)(spec, name, made.get(target), family, target, settings) for family, target in tasks
-        )
+        pool(delayed(_arms)(spec, name, made.get(target), family, target, settings) for family, target in tasks)
     )
     for task_name, of_task in arms.items():
         save_arms(of_task, folder, task_name)
@@ -119,5 +117,7 @@ def judge_arms(arms: Mapping[str, MethodArms], tasks: Sequence[tuple[str, str]],
     judged = []
     for family, target in tasks:
         task = cached_task(family, target)
-        judged.append(judge(task, _cached_baseline(paths.execution_dir("baseline"), task.name), arms[task.name], config))
+        judged.append(
+            judge(task, _cached_baseline(paths.execution_dir("baseline"), task.name), arms[task.name], config)
+        )
     return judged

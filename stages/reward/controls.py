@@ -25,7 +25,10 @@ def control_rows(
     lowest = min(oracle, key=lambda judged: float(judged.assisted_score[0]))
     rows.append(
         _row(
-            "oracle", "score >= 0.9 on every task", float(lowest.assisted_score[0]), float(lowest.assisted_score[0]) >= 0.9
+            "oracle",
+            "score >= 0.9 on every task",
+            float(lowest.assisted_score[0]),
+            float(lowest.assisted_score[0]) >= 0.9,
         )
         | {"detail": f"lowest on {lowest.task.name}"}
     )
@@ -41,7 +44,8 @@ def control_rows(
                 _row(name, "not better than nothing", row["reward_mean"], row["verdict"] != "better")
                 | {"low": row["reward_low"], "high": row["reward_high"]}
             )
-        # Compared with what the arm can do, not tested at 95% each: among eight of them one in three would fail by luck.
+        # Compared with what the arm can do, not tested at 95% each: among eight of them one in three would fail by
+        # luck.
         inside = row["placebo_low"] <= row["noise_floor"]
         rows.append(
             _row(f"placebo of {name}", "reward not above 0", row["placebo_reward"], inside)

@@ -8,8 +8,8 @@ Forms of f, with s = (baseline - assisted) / budget, the share of the compute bu
     linear      s
     log         log2(baseline / assisted) / log2(LOG_SPAN)
     polynomial  sign(s) s^2
-All are clipped to [-1, 1] and defined for zero FLOPs on either side. The denominator is the budget, which no arm can move, so that
-one extra forward pass within a wide budget is a small cost and not a doubling.
+All are clipped to [-1, 1] and defined for zero FLOPs on either side. The denominator is the budget, which no arm can
+move, so that one extra forward pass within a wide budget is a small cost and not a doubling.
 
 R_t is the mean over the budgets a task is posed at.
 """

@@ -56,8 +56,8 @@ class Judged:
 
     @property
     def flop_ratio(self) -> float:
-        """Assisted over baseline FLOPs, each as shares of the budgets; 1% of a budget is added to both, since an arm may
-        spend nothing at all."""
+        """Assisted over baseline FLOPs, each as shares of the budgets; 1% of a budget is added to both, since an arm
+        may spend nothing at all."""
         spent = {
             arm: _mean([row[f"flops_{arm}"] / row["flops_budget"] for row in self.by_budget]) + 0.01
             for arm in ("assisted", "baseline")

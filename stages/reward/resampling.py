@@ -44,9 +44,7 @@ class Resamples:
 def scores(task: Task, results: Sequence[ArmResult], resamples: Resamples) -> FloatArray:
     """(W, R) score of each result (seed and budget) under each resample."""
     truth = task.truth.values.numpy()
-    columns = [
-        task.family.score(r.predictions, truth[r.index], resamples.instances[:, r.index]) for r in results
-    ]
+    columns = [task.family.score(r.predictions, truth[r.index], resamples.instances[:, r.index]) for r in results]
     return np.stack(columns, axis=1)
 
 
@@ -65,4 +63,4 @@ def pooled(per_task: Sequence[FloatArray], rng: np.random.Generator) -> FloatArr
     n_tasks, n_draws = stacked.shape
     chosen = rng.integers(n_tasks, size=(n_draws, n_tasks))
     chosen[0] = np.arange(n_tasks)
-    return stacked[chosen, np.arange(n_draws)[:, None]].mean(1)
+    return np.asarray(stacked[chosen, np.arange(n_draws)[:, None]].mean(1))

@@ -14,7 +14,7 @@ from stages import paths
 from stages.execution import load_arms, load_baseline
 from stages.params import load
 from stages.reward.controls import control_rows
-from stages.reward.formula import FORMS
+from stages.reward.formula import FORMS, Form
 from stages.reward.judging import Judged, RewardConfig, judge, leaderboard_row, rounded, task_row
 from stages.tasks import list_tasks, load_task
 
@@ -40,7 +40,7 @@ def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sensitivity(
-    judge_all: "dict[tuple[str, float], dict[str, list[Judged]]]", default: tuple[str, float]
+    judge_all: Mapping[tuple[Form, float], Mapping[str, Sequence[Judged]]], default: tuple[Form, float]
 ) -> dict[str, Any]:
     """Mean reward and rank of each method under every form and weight, and how far the ranking moves."""
     rows, taus = [], []

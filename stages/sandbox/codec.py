@@ -1,7 +1,7 @@
 """Messages between a method's process and ours: JSON and safetensors, nothing executable.
 
-A message is a tree of None, booleans, numbers, strings, lists, tuples, string-keyed dicts, tensors, and the few record types that
-the contracts name. On the wire: two 8-byte lengths, the JSON, the safetensors bytes.
+A message is a tree of None, booleans, numbers, strings, lists, tuples, string-keyed dicts, tensors, and the few
+record types that the contracts name. On the wire: two 8-byte lengths, the JSON, the safetensors bytes.
 """
 
 import json

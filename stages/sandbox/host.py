@@ -1,7 +1,7 @@
 """Our side: starts a method's process, serves it the target, meters it, and ends it.
 
-The target, the labels, the scoring and the meter stay in this process. The method's process is its own process group, so that
-nothing it starts outlives it.
+The target, the labels, the scoring and the meter stay in this process. The method's process is its own process group,
+so that nothing it starts outlives it.
 """
 
 import os
@@ -89,7 +89,13 @@ class MethodProcess:
 
     def interpret(self, access: MeteredAccess, max_bytes: int, seed: int) -> Any:
         place = f"interpret on {access.spec.name}"
-        job = {"do": "interpret", "spec": access.spec, "max_seconds": self.timeout_s, "max_bytes": max_bytes, "seed": seed}
+        job = {
+            "do": "interpret",
+            "spec": access.spec,
+            "max_seconds": self.timeout_s,
+            "max_bytes": max_bytes,
+            "seed": seed,
+        }
         return self._job(job, access, place).value
 
     def answer(self, query: Query, interpretation: Interpretation, access: MeteredAccess) -> Reply:
@@ -110,7 +116,9 @@ class MethodProcess:
             elif "done" in message:
                 return Reply(message["done"], max(0, int(message.get("own_flops", 0))))
             else:
-                raise MethodError(self.name, place, "its process sent a message that is no answer", "Use the contract only.")
+                raise MethodError(
+                    self.name, place, "its process sent a message that is no answer", "Use the contract only."
+                )
 
     def _send(self, value: Any, place: str) -> None:
         self._connection.settimeout(self.timeout_s)
@@ -130,7 +138,9 @@ class MethodProcess:
         except MessageError as error:
             raise MethodError(self.name, place, str(error), "Return tensors and plain data.") from error
         if not isinstance(message, dict):
-            raise MethodError(self.name, place, "its process sent a message that is no answer", "Use the contract only.")
+            raise MethodError(
+                self.name, place, "its process sent a message that is no answer", "Use the contract only."
+            )
         return message
 
     def _gone(self, place: str, how: str) -> MethodError:

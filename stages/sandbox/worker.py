@@ -1,7 +1,7 @@
 """The other side: a process that holds one method and nothing else of ours.
 
-``python -I -m stages.sandbox.worker FD METHOD`` reads jobs from the socket FD. A job is one ``interpret`` or one ``answer``;
-while it runs, every touch of the target is a call back over the same socket.
+``python -I -m stages.sandbox.worker FD METHOD`` reads jobs from the socket FD. A job is one ``interpret`` or one
+``answer``; while it runs, every touch of the target is a call back over the same socket.
 """
 
 import os

@@ -38,7 +38,7 @@ class Component(NamedTuple):
     hook_point: str
     axis: int
     """Axis of the activation, counted with the batch axis (so never 0)."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 class HookSpec(NamedTuple):
@@ -215,9 +215,7 @@ class Target:
 
 def digest_of(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> str:
     """sha256 of weights (name, dtype, shape, bytes) and spec."""
-    sha = hashlib.sha256(
-        json.dumps({k: v for k, v in spec.items() if k != "digest"}, sort_keys=True).encode()
-    )
+    sha = hashlib.sha256(json.dumps({k: v for k, v in spec.items() if k != "digest"}, sort_keys=True).encode())
     for name in sorted(state):
         tensor = state[name].detach().contiguous()
         sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -29,7 +29,7 @@ def freeze(name: str, model: HookedRootModule, data: dict[str, Corpus]) -> Targe
 def save_target(target: Target, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in target.model.state_dict().items()}, folder / "weights.safetensors")
-    arrays = {}
+    arrays: dict[str, torch.Tensor] = {}
     for split in ("train", "validation", "tasks"):
         corpus = target.corpus(split)
         arrays |= {f"{split}.inputs": corpus.inputs.contiguous(), f"{split}.labels": corpus.labels.contiguous()}

@@ -99,7 +99,10 @@ def test_interventions_change_only_what_they_name(few_shot):
         (lambda a, x: a.forward(x, [], [Intervention("layers.0.hook_post", "zero", axis=7, indices=(0,))]), "axis 7"),
         (lambda a, x: a.forward(x, [], [Intervention("layers.0.hook_post", "zero", axis=1, indices=(99,))]), "indices"),
         (lambda a, x: a.forward(x, [], [Intervention("layers.0.hook_post", "set")]), "value"),
-        (lambda a, x: a.gradients(x, Objective("loss", torch.zeros(1, dtype=torch.int64)), ["input"]), "one label per input"),
+        (
+            lambda a, x: a.gradients(x, Objective("loss", torch.zeros(1, dtype=torch.int64)), ["input"]),
+            "one label per input",
+        ),
         (lambda a, x: a.gradients(x, Objective("loss"), []), "wrt is empty"),
         (lambda a, x: a.variant(0), "variant 0 does not exist"),
     ],

@@ -45,9 +45,7 @@ def test_a_resumed_researcher_proposes_what_an_uninterrupted_one_would(name):
 
 def test_search_beats_random_on_a_landscape_with_structure():
     """Late proposals over several seeds; random is the control."""
-    mean = {
-        name: sum(sum(campaign(name, seed, 20)[1][10:]) for seed in range(3)) / 30 for name in ("search", "random")
-    }
+    mean = {name: sum(sum(campaign(name, seed, 20)[1][10:]) for seed in range(3)) / 30 for name in ("search", "random")}
     assert mean["search"] > mean["random"] + 0.1
 
 

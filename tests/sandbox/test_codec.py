@@ -60,7 +60,16 @@ class Sly(torch.Tensor):
 
 @pytest.mark.parametrize(
     "value",
-    [object(), lambda: 1, {1: "a"}, {"x": {2, 3}}, torch.randn(2).as_subclass(Sly), torch.eye(2).to_sparse(), 1j, b"raw"],
+    [
+        object(),
+        lambda: 1,
+        {1: "a"},
+        {"x": {2, 3}},
+        torch.randn(2).as_subclass(Sly),
+        torch.eye(2).to_sparse(),
+        1j,
+        b"raw",
+    ],
 )
 def test_what_is_not_data_is_refused(value):
     with pytest.raises(MessageError):
@@ -69,7 +78,14 @@ def test_what_is_not_data_is_refused(value):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[1,2", b'{"record": "Popen", "fields": {"args": "true"}}', b'{"tensor": "9"}', b'{"record": "Corpus", "fields": {"x": 1}}'],
+    [
+        b"",
+        b"{",
+        b"[1,2",
+        b'{"record": "Popen", "fields": {"args": "true"}}',
+        b'{"tensor": "9"}',
+        b'{"record": "Corpus", "fields": {"x": 1}}',
+    ],
 )
 def test_garbage_is_refused(text):
     with pytest.raises(MessageError):

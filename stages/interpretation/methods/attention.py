@@ -4,8 +4,8 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits":
 positions of pattern x value x W_O, so its direct effect on an output splits over heads and sources. The final
 layer norm is taken at its gain, its scale frozen into the units (features are rescaled by the executor anyway).
 
-Shape legend: n = inputs, m = inputs per behaviour, H = heads, T = token positions, K = d_head, D = d_model, C = outputs,
-S = segments, P = components.
+Shape legend: n = inputs, m = inputs per behaviour, H = heads, T = token positions, K = d_head, D = d_model, C =
+outputs, S = segments, P = components.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """First-order attributions: what a small change of the input, or of a component, would do to the answer.
 
-Sources: gradient x input (Shrikumar et al. 2016, 1605.01713); attribution patching, the first-order estimate of an ablation
-(Nanda 2023; Syed et al. 2023, 2310.10348): zero-ablating activation a changes the loss by about -a . dL/da.
+Sources: gradient x input (Shrikumar et al. 2016, 1605.01713); attribution patching, the first-order estimate of an
+ablation (Nanda 2023; Syed et al. 2023, 2310.10348): zero-ablating activation a changes the loss by about -a . dL/da.
 
 Shape legend: n = inputs, m = inputs per behaviour, S = segments, P = components.
 """

@@ -32,7 +32,7 @@ class Pca(Method):
         self.n_components, self.roles, self.pooling = n_components, roles, pooling
 
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
-        arrays = {}
+        arrays: dict[str, Tensor] = {}
         names = hook_names(target.spec, self.roles)
         for name, rows in corpus_vectors(target, names).items():
             mean = rows.mean(0)

@@ -1,6 +1,5 @@
 """Latents of the sparse autoencoders that stage ``dictionaries`` trained and measured."""
 
-import torch
 from torch import Tensor
 
 from stages.dictionaries import encode

@@ -71,5 +71,5 @@ def train_loop(
         optimiser.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            log({"loss": loss.item(), "lr": schedule.get_last_lr()[0]}, step)
+            log({"loss": loss.item(), "lr": float(schedule.get_last_lr()[0])}, step)
     model.eval().requires_grad_(False)

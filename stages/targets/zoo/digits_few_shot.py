@@ -170,9 +170,7 @@ class DigitsFewShot:
         heads = [
             Component(f"blocks.{layer}.attn.hook_z", 2, head) for layer in range(N_LAYERS) for head in range(N_HEADS)
         ]
-        tokens = [
-            Component("blocks.0.hook_resid_post", 1, token) for token in range(N_TOKENS)
-        ]
+        tokens = [Component("blocks.0.hook_resid_post", 1, token) for token in range(N_TOKENS)]
         return tuple(heads + tokens)
 
     def layout(self) -> dict[str, Any]:

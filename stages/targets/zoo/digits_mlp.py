@@ -22,7 +22,8 @@ WIDTHS = (64, 32)
 N_DIGITS = 10
 BATCH = 64
 LABEL_NOISE = 0.08
-"""Share of training labels replaced at random: without it the classifier is so sure of everything that no task varies."""
+"""Share of training labels replaced at random: without it the classifier is so sure of everything that no task
+varies."""
 
 
 class Layer(nn.Module):

@@ -36,8 +36,8 @@ def draw_episodes(images: Corpus, n: int, generator: torch.Generator) -> Corpus:
     by_digit = [torch.nonzero(images.labels == digit).flatten() for digit in range(10)]
     size = torch.tensor([len(index) for index in by_digit])
     table = torch.zeros(10, int(size.max()), dtype=torch.int64)
-    for digit, index in enumerate(by_digit):
-        table[digit, : len(index)] = index
+    for row, index in enumerate(by_digit):
+        table[row, : len(index)] = index
     classes = torch.rand(n, 10, generator=generator).argsort(-1)[:, :N_LABELS]  # class of each label, per episode
     labels = torch.randint(N_LABELS, (n, N_SHOTS + 1), generator=generator)
     anchor = torch.randint(N_SHOTS, (n,), generator=generator)
