@@ -149,10 +149,13 @@ def verdict_text(row: dict[str, Any], judged: Sequence[Judged]) -> str:
         f" [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}], noise floor {row['noise_floor']:.3f},"
         f" n = {row['n_tasks']} tasks x {row['n_seeds']} seeds."
     )
-    if row["placebo_reward"] >= row["reward_mean"] - row["noise_floor"]:
-        text += f" Its placebo did as well ({row['placebo_reward']:+.3f}), so the answers themselves carry nothing."
-    else:
-        text += f" Its placebo got {row['placebo_reward']:+.3f}."
+    as_well = row["placebo_reward"] >= row["reward_mean"] - row["noise_floor"]
+    text += (
+        f" Its placebo, the same answers dealt to other instances, {'did as well' if as_well else 'did not do as well'}"
+        f" ({row['placebo_reward']:+.3f} [{row['placebo_low']:+.3f}, {row['placebo_high']:+.3f}])."
+    )
+    if as_well and row["verdict"] == "better":
+        text += " So what helped is not what the answers say."
     failed = [f"{j.task.name} ({j.arms.reason})" for j in judged if j.arms.status == "failed"]
     if failed:
         text += f" It failed on {'; '.join(failed)}, and pays for that in full."

@@ -1,0 +1,105 @@
+"""The whole loop on the toy graph: campaign, kill, resume, sealed test split."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages import paths
+from stages.errors import UserError
+from stages.params import load
+from stages.research import Journal
+from stages.research.stage import Config, campaign, run
+from tests import toy
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    files = [
+        *(root / "metrics" / f"{name}.json" for name in ("campaign", "test", "test_per_task")),
+        *(root / "data" / "research" / "campaign" / name for name in ("events.jsonl", "theta.json")),
+    ]
+    return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(built: Path) -> dict[str, bytes]:
+    with toy.rooted(built):
+        run(load("research", Config), progress=lambda said: None)
+        return outputs(built)
+
+
+def test_campaign_writes_what_it_promises(uninterrupted):
+    events = [json.loads(line) for line in uninterrupted["events.jsonl"].decode().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds == ["fingerprint", "started", *["proposed", "result"] * 3, "test_opened", "test_result"]
+    rows = json.loads(uninterrupted["test.json"])
+    methods = {row["method"] for row in rows}
+    assert {*toy.METHODS, "oracle"} < methods and len(methods) == len(toy.METHODS) + 2
+    assert sum(row["found"] for row in rows) == 1
+    assert {row["opening"] for row in rows} == {1}
+    assert all(row["split"] == "test" for row in rows)
+    theta = json.loads(uninterrupted["theta.json"])
+    assert len(theta["trials"]) == 3
+    summary = json.loads(uninterrupted["campaign.json"])
+    assert [i["iteration"] for i in summary["iterations"]] == [0, 1, 2]
+    assert len(summary["openings"]) == 1
+
+
+def test_nothing_of_the_test_split_is_in_what_a_researcher_learns(uninterrupted):
+    events = [json.loads(line) for line in uninterrupted["events.jsonl"].decode().splitlines()]
+    learned = (
+        json.dumps([e for e in events if e["event"] in ("proposed", "result")]) + uninterrupted["theta.json"].decode()
+    )
+    for family, split in toy.FAMILIES.items():
+        assert (family in learned) == (split != "test")
+
+
+SCRIPT = "from stages.errors import run_stage; from stages.research.stage import main; run_stage(main)"
+
+
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(graph, uninterrupted):
+    """kill -9 the process group at several moments; the outputs are the uninterrupted ones, byte for byte."""
+    environment = os.environ | {"PYTHONPATH": str(toy.ROOT)}
+    journal_seen = []
+    for moment in (5.0, 9.0, 14.0):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            cwd=toy.ROOT,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        time.sleep(moment)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        working = list((graph / ".lensmith" / "campaigns").glob("*/events.jsonl"))
+        if working:
+            before = Journal(working[0]).events
+            assert before[: len(journal_seen)] == journal_seen, "a past event changed"
+            journal_seen = before
+    subprocess.run([sys.executable, "-c", SCRIPT], cwd=toy.ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert outputs(graph) == uninterrupted
+    assert not list((graph / ".lensmith" / "campaigns").iterdir())
+
+
+def test_a_campaign_of_ones_own_continues_with_a_larger_budget_and_never_opens_the_test_split(graph):
+    said: list[str] = []
+    first = campaign("random", 1, 0, "mine", said.append)
+    again = campaign("random", 2, 0, "mine", said.append)
+    assert again["iterations"][0] == first["iterations"][0]
+    assert any("continuing after iteration 1" in line for line in said)
+    assert not again["openings"]
+    events = Journal(paths.campaign_dir("mine") / "events.jsonl")
+    assert [e["iteration"] for e in events.of("result")] == [0, 1]
+
+
+def test_other_settings_under_the_same_name_are_refused(graph):
+    campaign("random", 1, 0, "mine", lambda said: None)
+    with pytest.raises(UserError, match="started with other settings.*choose another --name"):
+        campaign("random", 1, 5, "mine", lambda said: None)

@@ -1,0 +1,109 @@
+"""`lensmith score` on the toy graph: a good method, a bad one, and every way to be broken."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from stages.errors import MethodError, UserError
+from stages.research.score import score_method
+from tests import toy
+
+HEAD = """
+import os, time, torch
+from stages.interpretation import Attribute, Interpretation, Method, Represent
+
+class Mine(Method):
+    def interpret(self, target, budget):
+        return Interpretation()
+
+    def answer(self, query, interpretation, target):
+        return None
+"""
+
+
+def write(folder: Path, body: str) -> Path:
+    path = folder / "mine.py"
+    path.write_text(HEAD + textwrap.indent(textwrap.dedent(body), "    "), encoding="utf-8")
+    return path
+
+
+def scored(path: Path, **options: float) -> dict:
+    return score_method(path, progress=lambda said: None, **options)
+
+
+def test_a_method_is_shown_next_to_the_built_in_ones(graph, tmp_path):
+    result = scored(toy.ROOT / "examples" / "my_method.py")
+    assert json.loads(json.dumps(result)) == result
+    for split in ("train", "validation"):
+        assert {row["method"] for row in result["rows"] if row["split"] == split} == {*toy.METHODS, "my_method"}
+    assert {row["family"] for row in result["per_task"]} == {"active_learning", "few_shot_shapley"}
+    assert result["verdict"] in ("better", "not distinguishable", "worse")
+    assert "placebo" in result["verdict_text"] and "noise floor" in result["verdict_text"]
+
+
+def test_declining_everything_is_exactly_zero(graph, tmp_path):
+    result = scored(write(tmp_path, ""))
+    mine = [row for row in result["rows"] if row["method"] == "mine"]
+    assert all(row["reward_mean"] == row["reward_low"] == row["reward_high"] == 0.0 for row in mine)
+    assert result["verdict"] == "not distinguishable"
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        ("def answer(self, query, interpretation, target): return torch.ones(3, 2)", "it has shape"),
+        (
+            "def answer(self, query, interpretation, target): return query.inputs.flatten(1)[:, :4] * float('nan')",
+            "NaN",
+        ),
+        ("def answer(self, query, interpretation, target): raise KeyError('lost')", "KeyError"),
+        ("def answer(self, query, interpretation, target): return 'a string'", "it returned str"),
+        ("def answer(self, query, interpretation, target): time.sleep(600)", "longer than 2 s"),
+        ("def answer(self, query, interpretation, target): os._exit(0)", "its process ended"),
+        (
+            "def answer(self, query, interpretation, target): return torch.ones(query.inputs.shape[0], 9999)",
+            "has shape|9999",
+        ),
+    ],
+)
+def test_failing_to_answer_is_a_result_at_the_baselines_score(graph, tmp_path, body, cause):
+    import re
+
+    result = scored(write(tmp_path, body), timeout_s=2)
+    assert {row["status"] for row in result["per_task"]} == {"failed"}
+    assert all(re.search(cause, row["reason"]) for row in result["per_task"])
+    assert all(row["reward_mean"] <= 0 for row in result["per_task"])
+    assert "It failed on" in result["verdict_text"]
+
+
+@pytest.mark.parametrize(
+    ("body", "cause"),
+    [
+        ("def interpret(self, target, budget): raise RuntimeError('no')", "RuntimeError: no"),
+        ("def interpret(self, target, budget): return {'a': 1}", "not an Interpretation"),
+        ("def interpret(self, target, budget): time.sleep(600)", "longer than 2 s"),
+        (
+            "def interpret(self, target, budget): return Interpretation({'big': torch.zeros(4_000_000)})",
+            "16,000,000 bytes, 8,000,000 are allowed",
+        ),
+        (
+            "def interpret(self, target, budget): return Interpretation({'x': torch.full((3,), float('inf'))})",
+            "NaN or inf",
+        ),
+        ("def interpret(self, target, budget): return Interpretation({}, {'f': 1j})", "cannot be sent|not JSON"),
+    ],
+)
+def test_failing_to_interpret_is_one_line_and_changes_nothing(graph, tmp_path, body, cause):
+    before = {file: file.stat().st_mtime_ns for file in graph.rglob("*") if file.is_file()}
+    with pytest.raises(MethodError, match=cause) as caught:
+        scored(write(tmp_path, body), timeout_s=2)
+    assert "\n" not in str(caught.value) and isinstance(caught.value, UserError)
+    assert {file: file.stat().st_mtime_ns for file in graph.rglob("*") if file.is_file()} == before
+
+
+def test_without_a_run_it_says_what_to_run(tmp_path):
+    toy.write_params(tmp_path)
+    with toy.rooted(tmp_path), pytest.raises(UserError, match="lensmith run"):
+        scored(toy.ROOT / "examples" / "my_method.py")

@@ -1,0 +1,74 @@
+"""A whole graph in a temporary folder, small enough for tests: real stages, real targets, few instances."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from stages import paths
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = {"active_learning": "train", "few_shot_shapley": "validation", "prompt_optimum": "test"}
+METHODS = ["attention", "gradient", "nothing", "random_features"]
+N_INSTANCES = 50
+
+
+@contextmanager
+def rooted(root: Path) -> Iterator[None]:
+    """Everything that asks ``stages.paths`` works under ``root``, untracked and in one process."""
+    wanted = {"LENSMITH_ROOT": str(root), "LENSMITH_TRACKING": "off", "LENSMITH_JOBS": "1"}
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def write_params(root: Path) -> None:
+    shutil.copytree(ROOT / "params", root / "params")
+
+    def change(stage: str, **values: object) -> None:
+        file = root / "params" / f"{stage}.yaml"
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+    change("tasks", n_instances=N_INSTANCES, families=FAMILIES)
+    change("reward", methods=METHODS, draws=200)
+    change("research", budget=3)
+
+
+def build(root: Path) -> None:
+    """Targets, tasks, I(M), all arms and metrics under ``root``."""
+    from stages.execution.stage import Config as ExecutionConfig
+    from stages.execution.stage import run as execute
+    from stages.interpretation.stage import Config as InterpretationConfig
+    from stages.interpretation.stage import run as interpret
+    from stages.params import load
+    from stages.reward.stage import Config as RewardConfig
+    from stages.reward.stage import run as reward
+    from stages.targets import save_target
+    from stages.tasks.stage import Config as TasksConfig
+    from stages.tasks.stage import run as make_tasks
+    from tests.conftest import make_target
+
+    write_params(root)
+    with rooted(root):
+        # Half trained: its attention already says something about its answers, in a tenth of the time.
+        for name, steps in (("digits_mlp", 400), ("digits_few_shot", 900)):
+            save_target(make_target(name, steps), paths.target_dir(name))
+            (paths.dictionaries_dir(name)).mkdir(parents=True)
+        for family in FAMILIES:
+            make_tasks(load("tasks", TasksConfig), family)
+        for method in METHODS:
+            interpret(load("interpretation", InterpretationConfig), method)
+        config = load("execution", ExecutionConfig)
+        for arm in ["baseline", *METHODS]:
+            execute(config, arm)
+        reward(load("reward", RewardConfig))
