@@ -96,7 +96,8 @@ def _attention_backward(args: tuple[Any, ...], out: Any) -> int:
 
 # Names are those of ``torch.ops.aten`` without the overload, so every overload of an op has one price.
 _FREE = """
-_local_scalar_dense _reshape_alias _reshape_copy _to_copy _unsafe_view alias any all arange argmax argmin as_strided
+equal _local_scalar_dense _reshape_alias _reshape_copy _to_copy _unsafe_view alias any all arange argmax argmin
+as_strided
 bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor broadcast_tensors bucketize cat chunk clone constant_pad_nd
 contiguous copy copy_ detach detach_ diag diagonal diagonal_backward embedding empty empty_like empty_strided eq eq_
 expand eye fill fill_ flatten flip full full_like gather ge gt index index_copy index_select is_same_size isfinite
@@ -185,6 +186,10 @@ class OpTable:
     def extended(self, prices: Mapping[str, Price]) -> "OpTable":
         return OpTable(self._prices | dict(prices))
 
+    def fingerprint(self) -> int:
+        """Changes when any price does."""
+        return hash(tuple(sorted((name, id(price)) for name, price in self._prices.items())))
+
     def price(self, op: Any, args: tuple[Any, ...], out: Any) -> int:
         """FLOPs of one call.
 
@@ -211,6 +216,8 @@ class count_flops(TorchDispatchMode):
     def __init__(self, table: OpTable | None = None) -> None:
         super().__init__()
         self.flops = 0
+        self.seen = 0
+        """The count when it was last added to: a count below it was tampered with."""
         self._table = table or OpTable()
 
     def __torch_dispatch__(
@@ -218,6 +225,7 @@ class count_flops(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         self.flops += self._table.price(func, args, out)
+        self.seen = max(self.seen, self.flops)
         return out
 
 

@@ -1,37 +1,78 @@
-"""Our side: starts a method's process, serves it the target, meters it, and ends it.
+"""Our side: starts a method's process in the sandbox, serves it the target, watches it, and ends it.
 
-The target, the labels, the scoring and the meter stay in this process. The method's process is its own process group,
-so that nothing it starts outlives it.
+The target, the labels, the scoring and the meter stay in this process. What the method's process uses is read from
+outside it; when it ends, everything in its process namespace ends with it.
 """
 
+import contextlib
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from stages.errors import MethodError
+from stages.errors import MethodError, UserError
 from stages.interpretation.contract import Interpretation, Query
 from stages.metering import MeteredAccess
+from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
 from stages.sandbox.codec import Disconnected, MessageError, TimedOut, receive, send
+from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
 from stages.targets import Intervention, Objective
 
-__all__ = ["MethodProcess", "Reply"]
+__all__ = ["Limits", "MethodProcess", "Reply"]
 
 START_SECONDS = 120.0
 """A process that has not imported its method by then is stopped."""
+WATCH_SECONDS = 0.2
 OPERATIONS = ("corpus", "dictionaries", "forward", "gradients", "has_variant", "weights")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a method's process may use."""
+
+    memory: int = 6 << 30
+    """Address space: torch alone maps 1 to 3 GiB, most of it never touched."""
+    resident: int = 2 << 30
+    """Memory in use."""
+    tasks: int = 64
+    """Threads and processes."""
+    cpu_s: int = 1800
+    """CPU time of the whole process, beside the wall limit of each job."""
+    files: int = 256
+    """Open files."""
+
+    def rlimits(self) -> dict[str, int]:
+        # NPROC counts all of a user's threads on the machine, so it cannot be small; the watch holds the method's own
+        # to ``tasks``.
+        return {
+            "AS": self.memory,
+            "CORE": 0,
+            "CPU": self.cpu_s,
+            "FSIZE": PRIVATE_BYTES,
+            "NOFILE": self.files,
+            "NPROC": 4096,
+        }
 
 
 class Reply(NamedTuple):
     value: Any
     own_flops: int
-    """FLOPs of the method's own torch ops, as its process counted them."""
+    """Layer (b): FLOPs of the method's own ops, as its process counted them."""
+    cpu_s: float
+    """Layer (c): CPU time of its process tree during the job, read from outside."""
+    calls: int
+    """Operations on the target it asked for."""
+    tampered: str
+    """What its process noticed about the meter inside it; empty: nothing."""
 
 
 class MethodProcess:
@@ -41,28 +82,35 @@ class MethodProcess:
         source: a file, or the name of a built-in method.
         name: for messages.
         timeout_s: wall-clock limit of one job.
+        trust: run it without the sandbox: a process of its own, with our rights.
+        limits: what it may use.
 
     Raises:
+        UserError: there is no sandbox here and ``trust`` was not given.
         MethodError: it does not start, or a job fails; says how.
     """
 
-    def __init__(self, source: str | Path, name: str, timeout_s: float) -> None:
-        self.name, self.timeout_s = name, timeout_s
+    def __init__(
+        self, source: str | Path, name: str, timeout_s: float, *, trust: bool = False, limits: Limits | None = None
+    ) -> None:
+        self.name, self.timeout_s, self.limits = name, timeout_s, limits or Limits()
+        if not trust and why_unavailable():
+            raise UserError(
+                f"method {name!r} is code nobody has reviewed, and there is no sandbox to run it in:"
+                f" {why_unavailable()}; or give --trust to run it with your own rights"
+            )
         ours, theirs = socket.socketpair()
-        self._connection = ours
+        self._connection, self._closed = ours, False
         source = str(Path(source).resolve()) if str(source).endswith(".py") else str(source)
-        command = [sys.executable, "-I", "-m", "stages.sandbox.worker", str(theirs.fileno()), source]
-        self._process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PATH": os.defpath, "HOME": "/nonexistent"},
-        )
+        group = f"lensmith-{os.getpid()}-{ours.fileno()}-{time.monotonic_ns()}"
+        self._group = Group(group, self.limits.resident, self.limits.tasks, None if trust else writable_group())
+        self.usage_s = 0.0
+        """CPU time of the whole process tree, start-up included; known once it is closed."""
+        self._start(source, theirs, trust)
         theirs.close()
         try:
+            go = {"limits": {} if trust else self.limits.rlimits()}
+            self._send(go, "import")
             hello = self._receive("import", time.monotonic() + max(START_SECONDS, timeout_s), timeout_s)
         except MethodError:
             self.close()
@@ -71,6 +119,38 @@ class MethodProcess:
             self.close()
             raise MethodError(name, "import", str(hello["error"]), "Mend the file; it must import.")
         self.declared_name = str(hello.get("name") or "")
+        self.layers = [*(() if trust else ("bubblewrap",)), *map(str, hello.get("layers") or ())]
+
+    def _start(self, source: str, theirs: socket.socket, trust: bool) -> None:
+        descriptor = theirs.fileno()
+        passed: list[int] = []
+        read, write = os.pipe()
+        if trust:
+            line = [sys.executable, "-I", "-m", "stages.sandbox.worker", source, str(descriptor)]
+            environment = {"HOME": "/nonexistent", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": os.defpath}
+        else:
+            line, passed = command(source, descriptor, write)
+            environment = {}
+        try:
+            self._process = subprocess.Popen(
+                line,
+                pass_fds=[descriptor, *passed],
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
+        finally:
+            for each in {*passed, write}:
+                os.close(each)
+        self._root = self._process.pid
+        with os.fdopen(read, "rb") as told:
+            if not trust:
+                with contextlib.suppress(ValueError, KeyError):
+                    self._root = int(json.loads(told.read())["child-pid"])
+        for pid in {self._process.pid, self._root, *descendants(self._process.pid)}:
+            self._group.add(pid)
 
     def __enter__(self) -> Self:
         return self
@@ -79,13 +159,41 @@ class MethodProcess:
         self.close()
 
     def close(self) -> None:
-        """End the whole process group."""
+        """End everything in it, and account for it."""
+        if self._closed:
+            return
+        self._closed = True
         self._connection.close()
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._process.wait()
+        # First the inner process: when it dies the kernel ends its whole namespace, and the outer one can account for
+        # it.
+        for kill, pid in ((os.kill, self._root), (os.killpg, self._process.pid)):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(pid, signal.SIGKILL)
+            if kill is os.kill and pid != self._process.pid:
+                self._reap(1.0)
+        self._reap(None)
+        self._group.close()
+
+    def _reap(self, patience: float | None) -> None:
+        until = None if patience is None else time.monotonic() + patience
+        while self._process.returncode is None:
+            try:
+                pid, status, used = os.wait4(self._process.pid, 0 if until is None else os.WNOHANG)
+            except ChildProcessError:
+                self._process.returncode = -signal.SIGKILL
+                return
+            if pid:
+                self._process.returncode = os.waitstatus_to_exitcode(status)
+                self.usage_s = used.ru_utime + used.ru_stime
+            elif until is not None and time.monotonic() > until:
+                return
+            else:
+                time.sleep(0.005)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process tree so far, read from outside."""
+        counted = self._group.cpu_seconds()
+        return cpu_seconds(self._root) if counted is None else counted
 
     def interpret(self, access: MeteredAccess, max_bytes: int, seed: int) -> Any:
         place = f"interpret on {access.spec.name}"
@@ -106,15 +214,20 @@ class MethodProcess:
 
     def _job(self, job: dict[str, Any], access: MeteredAccess, place: str) -> Reply:
         deadline = time.monotonic() + self.timeout_s
+        before, calls = self.cpu_seconds(), 0
         self._send(job, place)
         while True:
             message = self._receive(place, deadline, self.timeout_s)
             if "call" in message:
+                calls += 1
                 self._send(_serve(message, access), place)
             elif "error" in message:
                 raise MethodError(self.name, place, str(message["error"])[:2000], "Run it on its own to debug it.")
             elif "done" in message:
-                return Reply(message["done"], max(0, int(message.get("own_flops", 0))))
+                used, own = self.cpu_seconds() - before, message.get("own_flops")
+                if type(own) is not int or not 0 <= own < 1 << 62:
+                    raise MethodError(self.name, place, "its count of FLOPs is no count", "Leave the meter alone.")
+                return Reply(message["done"], own, used, calls, str(message.get("tampered") or "")[:500])
             else:
                 raise MethodError(
                     self.name, place, "its process sent a message that is no answer", "Use the contract only."
@@ -129,6 +242,7 @@ class MethodProcess:
 
     def _receive(self, place: str, deadline: float, limit: float) -> dict[str, Any]:
         try:
+            self._watch(place, deadline)
             message = receive(self._connection, deadline)
         except TimedOut as error:
             cause = f"it took longer than {limit:g} s and was stopped"
@@ -143,11 +257,26 @@ class MethodProcess:
             )
         return message
 
+    def _watch(self, place: str, deadline: float) -> None:
+        """Wait until something arrives, and end a process that uses too much meanwhile."""
+        while not select.select([self._connection], [], [], WATCH_SECONDS)[0]:
+            if time.monotonic() > deadline:
+                return
+            usage = Usage(self._root)
+            over = (
+                f"{usage.resident >> 20:,} MiB of memory; {self.limits.resident >> 20:,} are allowed"
+                if usage.resident > self.limits.resident
+                else f"{usage.threads} threads; {self.limits.tasks} are allowed"
+                if usage.threads > self.limits.tasks
+                else ""
+            )
+            if over:
+                self.close()
+                raise MethodError(self.name, place, f"it used {over}", "Use less, or work in parts.")
+
     def _gone(self, place: str, how: str) -> MethodError:
-        try:
-            code: int | str = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            code = "none"
+        self._reap(5.0)
+        code = self._process.returncode
         return MethodError(
             self.name, place, f"its process ended (exit code {code}; {how})", "It may not exit or be killed."
         )

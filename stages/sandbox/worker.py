@@ -6,18 +6,21 @@
 
 import os
 import socket
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stages.interpretation.contract import Budget, Interpretation, Method
 from stages.interpretation.loading import built_in, from_file
-from stages.metering import count_flops
-from stages.sandbox.codec import receive, send
+from stages.metering.own import OwnMeter
+from stages.sandbox.codec import decode, encode, receive, send
+from stages.sandbox.confine import confine
 from stages.targets import Corpus, Forward, Gradients, Intervention, Objective, TargetSpec
 
 __all__ = ["RemoteAccess", "main"]
@@ -74,23 +77,40 @@ def _run(job: dict[str, Any], method: Method, connection: socket.socket) -> dict
         if not isinstance(made, Interpretation):
             return {"error": f"it returned {type(made).__name__}, not an Interpretation"}
         return {"done": Interpretation(dict(made.arrays), dict(made.data)), "own_flops": 0}
-    with torch.no_grad(), count_flops() as count:
+    with torch.no_grad(), OwnMeter() as meter:
         answer = method.answer(job["query"], job["interpretation"], access)
-    return {"done": answer, "own_flops": count.flops}
+        if isinstance(answer, np.ndarray):
+            answer = torch.from_numpy(np.array(answer))
+        encode(answer)  # whatever it puts off until it is read happens here, inside the meter
+    return {"done": answer, "own_flops": meter.flops, "tampered": meter.tampered}
 
 
 def _load(source: str) -> Method:
     return from_file(Path(source)) if source.endswith(".py") else built_in(source)
 
 
+def _warm_up() -> None:
+    """What is slow the first time happens before the clock runs."""
+    with torch.no_grad(), OwnMeter():
+        square = torch.eye(8)
+        raw = encode([square @ square, torch.from_numpy(square.numpy() + 1.0)])
+        n_text, n_blob = struct.unpack("!QQ", raw[:16])
+        decode(raw[16 : 16 + n_text], raw[16 + n_text : 16 + n_text + n_blob])
+
+
 def main() -> None:
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    source, descriptor = sys.argv[1], int(sys.argv[2])
+    connection = socket.socket(fileno=descriptor)
     torch.set_num_threads(1)
+    _warm_up()
+    go = receive(connection)
+    layers = confine(go["limits"], descriptor) if go["limits"] else []
     try:
-        method = _load(sys.argv[2])
-        send(connection, {"ready": type(method).__name__, "name": str(getattr(method, "name", ""))[:64]})
+        method = _load(source)
+        hello = {"ready": type(method).__name__, "name": str(getattr(method, "name", ""))[:64], "layers": layers}
+        send(connection, hello)
     except Exception as error:
-        send(connection, {"error": getattr(error, "cause", f"{type(error).__name__}: {error}")})
+        send(connection, {"error": getattr(error, "cause", f"{type(error).__name__}: {error}")[:2000]})
         os._exit(1)
     while True:
         job = receive(connection)

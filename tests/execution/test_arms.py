@@ -121,7 +121,7 @@ def test_trees_are_chosen_where_the_relation_is_not_linear():
 def test_predictions_stay_in_the_range_seen_and_constants_do_not_break_it():
     x, y = np.linspace(0, 1, 40).reshape(40, 1, 1), np.linspace(0, 1, 40).reshape(40, 1)
     model = Calibrator(4, 0).fit(x, y)
-    assert all(0 <= p.min() and p.max() <= 1 for p in model.predict(x * 100).values())
+    assert all(p.min() >= 0 and p.max() <= 1 for p in model.predict(x * 100).values())
     flat = Calibrator(4, 0).fit(np.zeros((40, 1, 2)), y).predict(np.ones((5, 1, 2)))
     assert all(np.allclose(p, y.mean()) for p in flat.values())
 

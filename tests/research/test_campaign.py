@@ -101,5 +101,5 @@ def test_a_campaign_of_ones_own_continues_with_a_larger_budget_and_never_opens_t
 
 def test_other_settings_under_the_same_name_are_refused(graph):
     campaign("random", 1, 0, "mine", lambda said: None)
-    with pytest.raises(UserError, match="started with other settings.*choose another --name"):
+    with pytest.raises(UserError, match=r"started with other settings.*choose another --name"):
         campaign("random", 1, 5, "mine", lambda said: None)

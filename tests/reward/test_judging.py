@@ -137,7 +137,7 @@ def test_leaderboard_rows_have_the_fixed_keys():
 
 
 def test_controls_fail_when_they_should():
-    """A check that cannot fail is no check: a broken oracle, a nothing that scores and a placebo that wins are noticed."""
+    """A check that cannot fail is no check: a broken oracle, a scoring nothing, a winning placebo are noticed."""
     task = make_task()
     fine, poor = compare(task, 0.2, 0.01), compare(task, 0.2, 0.3)
     base = Baseline(arm(task, 0.2, 100.0, 1), arm(task, 0.2, 100.0, 2), [], [])
