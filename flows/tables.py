@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +15,15 @@ from flows.times import Times
 from stages import paths
 from stages.errors import UserError
 
-__all__ = ["leaderboard_rows", "print_json", "print_leaderboard", "print_rows", "print_times", "read_rows"]
+__all__ = [
+    "leaderboard_rows",
+    "print_json",
+    "print_leaderboard",
+    "print_per_task",
+    "print_rows",
+    "print_times",
+    "read_rows",
+]
 
 Row = Mapping[str, Any]
 
@@ -62,23 +71,68 @@ def _number(value: Any) -> float:
 
 
 def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("method", no_wrap=True)
-    for name in ("mean reward", "interval", "gain", "FLOP ratio", "placebo", "n: tasks x seeds x instances"):
-        table.add_column(name, justify="right")
-    table.add_column("status")
+    """One line a method, at most 100 columns; what all rows share stands below the table."""
+    table = _slim(title, ("method",), ("reward", "95% interval", "gain", "FLOPs", "placebo"), ("",))
     for row in rows:
+        status = str(row.get("status", ""))
         table.add_row(
             str(row.get("method")),
             _signed(row.get("reward_mean")),
-            f"{_signed(row.get('reward_low'))} .. {_signed(row.get('reward_high'))}",
+            _interval(row, "reward"),
             _signed(row.get("performance_gain")),
-            _plain(row.get("flop_ratio")),
+            f"x{_number(row.get('flop_ratio')):.2f}",
             _signed(row.get("placebo_reward")),
-            " x ".join(str(row.get(name, "?")) for name in ("n_tasks", "n_seeds", "n_instances")),
-            str(row.get("status", "")),
+            _verdict(row) if status in ("", "ok") else f"{status}: {_verdict(row)}",
         )
     console.print(table)
+    counts = {tuple(row.get(name, "?") for name in ("n_tasks", "n_seeds", "n_instances")) for row in rows}
+    floors = {_plain(row.get("noise_floor")) for row in rows}
+    for tasks, seeds, instances in sorted(counts, key=str):
+        console.print(
+            f"n = {tasks} tasks x {seeds} seeds, {instances} instances; noise floor {', '.join(sorted(floors))}",
+            highlight=False,
+        )
+
+
+def print_per_task(console: Console, rows: Sequence[Row], title: str) -> None:
+    """One line a task: the three arms' scores, the reward with its interval, and the verdict."""
+    table = _slim(title, ("task", "split"), ("base", "assisted", "placebo", "reward", "95% interval", "FLOPs"), ("",))
+    for row in rows:
+        status = str(row.get("status", "ok"))
+        table.add_row(
+            f"{row.get('family')} {row.get('target')}",  # wraps between the two where it must
+            str(row.get("split")).replace("validation", "valid."),
+            _plain(row.get("baseline_score_mean")),
+            _plain(row.get("assisted_score_mean")),
+            _plain(row.get("placebo_score_mean")),
+            _signed(row.get("reward_mean")),
+            _interval(row, "reward"),
+            f"x{_number(row.get('flop_ratio')):.2f}",
+            _verdict(row) if status == "ok" else f"{status} {str(row.get('reason', ''))[:60]}".strip(),
+        )
+    console.print(table)
+
+
+def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str]) -> Table:
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for name in left:
+        table.add_column(name, no_wrap=name != "task")
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in last:
+        table.add_column(name, min_width=10)
+    return table
+
+
+def _verdict(row: Row) -> str:
+    """ "not distinguishable" is too long for a column."""
+    return str(row.get("verdict", "")).replace("not distinguishable", "~ baseline")
+
+
+def _interval(row: Row, name: str) -> str:
+    return f"{_signed(row.get(f'{name}_low'))}..{_signed(row.get(f'{name}_high'))}"
 
 
 def print_rows(console: Console, rows: Sequence[Row], title: str = "") -> None:

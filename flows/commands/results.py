@@ -46,7 +46,7 @@ def score(
     from rich.console import Console
 
     from flows.lock import run_lock
-    from flows.tables import print_leaderboard, print_rows
+    from flows.tables import print_leaderboard, print_per_task
     from stages import paths
     from stages.errors import UserError
 
@@ -66,7 +66,7 @@ def score(
         rows = [row for row in result["rows"] if row.get("split") == split]
         if rows:
             print_leaderboard(console, rows, f"{result['method']} beside the built-in methods, {split} families")
-    print_rows(console, result["per_task"], f"{result['method']}, per task")
+    print_per_task(console, result["per_task"], f"{result['method']}, per task")
     console.print(f"verdict: {result['verdict_text']}", highlight=False, soft_wrap=True)
     if out is not None:
         _write_json(out, result)

@@ -18,7 +18,6 @@ from sklearn.feature_selection import SelectKBest, f_regression
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 __all__ = ["Calibrator", "Fit", "assemble", "cross_validate"]
 
@@ -62,15 +61,15 @@ class Calibrator:
             return self
         x = x[:, self._keep]
         select = SelectKBest(f_regression, k=min(self._max_features, x.shape[1]))
-        with threadpool_limits(1), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # collinear features are expected; ridge and trees cope
             x = np.nan_to_num(select.fit_transform(x, y))
             self._select = select
             self._models["ridge"] = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 7))).fit(x, y)
             trees = HistGradientBoostingRegressor(
-                max_iter=50,
-                learning_rate=0.12,
-                max_leaf_nodes=8,
+                max_iter=40,
+                learning_rate=0.15,
+                max_leaf_nodes=6,
                 min_samples_leaf=max(5, len(y) // 100),
                 l2_regularization=1.0,
                 max_bins=64,
@@ -85,12 +84,11 @@ class Calibrator:
         n, items = features.shape[:2]
         if not self._models:
             return {kind: np.full((n, items), self._mean) for kind in KINDS}
-        with threadpool_limits(1):
-            x = np.nan_to_num(self._select.transform(features.reshape(n * items, -1)[:, self._keep]))
-            out: dict[Kind, FloatArray] = {
-                kind: np.clip(model.predict(x), self._low, self._high).reshape(n, items)
-                for kind, model in self._models.items()
-            }
+        x = np.nan_to_num(self._select.transform(features.reshape(n * items, -1)[:, self._keep]))
+        out: dict[Kind, FloatArray] = {
+            kind: np.clip(model.predict(x), self._low, self._high).reshape(n, items)
+            for kind, model in self._models.items()
+        }
         return out | {"mean": (out["ridge"] + out["trees"]) / 2}
 
 

@@ -1,9 +1,11 @@
 """Whole arms of whole tasks: the baseline once, then a method's assisted and placebo arms against it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from stages.execution.answering import Answered
 from stages.execution.arms import ArmResult, ExecutorConfig, climb, deal_out, solve
@@ -14,9 +16,22 @@ from stages.tasks import Task
 __all__ = ["arms_of", "baseline_of"]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread in torch, BLAS and OpenMP: small models want many processes. Set once per arm, since it takes longer
+    than fitting a ridge regression."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+
+
 def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
     """The baseline arm, twice: only the second one's black-box draws differ."""
-    torch.set_num_threads(1)
+    with one_thread():
+        return _baseline_of(task, target, config)
+
+
+def _baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
     first: list[ArmResult] = []
     second: list[ArmResult] = []
     all_rungs, all_fits = [], []
@@ -37,7 +52,11 @@ def arms_of(task: Task, baseline: Baseline, answered: Answered, config: Executor
 
     A method that declines gets the baseline. One that fails gets the baseline's predictions and pays for what it used.
     """
-    torch.set_num_threads(1)
+    with one_thread():
+        return _arms_of(task, baseline, answered, config)
+
+
+def _arms_of(task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig) -> MethodArms:
     rows = answered.rows
     if answered.status != "ok" or rows is None:
         spent = answered.flops if answered.status == "failed" else 0.0

@@ -15,6 +15,8 @@ from stages.research.space import draw_spec
 
 __all__ = ["RESEARCHERS", "Researcher", "make_researcher"]
 
+MAX_ATTEMPTS = 20
+
 
 class Researcher(ABC):
     """Proposes specs and learns from what they were worth.
@@ -46,7 +48,7 @@ class RandomResearcher(Researcher):
     name = "random"
 
     def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
-        return _ask([], "random", self.seed, iteration)
+        return _new([], self.trials, "random", self.seed, iteration)
 
 
 class SearchResearcher(Researcher):
@@ -56,10 +58,23 @@ class SearchResearcher(Researcher):
 
     def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
         kind = "random" if len(self.trials) < self.n_startup else "tpe"
-        return _ask(self.trials, kind, self.seed, iteration)
+        return _new(self.trials, self.trials, kind, self.seed, iteration)
 
 
-def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int, iteration: int) -> tuple[Spec, dict[str, Any]]:
+def _new(
+    learned: Sequence[dict[str, Any]], tried: Sequence[dict[str, Any]], kind: str, seed: int, iteration: int
+) -> tuple[Spec, dict[str, Any]]:
+    """A proposal that has not been tried and that answers something; a repeat would spend an iteration on nothing."""
+    seen = [trial["choices"] for trial in tried]
+    for attempt in range(MAX_ATTEMPTS):
+        # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
+        spec, choices = _ask(learned, kind, 1_000_003 * seed + MAX_ATTEMPTS * iteration + attempt)
+        if choices not in seen and spec != Spec():
+            break
+    return spec, choices
+
+
+def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int) -> tuple[Spec, dict[str, Any]]:
     import optuna  # seconds of import, wanted by nobody who only reads this module
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -68,13 +83,10 @@ def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int, iteration: int)
             "ignore"
         )  # "multivariate is experimental": its results are pinned by a seed and a version
         sampler: Any
-        # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
         if kind == "random":
-            sampler = optuna.samplers.RandomSampler(seed=1_000_003 * seed + iteration)
+            sampler = optuna.samplers.RandomSampler(seed=seed)
         else:
-            sampler = optuna.samplers.TPESampler(
-                seed=1_000_003 * seed + iteration, multivariate=True, group=True, n_startup_trials=0
-            )
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for past in trials:
             if past["value"] is not None:

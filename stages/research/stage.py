@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,4 +166,6 @@ def run(config: Config, progress: Progress = print) -> dict[str, Any]:
 
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # joblib replaces a worker whose memory has grown and says so each time; nothing is lost by it.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     run(load("research", Config))

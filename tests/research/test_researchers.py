@@ -43,6 +43,13 @@ def test_a_resumed_researcher_proposes_what_an_uninterrupted_one_would(name):
     assert resumed.propose(7) == whole.propose(7)
 
 
+@pytest.mark.parametrize("name", sorted(RESEARCHERS))
+def test_nothing_is_proposed_twice_and_nothing_empty(name):
+    specs, _ = campaign(name, 0, 25)
+    assert Spec() not in specs
+    assert len({spec.model_dump_json() for spec in specs}) == 25
+
+
 def test_search_beats_random_on_a_landscape_with_structure():
     """Late proposals over several seeds; random is the control."""
     mean = {name: sum(sum(campaign(name, seed, 20)[1][10:]) for seed in range(3)) / 30 for name in ("search", "random")}
