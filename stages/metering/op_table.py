@@ -8,7 +8,11 @@ Conventions (the same as counting by hand):
 - a reduction is 1 per input element; sort and top-k are ceil(log2 n) per element;
 - attention over (B, H, Tq, Tk) is 2 B H Tq Tk (d_k + d_v) + 6 B H Tq Tk, causal or not: the CPU kernel's masked half is
   charged because a masked score is computed and thrown away;
-- moving, indexing, comparing or making data is 0.
+- moving, indexing, comparing or making data is 0;
+- a convolution is 2 per output element and weight of its channel group, its backward the same per gradient asked for;
+- batch and group norm are 8 per element; pooling 1 per input element, bilinear interpolation 8 per output element;
+- decompositions, transforms, distances, sparse and recurrent layers: see ``decompositions.py``;
+- list ops (``_foreach_*``) are 1 per element of their first list, the fused Adam step 12 per parameter.
 
 ``torch.utils.flop_counter`` prices only matrix products and convolutions and counts 0 for attention on the CPU
 (pytorch issue 195460), so it cannot serve here.
@@ -21,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from stages.metering.decompositions import DECOMPOSITIONS, sparse_values
 
 __all__ = ["OpTable", "UnknownOpError", "count_flops"]
 
@@ -55,10 +61,16 @@ def _sort(args: tuple[Any, ...], out: Any) -> int:
 
 
 def _mm(args: tuple[Any, ...], out: Any) -> int:
+    stored = sparse_values(args[0])
+    if stored is not None:
+        return 2 * stored * (int(out.shape[-1]) if out.dim() > 1 else 1)
     return 2 * out.numel() * int(args[0].shape[-1])
 
 
 def _addmm(args: tuple[Any, ...], out: Any) -> int:
+    stored = sparse_values(args[1])
+    if stored is not None:
+        return 2 * stored * (int(out.shape[-1]) if out.dim() > 1 else 1) + int(out.numel())
     return 2 * out.numel() * int(args[1].shape[-1]) + out.numel()
 
 
@@ -107,7 +119,15 @@ nonzero normal_ one_hot ones ones_like permute rand rand_like randint randn rand
 scalar_tensor scatter scatter_ searchsorted select select_backward set_ slice slice_backward slice_scatter
 select_scatter split split_with_sizes split_with_sizes_copy squeeze squeeze_ stack t t_ transpose tril triu uniform_
 unbind unfold unique_dim _unique2 unsqueeze unsqueeze_ unsafe_split view view_as where zero_ zeros zeros_like
-index_put index_put_ _index_put_impl_ embedding_dense_backward random_ exponential_ multinomial tril_indices
+index_put index_put_ _index_put_impl_ embedding_dense_backward random_ exponential_ multinomial _linalg_check_errors
+_to_dense _to_sparse _to_sparse_csr _coalesce _indices
+_nnz _values block_diag col_indices crow_indices histc histogram index_fill index_fill_ isneginf isposinf logical_and_
+logical_not_ logical_or_ narrow_copy nextafter pixel_shuffle poisson promote_types put reflection_pad1d reflection_pad2d
+replication_pad1d replication_pad2d rot90 signbit sparse_resize_ take transpose_ triu_ tril_ unfold_backward
+upsample_nearest1d upsample_nearest2d upsample_nearest1d_backward upsample_nearest2d_backward normal
+max_pool2d_with_indices_backward adaptive_max_pool2d_backward values indices col2im im2col complex real imag conj _conj
+_conj_physical _neg_view view_as_real view_as_complex _sparse_coo_tensor_with_dims_and_tensors
+_sparse_coo_tensor_unsafe _sparse_csr_tensor_unsafe coalesce tril_indices
 triu_indices bincount scatter_value
 """.split()
 _POINTWISE = """
@@ -115,33 +135,28 @@ abs add add_ addcdiv addcdiv_ addcmul addcmul_ atan2 ceil clamp clamp_ clamp_max
 cumsum cumprod div div_ elu erf exp exp_ exp2 expm1 floor floor_divide fmod gelu hardtanh heaviside leaky_relu lerp
 log log10 log1p log2 masked_scatter maximum minimum mul mul_ neg neg_ pow pow_ reciprocal relu relu_ remainder round
 rsqrt rsub sigmoid sigmoid_ sign silu sin sinh softplus sqrt sqrt_ sub sub_ tan tanh tanh_ threshold trunc rsqrt_
-hypot index_add index_add_ scatter_add scatter_add_ scatter_reduce floor_ dropout native_dropout avg_pool2d
+hypot acos acosh addbmm_ addr angle asin asinh atan atanh avg_pool3d ceil_ celu copysign cummax cummin deg2rad digamma
+erfc erfinv fmax fmin frac glu hardshrink hardsigmoid hardswish i0 ldexp lerp_ lgamma linalg_cross log_
+log_sigmoid_forward logcumsumexp logaddexp logaddexp2 logit mish nan_to_num nan_to_num_ polar prelu _prelu_kernel
+rad2deg round_ sgn sinc softshrink special_entr special_erfcx special_i1 special_log_ndtr special_ndtri square xlogy
+selu trunc_ sign_ cos_ sin_ abs_ exp2_ log1p_ cumsum_ masked_scatter_
+index_add index_add_ scatter_add scatter_add_ scatter_reduce floor_ dropout native_dropout avg_pool2d
 """.split()
-_BACKWARD = [
-    "elu_backward",
-    "gelu_backward",
-    "leaky_relu_backward",
-    "sigmoid_backward",
-    "silu_backward",
-    "tanh_backward",
-    "threshold_backward",
-    "softplus_backward",
-    "hardtanh_backward",
-]
-_REDUCE = [
-    "amax",
-    "amin",
-    "logsumexp",
-    "max",
-    "mean",
-    "median",
-    "min",
-    "prod",
-    "sum",
-    "norm",
-    "linalg_vector_norm",
-    "count_nonzero",
-]
+_BACKWARD = """
+elu_backward gelu_backward leaky_relu_backward sigmoid_backward silu_backward tanh_backward threshold_backward
+softplus_backward hardtanh_backward avg_pool2d_backward hardswish_backward mish_backward log_sigmoid_backward
+glu_backward hardsigmoid_backward _prelu_kernel_backward _adaptive_avg_pool2d_backward
+""".split()
+_REDUCE = """
+_adaptive_avg_pool2d adaptive_max_pool2d amax amin count_nonzero linalg_vector_norm logsumexp max mean median min mode
+nanmedian nansum norm prod sum trace
+""".split()
+_LISTS = """
+abs add addcdiv addcmul clamp_max clamp_min copy div exp lerp log maximum minimum mul neg norm pow reciprocal round
+sigmoid sign sqrt sub tanh zero
+""".split()
+_BOOKKEEPING = frozenset({"profiler::_record_function_enter_new", "profiler::_record_function_exit"})
+"""Ops of other libraries that compute nothing."""
 
 
 def _default_prices() -> dict[str, Price]:
@@ -149,6 +164,9 @@ def _default_prices() -> dict[str, Price]:
     prices |= {name: _per_output(1) for name in _POINTWISE}
     prices |= {name: _per_output(2) for name in _BACKWARD}
     prices |= {name: _per_input(1) for name in _REDUCE}
+    prices |= {f"_foreach_{name}{tail}": _per_input(1) for name in _LISTS for tail in ("", "_")}
+    prices |= {f"_fused_{name}_": _per_input(12) for name in ("adam", "adamw", "sgd")}
+    prices |= DECOMPOSITIONS
     prices["aminmax"] = _per_input(2)
     prices |= {"var": _per_input(3), "std": _per_input(3), "var_mean": _per_input(3), "std_mean": _per_input(3)}
     prices |= dict.fromkeys(("sort", "argsort", "topk", "kthvalue", "msort"), _sort)
@@ -159,6 +177,26 @@ def _default_prices() -> dict[str, Price]:
         "_log_softmax": _per_output(5),
         "_softmax_backward_data": _per_output(4),
         "_log_softmax_backward_data": _per_output(4),
+        "_embedding_bag": lambda args, out: int(args[1].numel() * args[0].shape[-1]),
+        "_embedding_bag_forward_only": lambda args, out: int(args[1].numel() * args[0].shape[-1]),
+        "_fused_rms_norm": _per_output(5),
+        "binary_cross_entropy": _per_input(7),
+        "binary_cross_entropy_with_logits": _per_input(7),
+        "dist": _per_input(3),
+        "grid_sampler_2d": _per_output(16),
+        "huber_loss": _per_input(4),
+        "smooth_l1_loss": _per_input(4),
+        "native_batch_norm": _per_output(8),
+        "native_batch_norm_backward": _per_output(14),
+        "native_group_norm": _per_output(8),
+        "native_group_norm_backward": _per_output(14),
+        "nll_loss2d_forward": _per_input(1),
+        "nll_loss2d_backward": _free,
+        "renorm": _per_input(3),
+        "upsample_bicubic2d": _per_output(32),
+        "upsample_bilinear2d": _per_output(8),
+        "upsample_bilinear2d_backward": _per_input(8),
+        "upsample_linear1d": _per_output(4),
         "native_layer_norm": _per_output(8),
         "native_layer_norm_backward": _per_output(14),
         "nll_loss_forward": _per_input(1),
@@ -196,6 +234,8 @@ class OpTable:
         Raises:
             UnknownOpError: the op has no price.
         """
+        if op._schema.name in _BOOKKEEPING:
+            return 0
         namespace, _, name = op._schema.name.partition("::")
         function = self._prices.get(name) if namespace == "aten" else None
         if function is None:
