@@ -38,7 +38,7 @@ def pack(interpretation: Any, method: str, place: str, max_bytes: int) -> tuple[
         )
     arrays: dict[str, Tensor] = {}
     for name, value in interpretation.arrays.items():
-        if type(value) is not Tensor or value.dtype not in DTYPES:
+        if type(value) is not Tensor or value.dtype not in DTYPES or value.layout is not torch.strided:
             raise MethodError(
                 method,
                 place,

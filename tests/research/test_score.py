@@ -1,6 +1,8 @@
 """`lensmith score` on the toy graph: a good method, a bad one, and every way to be broken."""
 
 import json
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -107,3 +109,27 @@ def test_without_a_run_it_says_what_to_run(tmp_path):
     toy.write_params(tmp_path)
     with toy.rooted(tmp_path), pytest.raises(UserError, match="lensmith run"):
         scored(toy.ROOT / "examples" / "my_method.py")
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        ("import nonexistent_thing", 2, "ModuleNotFoundError"),
+        (HEAD.replace("return Interpretation()", "raise ValueError('why not')"), 2, "why not"),
+        (HEAD, 0, "verdict"),
+    ],
+)
+def test_on_the_command_line_a_broken_method_is_one_line_and_exit_code_2(graph, tmp_path, source, code, said):
+    path = tmp_path / "mine.py"
+    path.write_text(source, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.command", "score", str(path)],
+        cwd=toy.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    if code:
+        assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr

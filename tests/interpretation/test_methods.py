@@ -1,0 +1,192 @@
+"""Built-in methods: what they say is checked against slow arithmetic of its own."""
+
+import pytest
+import torch
+
+from stages.errors import MethodError, UserError
+from stages.interpretation import Attribute, Budget, Compare, Interpretation, Localise, Represent, built_in
+from stages.interpretation.artifact import load_interpretation, pack, save_interpretation, unpack
+from stages.interpretation.composed import Composed, Spec
+from stages.interpretation.methods import BUILT_IN
+from stages.metering import Ledger, MeteredAccess, count_flops
+from stages.targets import Intervention
+
+N = 6
+
+
+def interpret(method, target):
+    access = MeteredAccess(target, Ledger(), free=True)
+    return unpack(*pack(method.interpret(access, Budget(60, 10**8, 0)), "m", "here", 10**8))
+
+
+def queries(target):
+    inputs, labels = (part[:N] for part in target.corpus("validation"))
+    many = inputs[None].expand(2, *inputs.shape).contiguous()
+    segments, components = tuple((i,) for i in range(8)), target.spec.components
+    return {
+        "Represent": (Represent(inputs, labels), (N,)),
+        "Attribute": (Attribute(inputs, segments, labels), (N, 8)),
+        "Localise": (
+            Localise(many, labels[None].expand(2, N), target.spec.components),
+            (2, len(target.spec.components)),
+        ),
+        "Compare": (Compare((0, 1), inputs, labels), (2,)),
+    }
+
+
+def access_to(target, ledger=None):
+    stack = {k: torch.stack([v, v + 0.05 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1))])
+             for k, v in target.model.state_dict().items() if v.is_floating_point()}  # fmt: skip
+    return MeteredAccess(target, ledger or Ledger(), variants=stack)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("which", ["mlp", "few_shot"])
+def test_every_answer_has_the_shape_the_query_wants_and_no_unpriced_op(name, which, request):
+    target = request.getfixturevalue(which)
+    method = built_in(name)
+    made, answered = interpret(method, target), 0
+    for query, rows in queries(target).values():
+        with count_flops():  # an op without a price raises
+            answer = method.answer(query, made, access_to(target))
+        if answer is not None:
+            answered += 1
+            assert tuple(answer.shape[: len(rows)]) == rows and answer.dim() <= len(rows) + 1
+            assert bool(torch.isfinite(answer).all())
+    assert (answered == 0) == (name == "nothing" or (name, which) == ("attention", "mlp") or name == "sae")
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "sae"])
+def test_interpreting_twice_gives_the_same_bytes(name, few_shot):
+    def once():
+        made = built_in(name).interpret(MeteredAccess(few_shot, Ledger(), free=True), Budget(60, 10**8, 0))
+        return pack(made, name, "here", 10**8)
+
+    assert once() == once()
+
+
+def test_random_features_depend_on_no_input(few_shot):
+    method = built_in("random_features")
+    made, ledger = interpret(method, few_shot), Ledger()
+    query = Represent(few_shot.corpus("train").inputs[:5])
+    other = Represent(few_shot.corpus("train").inputs[5:10])
+    access = access_to(few_shot, ledger)
+    assert torch.equal(method.answer(query, made, access), method.answer(other, made, access))
+    assert ledger.flops == 0
+
+
+def test_attention_effects_sum_to_the_heads_direct_effect(few_shot):
+    """pattern x value x W_O, head by head and source by source, adds up to what the heads write towards the label."""
+    method = built_in("attention")
+    made = interpret(method, few_shot)
+    inputs, labels = (part[:N] for part in few_shot.corpus("validation"))
+    segments = tuple((i,) for i in range(9))  # the query's own row too, so that nothing is left out
+    total = method.answer(Attribute(inputs, segments, labels), made, access_to(few_shot))[..., 0].sum(1)
+    model = few_shot.model
+    _, cache = model.run_with_cache(inputs)
+    by_hand = torch.zeros(N)
+    for layer, block in enumerate(model.blocks):
+        out = cache[f"blocks.{layer}.attn.hook_z"][:, -1].flatten(1) @ block.attn.W_O.weight.T
+        centred = (out - out.mean(-1, keepdim=True)) * model.ln_final.weight
+        logits = centred @ model.unembed.weight.T
+        by_hand += (logits - logits.mean(-1, keepdim=True)).gather(-1, labels[:, None]).squeeze(-1)
+    assert torch.allclose(total, by_hand, atol=1e-4)
+
+
+def test_logit_lens_after_the_last_layer_is_the_output(few_shot):
+    method = built_in("logit_lens")
+    made = interpret(method, few_shot)
+    inputs = few_shot.corpus("validation").inputs[:N]
+    answer = method.answer(Represent(inputs), made, access_to(few_shot))
+    log_probs = few_shot.model(inputs).log_softmax(-1)
+    entropy, top = -(log_probs.exp() * log_probs).sum(-1), log_probs.amax(-1)
+    assert torch.allclose(answer[:, -4], entropy, atol=1e-4)
+    assert torch.allclose(answer[:, -3], top, atol=1e-4)
+
+
+def test_attribution_patching_agrees_with_small_ablations(mlp):
+    """The first-order estimate equals the true effect as the ablation gets small: here a 1% step towards zero."""
+    method = built_in("gradient")
+    made = interpret(method, mlp)
+    inputs, labels = (part[:N] for part in mlp.corpus("validation"))
+    components = mlp.spec.components[:20]
+    estimate = method.answer(Localise(inputs[None], labels[None], components), made, access_to(mlp))[0, :, 0]
+    access = access_to(mlp)
+    clean = torch.nn.functional.cross_entropy(access.forward(inputs).outputs, labels)
+    for component, guess in zip(components, estimate, strict=True):
+        small = Intervention(component.hook_point, "scale", torch.tensor(0.99), component.axis, (component.index,))
+        loss = torch.nn.functional.cross_entropy(access.forward(inputs, interventions=[small]).outputs, labels)
+        assert guess.item() / 100 == pytest.approx((loss - clean).item(), abs=2e-5)
+
+
+def test_comparing_a_target_with_itself_shows_no_difference(mlp):
+    same = {name: value[None] for name, value in mlp.model.state_dict().items()}
+    inputs, labels = (part[:N] for part in mlp.corpus("validation"))
+    for name in ("raw_activations", "pca", "logit_lens"):
+        method = built_in(name)
+        answer = method.answer(
+            Compare((0,), inputs, labels), interpret(method, mlp), MeteredAccess(mlp, Ledger(), variants=same)
+        )
+        assert torch.allclose(answer, torch.zeros_like(answer), atol=1e-5)
+
+
+def test_a_composed_method_pays_for_one_forward_pass(few_shot):
+    spec = Spec(representation="pca", attention=True, logit_lens=True)
+    method = Composed(spec)
+    made, ledger, single = interpret(method, few_shot), Ledger(), Ledger()
+    query = Represent(few_shot.corpus("validation").inputs[:N])
+    answer = method.answer(query, made, MeteredAccess(few_shot, ledger))
+    MeteredAccess(few_shot, single).forward(query.inputs)
+    assert ledger.flops == single.flops
+    parts = [built_in(name) for name in ("pca", "attention", "logit_lens")]
+    widths = [p.answer(query, interpret(p, few_shot), access_to(few_shot)).shape[-1] for p in parts]
+    assert answer.shape == (N, sum(widths))
+
+
+def test_a_spec_can_order_its_own_dictionary(few_shot):
+    spec = Spec(
+        representation="sae",
+        roles="residual",
+        n_features=8,
+        dictionary={"architecture": "topk", "n_latents": 64, "sparsity": 4, "steps": 20},
+    )
+    made = interpret(Composed(spec), few_shot)
+    kept = [value for key, value in made.arrays.items() if key.endswith(".kept")]
+    assert len(kept) == 3 and all(len(value) == 8 for value in kept)
+    answer = Composed(spec).answer(Represent(few_shot.corpus("validation").inputs[:N]), made, access_to(few_shot))
+    assert answer.shape == (N, 24)
+
+
+@pytest.mark.parametrize(
+    ("made", "cause"),
+    [
+        ({"a": 1}, "it returned dict"),
+        (Interpretation({"x": "text"}), "array 'x' is str"),
+        (Interpretation({"x": torch.eye(2).to_sparse()}), "'x'"),
+        (Interpretation({"x": torch.tensor([float("nan")])}), "NaN"),
+        (Interpretation({"x": torch.zeros(10**6)}), "4,000,000 bytes, 1,000,000 are allowed"),
+        (Interpretation({}, {"x": {1, 2}}), "not JSON"),
+        (Interpretation({}, {"x": "y" * 2_000_000}), "JSON"),
+        (Interpretation({"x": torch.zeros(2, dtype=torch.complex64)}), "complex64"),
+    ],
+)
+def test_an_artifact_is_data_within_its_cap(made, cause):
+    with pytest.raises(MethodError, match=cause):
+        pack(made, "m", "interpret on t", 10**6)
+
+
+def test_a_damaged_artifact_is_named(tmp_path):
+    save_interpretation(Interpretation({"x": torch.eye(3)}, {"k": 1}), tmp_path, "t", "m", 10**6)
+    back = load_interpretation(tmp_path, "t")
+    assert torch.equal(back.arrays["x"], torch.eye(3)) and back.data == {"k": 1}
+    (tmp_path / "t.safetensors").write_bytes(b"\x00" * 40)
+    with pytest.raises(UserError, match=r"is damaged.*lensmith run"):
+        load_interpretation(tmp_path, "t")
+    (tmp_path / "t.safetensors").unlink()
+    with pytest.raises(UserError, match=r"is missing: stage 'interpretation'"):
+        load_interpretation(tmp_path, "t")
+
+
+def test_unknown_methods_are_refused_by_name():
+    with pytest.raises(UserError, match=r"built in: attention, gradient"):
+        built_in("magic")

@@ -1,0 +1,86 @@
+"""params/*.yaml: what is there is valid, and every mistake is one line that names key, value and remedy."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from stages import paths
+from stages.errors import UserError
+from stages.params import load
+from tests import toy
+
+STAGES = sorted(file.stem for file in (toy.ROOT / "params").glob("*.yaml"))
+
+
+def config_of(stage: str) -> type:
+    return import_module(f"stages.{stage}.stage").Config
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_params_as_committed_are_valid(stage):
+    load(stage, config_of(stage), toy.ROOT / "params" / f"{stage}.yaml")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_unknown_key_is_refused_and_the_known_ones_are_named(stage, tmp_path):
+    file = tmp_path / f"{stage}.yaml"
+    file.write_text(
+        (toy.ROOT / "params" / f"{stage}.yaml").read_text(encoding="utf-8") + "\ntypo: 1\n", encoding="utf-8"
+    )
+    with pytest.raises(UserError, match=r"unknown key 'typo'; known keys: ") as caught:
+        load(stage, config_of(stage), file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "cause"),
+    [
+        ("execution", "n_seeds", "2", "greater than or equal to 3"),
+        ("execution", "margin", "-1", "greater than or equal to 0"),
+        ("reward", "form", "cubic", "linear"),
+        ("reward", "flop_weight", "lots", "number"),
+        ("research", "researcher", "oracle", "search"),
+        ("research", "budget", "0", "greater than or equal to 1"),
+        ("interpretation", "max_bytes", "-5", "greater than 0"),
+        ("tasks", "n_instances", "many", "integer"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_allowed(stage, key, value, cause, tmp_path):
+    lines = (toy.ROOT / "params" / f"{stage}.yaml").read_text(encoding="utf-8").splitlines()
+    changed = [f"{key}: {value}" if line.startswith(f"{key}:") else line for line in lines]
+    assert changed != lines
+    file = tmp_path / f"{stage}.yaml"
+    file.write_text("\n".join(changed), encoding="utf-8")
+    with pytest.raises(UserError, match=cause) as caught:
+        load(stage, config_of(stage), file)
+    assert key in str(caught.value) and value in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"), [("a: [1, 2", "not valid YAML"), ("- 1\n- 2\n", "holds list"), ("", "missing")]
+)
+def test_what_is_no_set_of_keys_is_refused(text, cause, tmp_path):
+    file = tmp_path / "research.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=cause):
+        load("research", config_of("research"), file)
+
+
+def test_a_missing_file_says_how_to_get_it_back(tmp_path):
+    with toy.rooted(tmp_path), pytest.raises(UserError, match="git checkout"):
+        load("research", config_of("research"))
+
+
+def test_outside_a_working_copy_it_says_where_to_go(tmp_path, monkeypatch):
+    monkeypatch.delenv("LENSMITH_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"dvc\.yaml"):
+        paths.root()
+    monkeypatch.chdir(toy.ROOT / "stages" / "reward")
+    assert paths.root() == toy.ROOT
+
+
+def test_what_is_missing_is_named_with_the_stage_that_makes_it():
+    with pytest.raises(UserError, match=r"nothing\.json is missing: stage 'reward' makes it; run `lensmith run`"):
+        paths.require(Path("nothing.json"), "reward")
