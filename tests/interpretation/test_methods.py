@@ -27,8 +27,8 @@ def queries(target):
         "Represent": (Represent(inputs, labels), (N,)),
         "Attribute": (Attribute(inputs, segments, labels), (N, 8)),
         "Localise": (
-            Localise(many, labels[None].expand(2, N), target.spec.components),
-            (2, len(target.spec.components)),
+            Localise(many, labels[None].expand(2, N), components),
+            (2, len(components)),
         ),
         "Compare": (Compare((0, 1), inputs, labels), (2,)),
     }
