@@ -141,7 +141,9 @@ def print_rows(console: Console, rows: Sequence[Row], title: str = "") -> None:
         console.print(f"{title}: none" if title else "none")
         return
     names = [name for name in rows[0] if not isinstance(rows[0][name], dict | list)]
-    table = Table(*names, title=title or None, title_justify="left", title_style="bold")
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=name == names[0], overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in names))
     console.print(table)

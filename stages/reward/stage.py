@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from stages import paths
+from stages import paths, tracking
 from stages.execution import load_arms, load_baseline
 from stages.params import load
 from stages.reward.controls import control_rows
@@ -71,19 +71,30 @@ def run(config: Config) -> None:
         return [judge(task, baselines[task.name], method_arms[task.name], settings) for task in chosen]
 
     everything = {method: judged(arms[method], config) for method in config.methods}
+    numbers: dict[str, dict[str, float]] = {method: {} for method in config.methods}
     for split, name in (("validation", "leaderboard"), ("train", "train")):
         rows = [
             leaderboard_row(method, split, [j for j in of if j.task.split == split], config.seed)
             for method, of in everything.items()
         ]
         write_rows(ranked(rows), name)
+        for row in rows:
+            numbers[row["method"]] |= {f"{split}/{k}": float(v) for k, v in row.items() if isinstance(v, int | float)}
         for row in ranked(rows) if split == "validation" else []:
             print(
                 f"{row['method']:<16} reward {row['reward_mean']:+.3f} [{row['reward_low']:+.3f},"
                 f" {row['reward_high']:+.3f}] {row['verdict']}",
                 flush=True,
             )
-    write_rows([task_row(method, j) for method, of in everything.items() for j in of], "per_task")
+    per_task = [task_row(method, j) for method, of in everything.items() for j in of]
+    write_rows(per_task, "per_task")
+    for row in per_task:
+        task = f"{row['family']}.{row['target']}"
+        numbers[row["method"]] |= {f"{task}/{k}": row[k] for k in ("reward_mean", "gain_mean", "flop_ratio")}
+    for method, metrics in numbers.items():
+        with tracking.stage_run(f"method {method}", config.model_dump(exclude={"methods", "flop_weights"})) as log:
+            log.tag({"lensmith.kind": "method", "method": method})
+            log(metrics, 0)
     default = (config.form, config.flop_weight)
     grid = {default, *((form, weight) for form in FORMS for weight in config.flop_weights)}
     quick = {"draws": 100}
