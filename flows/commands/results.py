@@ -38,6 +38,7 @@ def score(
         Path | None, typer.Option("--json", metavar="OUT", help="Write the result here; - for stdout.")
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds one call of the method may take.")] = 120,
+    trust: Annotated[bool, typer.Option("--trust", help="Run it without a sandbox, with your own rights.")] = False,
 ) -> None:
     """Score a method of your own next to the built-in ones, on train and validation families.
 
@@ -60,7 +61,7 @@ def score(
 
         with console.status("scoring") as shown:
             result: dict[str, Any] = score_method(
-                method, timeout_s=timeout, progress=lambda said: shown.update(str(said)[:120])
+                method, timeout_s=timeout, trust=trust, progress=lambda said: shown.update(str(said)[:120])
             )
     for split in ("train", "validation"):
         rows = [row for row in result["rows"] if row.get("split") == split]

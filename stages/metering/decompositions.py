@@ -55,7 +55,7 @@ def _svd(args: tuple[Any, ...], out: Any) -> int:
 
 def _pseudo_inverse(args: tuple[Any, ...], out: Any) -> int:
     batch, m, n = _shape(args[0])
-    return batch * (6 * m * n**2 + 20 * n**3 + 2 * m * n**2)
+    return int(batch * (8 * m * n**2 + 20 * n**3))
 
 
 def _eigh(args: tuple[Any, ...], out: Any) -> int:

@@ -256,6 +256,7 @@ class count_flops(TorchDispatchMode):
     def __init__(self, table: OpTable | None = None) -> None:
         super().__init__()
         self.flops = 0
+        self.ops = 0
         self.seen = 0
         """The count when it was last added to: a count below it was tampered with."""
         self._table = table or OpTable()
@@ -265,6 +266,7 @@ class count_flops(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         self.flops += self._table.price(func, args, out)
+        self.ops += 1
         self.seen = max(self.seen, self.flops)
         return out
 

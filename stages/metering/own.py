@@ -53,13 +53,17 @@ class OwnMeter:
         self._fingerprint = self._table.fingerprint()
         self._mode = count_flops(self._table)
         self._threads: list[count_flops] = []
-        self._numpy = 0
+        self._numpy = self._numpy_ops = 0
         self.tampered = ""
         """What was noticed, in words; empty: nothing."""
 
     @property
     def flops(self) -> int:
         return int(self._mode.flops + self._numpy + sum(mode.flops for mode in self._threads))
+
+    @property
+    def ops(self) -> int:
+        return int(self._mode.ops + self._numpy_ops + sum(mode.ops for mode in self._threads))
 
     def __enter__(self) -> Self:
         assert not _active, "one meter at a time"
@@ -92,6 +96,7 @@ class OwnMeter:
 
     def _charge_numpy(self, flops: int) -> None:
         self._numpy += flops
+        self._numpy_ops += 1
 
 
 def install() -> None:

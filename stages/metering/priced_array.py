@@ -52,7 +52,7 @@ class PricedArray(np.ndarray[Any, Any]):
             _charge(_function_price(func.__name__, _arrays(plain_args), result, plain_args))
         return _again(result)
 
-    def dot(self, other: Any, out: Any = None) -> Any:  # type: ignore[override]
+    def dot(self, other: Any, out: Any = None) -> Any:
         return np.dot(self, other)
 
 
@@ -116,13 +116,13 @@ def _function_price(name: str, arrays: list[npt.NDArray[Any]], result: Any, args
             letters |= dict(zip(term.replace("...", ""), array.shape[-len(term.replace("...", "")) :], strict=False))
         return int(2 * prod(letters.values()) * (len(arrays) - 1 or 1))
     if name in ("svd", "pinv", "lstsq", "matrix_rank"):
-        return batch * (6 * m * n * min(m, n) + 20 * min(m, n) ** 3)
+        return int(batch * (6 * m * n * min(m, n) + 20 * min(m, n) ** 3))
     if name in ("eigh", "eigvalsh"):
-        return batch * 9 * n**3
+        return int(batch * 9 * n**3)
     if name in ("eig", "eigvals"):
-        return batch * 25 * n**3
+        return int(batch * 25 * n**3)
     if name in ("solve", "inv", "det", "slogdet", "qr", "cholesky", "cond"):
-        return batch * (2 * m * n * min(m, n) + 2 * _size(result) * n)
+        return int(batch * (2 * m * n * min(m, n) + 2 * _size(result) * n))
     if name.endswith(("fft", "fft2", "fftn")):
         return int(5 * first.size * max(1, ceil(log2(max(2, first.size)))))
     if name in ("sort", "argsort", "partition", "argpartition", "median", "percentile", "quantile", "unique"):

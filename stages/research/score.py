@@ -4,25 +4,23 @@ The method runs in a process of its own, with a time limit; target, labels, mete
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
 
 from stages import paths
-from stages.dictionaries import load_dictionaries
-from stages.errors import MethodError, UserError
-from stages.execution import Answered, MethodArms, arms_of, checked, load_baseline
-from stages.interpretation import Interpretation
-from stages.interpretation.artifact import pack, unpack
+from stages.errors import UserError
+from stages.execution import MethodArms, arms_of, load_baseline
 from stages.interpretation.methods import BUILT_IN
-from stages.metering import Ledger, MeteredAccess
+from stages.metering import Calibration, calibrate
+from stages.research.apart import Apart, Frozen, answer_apart, interpret_apart
 from stages.research.stage import jobs, settings
 from stages.research.trial import Settings, cached_target, cached_task, judge_arms
 from stages.reward import Judged, leaderboard_row, task_row
-from stages.sandbox import MethodProcess
+from stages.sandbox import die_with_parent
 from stages.tasks import list_tasks
 
 __all__ = ["score_method", "verdict_text"]
@@ -30,104 +28,95 @@ __all__ = ["score_method", "verdict_text"]
 Progress = Callable[[str], None]
 
 
-def interpret_apart(
-    path: Path, name: str, targets: Sequence[str], chosen: Settings, timeout_s: float, progress: Progress
-) -> dict[str, tuple[bytes, bytes]]:
-    """I(M) on every target as validated bytes, computed in the method's own process.
-
-    Raises:
-        MethodError: the method failed; says where and how.
-    """
-    made = {}
-    with MethodProcess(path, name, min(timeout_s, chosen.interpretation.max_seconds)) as process:
-        for target in targets:
-            progress(f"interpret on {target}")
-            access = MeteredAccess(
-                cached_target(target), Ledger(), free=True, dictionaries=partial(load_dictionaries, target)
-            )
-            max_bytes = chosen.interpretation.max_bytes
-            value = process.interpret(access, max_bytes, chosen.interpretation.seed)
-            made[target] = pack(value, name, f"interpret on {target}", max_bytes)
-    return made
-
-
-def answer_apart(
-    path: Path,
+def _one(
+    source: Path,
     name: str,
-    made: dict[str, tuple[bytes, bytes]],
-    tasks: Sequence[tuple[str, str]],
+    frozen: Frozen,
+    family: str,
+    target: str,
+    chosen: Settings,
     timeout_s: float,
-    progress: Progress,
-) -> dict[str, Answered]:
-    """Answers to every task's query, from a second process that has only the frozen I(M). A failure is a result."""
-    answers: dict[str, Answered] = {}
-    process: MethodProcess | None = None
-    try:
-        for family, target in tasks:
-            task, ledger = cached_task(family, target), Ledger()
-            access = MeteredAccess(cached_target(target), ledger, variants=task.instances.variants)
-            n = task.instances.n
-            progress(f"answers on {task.name}")
-            interpretation: Interpretation = unpack(*made[target])
-            try:
-                process = process or MethodProcess(path, name, timeout_s)
-                reply = process.answer(task.family.query(task.instances), interpretation, access)
-                rows = checked(reply.value, name, task)
-                status = "declined" if rows is None else "ok"
-                answers[task.name] = Answered(status, rows, ledger.flops / n, reply.own_flops / n)  # type: ignore[arg-type]
-            except MethodError as error:
-                answers[task.name] = Answered("failed", None, ledger.flops / n, 0.0, error.cause)
-                if process is not None:
-                    process.close()
-                process = None  # what is left of a process that failed may be in any state
-    finally:
-        if process is not None:
-            process.close()
-    return answers
-
-
-def _arms(family: str, target: str, answered: Answered, chosen: Settings) -> tuple[str, MethodArms]:
+    trust: bool,
+    rates: Calibration,
+    orchestrator: int,
+) -> tuple[str, Apart, MethodArms]:
+    """One task: the answer from a process of its own, then the arms."""
+    if os.getpid() != orchestrator:
+        die_with_parent()
     task = cached_task(family, target)
+    apart = answer_apart(source, name, frozen, task, cached_target(target), timeout_s, trust, rates)
     baseline = load_baseline(paths.execution_dir("baseline"), task.name)
-    return task.name, arms_of(task, baseline, answered, chosen.execution)
+    return task.name, apart, arms_of(task, baseline, apart.answered, chosen.execution)
 
 
-def score_method(path: Path, *, timeout_s: float = 120.0, progress: Progress = print) -> dict[str, Any]:
+def score_method(
+    path: Path,
+    *,
+    timeout_s: float = 120.0,
+    trust: bool = False,
+    only: Sequence[tuple[str, str]] | None = None,
+    progress: Progress = print,
+) -> dict[str, Any]:
     """Score the method in a file.
+
+    Args:
+        path: the file.
+        timeout_s: wall limit of one call of the method.
+        trust: run it without the sandbox.
+        only: (family, target) of the tasks; None: all of train and validation.
+        progress: told what is being done.
 
     Returns:
         {"method", "rows": leaderboard rows of it and the built-in methods, "per_task": its rows, "verdict",
-        "verdict_text"}.
+        "verdict_text", "outcome": ok, failed or void, "reason", "meters": FLOPs of each task by layer, "calibration"}.
+        A void result has no rows of its own.
 
     Raises:
-        UserError: the graph has not been run.
+        UserError: the graph has not been run, or there is no sandbox and no ``trust``.
         MethodError: the file does not import, or interpret fails. (Failing to answer is a result, not an error.)
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
     chosen, _ = settings()
-    tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
+    splits = {
+        split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
+    }
+    tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
-    targets = sorted({target for _, target in tasks})
-    made = interpret_apart(path, path.stem, targets, chosen, timeout_s, progress)
-    answers = answer_apart(path, path.stem, made, tasks, timeout_s, progress)
-    progress("assisted and placebo arms")
+    rates = calibrate()
+    progress("interpret")
+    made = interpret_apart(path, path.stem, sorted({target for _, target in tasks}), chosen, timeout_s, trust)
+    progress("answers, assisted and placebo arms")
     with Parallel(n_jobs=jobs()) as pool:
-        arms = dict(pool(delayed(_arms)(f, t, answers[cached_task(f, t).name], chosen) for f, t in tasks))
+        done = pool(
+            delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, os.getpid())
+            for f, t in tasks
+        )
+    arms = {task_name: of_task for task_name, _, of_task in done}
     name = path.stem if path.stem not in BUILT_IN else f"{path.stem}_of_yours"
-    judged = {split: judge_arms(arms, list_tasks(split), chosen.reward) for split in ("train", "validation")}
-    seed = chosen.reward.seed
-    mine = [leaderboard_row(name, split, judged[split], seed) for split in ("train", "validation")]
+    judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
+    void = [apart for _, apart, _ in done if apart.outcome == "void"]
+    mine = [] if void else [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
     rows = mine + [row for file in ("train", "leaderboard") for row in _rows(file)]
     rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
+    failed = [apart for _, apart, _ in done if apart.outcome == "failed"]
+    worst = next(iter([*void, *failed]), None)
     return {
         "method": name,
-        "interpret_bytes": sum(len(a) + len(b) for a, b in made.values()),
+        "interpret_bytes": sum(frozen.n_bytes for frozen in made.values()),
+        "interpret_cpu_s": round(sum(frozen.seconds for frozen in made.values()), 3),
         "rows": rows,
-        "per_task": [task_row(name, j) for split in ("train", "validation") for j in judged[split]],
-        "verdict": mine[1]["verdict"],
-        "verdict_text": verdict_text(mine[1], judged["validation"]),
+        "per_task": [task_row(name, j) for split in judged for j in judged[split]],
+        "outcome": "void" if void else "failed" if failed else "ok",
+        "reason": worst.reason if worst else "",
+        "layer": worst.layer if worst else "",
+        "meters": [apart.facts | {"outcome": apart.outcome} for _, apart, _ in done],
+        "calibration": rates.facts(),
+        "verdict": mine[-1]["verdict"] if mine else "void",
+        "verdict_text": verdict_text(mine[-1], judged[mine[-1]["split"]])
+        if mine
+        else f"{name} is void, which is no score: {void[0].reason}.",
     }
 
 

@@ -67,6 +67,8 @@ class Reply(NamedTuple):
     value: Any
     own_flops: int
     """Layer (b): FLOPs of the method's own ops, as its process counted them."""
+    own_ops: int
+    """How many ops that were."""
     cpu_s: float
     """Layer (c): CPU time of its process tree during the job, read from outside."""
     calls: int
@@ -163,6 +165,8 @@ class MethodProcess:
         if self._closed:
             return
         self._closed = True
+        with contextlib.suppress(OSError):
+            self.usage_s = self.cpu_seconds()
         self._connection.close()
         # First the inner process: when it dies the kernel ends its whole namespace, and the outer one can account for
         # it.
@@ -184,7 +188,7 @@ class MethodProcess:
                 return
             if pid:
                 self._process.returncode = os.waitstatus_to_exitcode(status)
-                self.usage_s = used.ru_utime + used.ru_stime
+                self.usage_s = max(self.usage_s, used.ru_utime + used.ru_stime)
             elif until is not None and time.monotonic() > until:
                 return
             else:
@@ -227,7 +231,10 @@ class MethodProcess:
                 used, own = self.cpu_seconds() - before, message.get("own_flops")
                 if type(own) is not int or not 0 <= own < 1 << 62:
                     raise MethodError(self.name, place, "its count of FLOPs is no count", "Leave the meter alone.")
-                return Reply(message["done"], own, used, calls, str(message.get("tampered") or "")[:500])
+                ops = message.get("own_ops", 0)
+                if type(ops) is not int or not 0 <= ops < 1 << 62:
+                    raise MethodError(self.name, place, "its count of ops is no count", "Leave the meter alone.")
+                return Reply(message["done"], own, ops, used, calls, str(message.get("tampered") or "")[:500])
             else:
                 raise MethodError(
                     self.name, place, "its process sent a message that is no answer", "Use the contract only."

@@ -82,7 +82,7 @@ def _run(job: dict[str, Any], method: Method, connection: socket.socket) -> dict
         if isinstance(answer, np.ndarray):
             answer = torch.from_numpy(np.array(answer))
         encode(answer)  # whatever it puts off until it is read happens here, inside the meter
-    return {"done": answer, "own_flops": meter.flops, "tampered": meter.tampered}
+    return {"done": answer, "own_flops": meter.flops, "own_ops": meter.ops, "tampered": meter.tampered}
 
 
 def _load(source: str) -> Method:
