@@ -31,8 +31,8 @@ class Scale:
                 if tick >= size:
                     return f"{tick / size:g} {unit}"
             return f"{tick:g}"
-        step = min(b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)) if len(self.ticks) > 1 else 1.0
-        places = max(0, -math.floor(math.log10(step) + 1e-9))
+        fine = 1e-6 * (self.high - self.low)
+        places = next((n for n in range(15) if all(abs(t - round(t, n)) < fine for t in self.ticks)), 15)
         return f"{tick:.{places}f}".replace("-", "\u2212")
 
 
@@ -44,8 +44,12 @@ def linear(values: Iterable[Any], include: Iterable[float] = (), n_ticks: int = 
     low, high = low - room, high + room
     raw = (high - low) / n_ticks
     size = 10.0 ** math.floor(math.log10(raw))
-    step = size * next((f for f in (1, 2, 5) if f * size >= raw), 10)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    # Rounding the step up may leave a short axis with a single tick, which tells no distance: then a finer one.
+    for factor in (next((f for f in (1, 2, 5) if f * size >= raw), 10), 2, 1, 0.5):
+        step = size * factor
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last > first:
+            break
     return Scale(low, high, tuple(round(i * step, 12) + 0.0 for i in range(first, last + 1)))
 
 

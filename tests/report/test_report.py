@@ -220,3 +220,15 @@ def test_the_figure_needs_a_leaderboard(results_root: Path) -> None:
     (results_root / "metrics" / "leaderboard.json").unlink()
     with pytest.raises(UserError, match="lensmith run"):
         figure()
+
+
+@pytest.mark.parametrize("n_ticks", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.18, 0.78), (-0.2, 0.95), (0.83, 0.86), (0, 1), (-0.004, 0.003), (12, 4000)]
+)
+def test_every_axis_has_two_ticks_that_read_apart(low, high, n_ticks):
+    scale = linear([low, high], n_ticks=n_ticks)
+    labels = [scale.label(tick) for tick in scale.ticks]
+    assert len(labels) >= 2 and len(set(labels)) == len(labels)
+    for tick, label in zip(scale.ticks, labels, strict=True):
+        assert float(label.replace("\u2212", "-")) == pytest.approx(tick, abs=1e-9)
