@@ -67,7 +67,7 @@ class OwnMeter:
 
     def __enter__(self) -> Self:
         assert not _active, "one meter at a time"
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
         price_with(self._charge_numpy)
         _active.append(self)
         return self
@@ -80,7 +80,7 @@ class OwnMeter:
         if dispatch._get_current_dispatch_mode() is not self._mode:
             self.notice("the dispatch mode was taken off")
         else:
-            self._mode.__exit__(kind, error, at)
+            self._mode.__exit__(kind, error, at)  # type: ignore[no-untyped-call]
         if self._table.fingerprint() != self._fingerprint:
             self.notice("the prices were changed")
         if any(type(mode.flops) is not int or mode.flops < mode.seen for mode in (self._mode, *self._threads)):

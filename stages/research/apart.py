@@ -26,7 +26,7 @@ from stages.sandbox import MethodProcess, Reply
 from stages.targets import Target, digest_of
 from stages.tasks import Task
 
-__all__ = ["Apart", "Frozen", "Outcome", "answer_apart", "interpret_apart", "unchanged"]
+__all__ = ["Apart", "Frozen", "Outcome", "answer_apart", "interpret_apart", "layer_of", "unchanged"]
 
 Outcome = Literal["ok", "declined", "failed", "void"]
 PROBE = 16
@@ -143,7 +143,7 @@ def answer_apart(
             rows = checked(reply.value, name, task)
             status = "declined" if rows is None else "ok"
         except MethodError as error:
-            status, reason, layer = "failed", error.cause, _layer(error.cause)
+            status, reason, layer = "failed", error.cause, layer_of(error.cause)
     own, ops, calls = (reply.own_flops, reply.own_ops, reply.calls) if reply else (0, 0, ledger.calls)
     spent = Unexplained.of(used, calls, ops, ledger.flops, own, rates)
     faults = [
@@ -202,6 +202,6 @@ _LAYERS = (
 )
 
 
-def _layer(cause: str) -> str:
+def layer_of(cause: str) -> str:
     """Which wall a failure ran into, from its words."""
     return next((layer for words, layer in _LAYERS if words in cause), "answer check")

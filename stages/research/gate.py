@@ -23,6 +23,8 @@ class Decision(NamedTuple):
     """Mean reward over the incumbent's, and its 95% interval; against the baseline where there is no incumbent."""
     low: float
     high: float
+    harmed: str = ""
+    """A task on which it is worse beyond the noise floor: a good mean does not buy that off."""
 
 
 class Gate:
@@ -49,4 +51,14 @@ class Gate:
         rival = 0.0 if incumbent is None else np.mean([judged.reward for judged in incumbent], axis=0)
         point, low, high = interval(reward - rival)
         step = max(floor, 1e-3)
-        return Decision(round(round(float(reward[0]) / step) * step, 6), low > 0 and point > floor, point, low, high)
+        harmed = self._harmed(challenger, incumbent)
+        accepted = low > 0 and point > floor and not harmed
+        return Decision(round(round(float(reward[0]) / step) * step, 6), accepted, point, low, high, harmed)
+
+    @staticmethod
+    def _harmed(challenger: Sequence[Judged], incumbent: Sequence[Judged] | None) -> str:
+        for i, judged in enumerate(challenger):
+            rival = 0.0 if incumbent is None else incumbent[i].reward
+            if interval(judged.reward - rival)[2] < -noise_floor(judged.aa_reward):
+                return judged.task.name
+        return ""

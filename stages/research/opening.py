@@ -63,8 +63,11 @@ def open_test(
     contenders: dict[str, Spec | str] = {name: name for name in (*methods, ORACLE)}
     if star is not None:
         contenders[star["name"]] = Spec(**star["spec"])
-    if campaign.journal.first("test_opened") is None:
-        campaign.journal.append("test_opened", methods=sorted(contenders))
+    # An opening that was cut short goes on with the same contenders; other contenders are a second opening.
+    asked = {"methods": sorted(contenders), "found": None if star is None else star["spec"]}
+    opened = campaign.journal.of("test_opened")
+    if not opened or {key: opened[-1].get(key) for key in asked} != asked:
+        campaign.journal.append("test_opened", **asked)
     campaign.progress(f"opening the test split for {len(contenders)} methods on {len(tasks)} tasks")
     with Parallel(n_jobs=campaign.jobs) as pool:
         baselines = pool(delayed(_baseline)(family, target, settings) for family, target in tasks)
@@ -78,6 +81,8 @@ def open_test(
         ]
         row = leaderboard_row(name, "test", judged, settings.reward.seed)
         openings = len(campaign.journal.of("test_opened"))
+        if openings > 1:
+            row |= {"status": "void", "reason": f"the sealed test split was opened {openings} times in this campaign"}
         rows.append(row | {"opening": openings, "found": star is not None and name == star["name"]})
         per_task += [task_row(name, j) for j in judged]
     rows.sort(key=lambda row: (-row["reward_mean"], row["method"]))

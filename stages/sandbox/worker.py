@@ -73,12 +73,12 @@ def _run(job: dict[str, Any], method: Method, connection: socket.socket) -> dict
     access = RemoteAccess(connection, job["spec"])
     if job["do"] == "interpret":
         budget = Budget(job["max_seconds"], job["max_bytes"], job["seed"])
-        made = method.interpret(access, budget)
+        made: Any = method.interpret(access, budget)
         if not isinstance(made, Interpretation):
             return {"error": f"it returned {type(made).__name__}, not an Interpretation"}
         return {"done": Interpretation(dict(made.arrays), dict(made.data)), "own_flops": 0}
     with torch.no_grad(), OwnMeter() as meter:
-        answer = method.answer(job["query"], job["interpretation"], access)
+        answer: Any = method.answer(job["query"], job["interpretation"], access)
         if isinstance(answer, np.ndarray):
             answer = torch.from_numpy(np.array(answer))
         encode(answer)  # whatever it puts off until it is read happens here, inside the meter
