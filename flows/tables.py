@@ -72,13 +72,13 @@ def _number(value: Any) -> float:
 
 def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None:
     """One line a method, at most 100 columns; what all rows share stands below the table."""
-    table = _slim(title, ("method",), ("reward", "95% interval", "gain", "FLOPs", "placebo"), ("",))
+    table = _slim(title, ("method",), ("mean reward", "95% interval", "gain", "FLOPs", "placebo"), ("",))
     for row in rows:
         status = str(row.get("status", ""))
         table.add_row(
             str(row.get("method")),
             _signed(row.get("reward_mean")),
-            _interval(row, "reward"),
+            _interval(row),
             _signed(row.get("performance_gain")),
             f"x{_number(row.get('flop_ratio')):.2f}",
             _signed(row.get("placebo_reward")),
@@ -96,7 +96,9 @@ def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None
 
 def print_per_task(console: Console, rows: Sequence[Row], title: str) -> None:
     """One line a task: the three arms' scores, the reward with its interval, and the verdict."""
-    table = _slim(title, ("task", "split"), ("base", "assisted", "placebo", "reward", "95% interval", "FLOPs"), ("",))
+    table = _slim(
+        title, ("task", "split"), ("base", "assisted", "placebo", "mean reward", "95% interval", "FLOPs"), ("",)
+    )
     for row in rows:
         status = str(row.get("status", "ok"))
         table.add_row(
@@ -106,7 +108,7 @@ def print_per_task(console: Console, rows: Sequence[Row], title: str) -> None:
             _plain(row.get("assisted_score_mean")),
             _plain(row.get("placebo_score_mean")),
             _signed(row.get("reward_mean")),
-            _interval(row, "reward"),
+            _interval(row),
             f"x{_number(row.get('flop_ratio')):.2f}",
             _verdict(row) if status == "ok" else f"{status} {str(row.get('reason', ''))[:60]}".strip(),
         )
@@ -131,8 +133,8 @@ def _verdict(row: Row) -> str:
     return str(row.get("verdict", "")).replace("not distinguishable", "~ baseline")
 
 
-def _interval(row: Row, name: str) -> str:
-    return f"{_signed(row.get(f'{name}_low'))}..{_signed(row.get(f'{name}_high'))}"
+def _interval(row: Row) -> str:
+    return f"{_signed(row.get('reward_low'))}..{_signed(row.get('reward_high'))}"
 
 
 def print_rows(console: Console, rows: Sequence[Row], title: str = "") -> None:

@@ -59,6 +59,7 @@ def build(root: Path) -> None:
     from tests.conftest import make_target
 
     write_params(root)
+    (root / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")  # what makes a folder a working copy
     with rooted(root):
         # Half trained: its attention already says something about its answers, in a tenth of the time.
         for name, steps in (("digits_mlp", 400), ("digits_few_shot", 900)):
