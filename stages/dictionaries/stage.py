@@ -32,8 +32,8 @@ from stages.dictionaries.evaluation import (
 )
 from stages.dictionaries.gallery import gallery_of
 from stages.dictionaries.intervals import estimate
-from stages.dictionaries.storage import save_sae
-from stages.dictionaries.training import train_sae
+from stages.dictionaries.storage import save_dictionary
+from stages.dictionaries.training import recipe_for, train
 from stages.errors import UserError
 from stages.params import Params, load
 from stages.targets import Target, load_target
@@ -163,16 +163,18 @@ def _hook(
                 if kept:
                     curves[step].update({f"{name}/{key}": value for key, value in values.items()})
 
-            sae = train_sae(
-                acts, architecture.name, settings.n_latents, architecture.sparsity, settings.steps, config.batch,
-                config.lr, seed, dead_window_rows=config.dead_window_rows, log=point,
+            recipe = recipe_for(
+                architecture.name, settings.n_latents, architecture.sparsity, settings.steps, config.batch, config.lr,
+                dead_window=config.dead_window_rows,
+            )  # fmt: skip
+            dictionary = train(
+                acts, recipe, seed, log=point, log_every=max(1, settings.steps // CURVE_POINTS),
                 metadata={"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
                           "activations_key": cache.manifest.key},
-                log_every=max(1, settings.steps // CURVE_POINTS),
             )  # fmt: skip
             with tempfile.TemporaryDirectory() as scratch:
                 place = folder / name if kept else Path(scratch)
-                save_sae(sae, place)
+                save_dictionary(dictionary, place)
                 codec = load_codec(place)
                 values = evaluate(codec, held, config.n_resamples, seed)
                 if kept:

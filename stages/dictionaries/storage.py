@@ -1,35 +1,29 @@
 """Dictionaries on disk, in SAELens format: sae_weights.safetensors and cfg.json, read by ``SAE.load_from_disk``."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages import paths
 from stages.errors import UserError
 
-if TYPE_CHECKING:
-    from sae_lens import TrainingSAE
-
-__all__ = ["load_dictionaries", "load_dictionary", "save_sae"]
+__all__ = ["load_dictionaries", "load_dictionary", "save_dictionary"]
 
 WEIGHTS, CFG = "sae_weights.safetensors", "cfg.json"
 
 
-def save_sae(sae: "TrainingSAE[Any]", folder: Path) -> None:
-    """Write the inference form of a trained SAE, byte-stable.
-
-    SAELens writes cfg.json in the order of a Python set, which changes from process to process: it is sorted here.
-    """
-    sae.save_inference_model(folder)
-    file = folder / CFG
-    values = json.loads(file.read_text(encoding="utf-8"))
+def save_dictionary(dictionary: Mapping[str, Any], folder: Path) -> None:
+    """Write a dictionary, byte-stable: ``SAE.load_from_disk(folder)`` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value for name, value in dictionary.items() if isinstance(value, Tensor)}, folder / WEIGHTS)
     partial = folder / f".{CFG}.partial"
-    partial.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(file)
+    partial.write_text(json.dumps(dictionary["cfg"], indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(folder / CFG)
 
 
 def load_dictionary(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training through SAELens's public step, on activations in memory.
+"""Training on activations in memory, and the inference form of what comes out, in SAELens's own format.
 
 Standard (ReLU + L1): Bricken et al. 2023 with the April 2024 update of Anthropic's recipe (penalty weighted by
 decoder norms). TopK: Gao et al. 2024 (2406.04093), with AuxK. BatchTopK: Bussmann et al. 2024 (2412.06410).
@@ -11,22 +11,21 @@ Shape legend: N = rows, D = width, F = latents.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stages.activations.order import BatchOrder, generator_for
+from stages.activations.order import BatchOrder
+from stages.dictionaries.objectives import Outcome
+from stages.dictionaries.trainer import Recipe, Trainer
 from stages.errors import UserError
 
-if TYPE_CHECKING:
-    from sae_lens import TrainingSAE
-
-__all__ = ["ARCHITECTURES", "as_dictionary", "train_dictionary", "train_sae"]
+__all__ = ["ARCHITECTURES", "inference_form", "recipe_for", "scale_of", "train", "train_dictionary"]
 
 ARCHITECTURES = ("standard", "topk", "batchtopk")
-DIVERGED = 100.0
-"""Training stops where the loss exceeds this many times the first one."""
 WARM_UP, DECAY = 0.05, 0.2
 """Share of the steps over which the learning rate rises, and falls to 0 (the recipe of 2408.05147 and its kin)."""
 
@@ -62,89 +61,128 @@ def train_dictionary(
     Raises:
         UserError: a value out of range, activations that are NaN or constant, or training that diverged.
     """
-    return as_dictionary(train_sae(acts, architecture, n_latents, sparsity, steps, batch, lr, generator_seed))
+    return train(acts, recipe_for(architecture, n_latents, sparsity, steps, batch, lr), generator_seed)
 
 
-def train_sae(
+def recipe_for(
+    architecture: str, n_latents: int, sparsity: float, steps: int, batch: int, lr: float, *, dead_window: int = 20_000
+) -> Recipe:
+    """The house's schedules for a run of this length."""
+    return Recipe(
+        architecture=architecture,
+        n_latents=n_latents,
+        sparsity=float(sparsity),
+        samples=steps * batch,
+        batch=batch,
+        lr=lr,
+        warm_up=(int(WARM_UP * steps) if steps >= 40 else 0) * batch,
+        decay=int(DECAY * steps) * batch,
+        l1_warm_up=(steps // 10) * batch,
+        dead_window=dead_window,
+        # The threshold is a running mean: at SAELens's rate of 0.01 it lags behind a run of a few hundred steps.
+        threshold_lr=max(0.01, 20 / max(steps, 20)),
+    )
+
+
+def scale_of(acts: Tensor) -> float:
+    """What the rows are multiplied by, to have mean norm sqrt(D)."""
+    return math.sqrt(acts.shape[1]) / float(acts.norm(dim=1).mean())
+
+
+def train(
     acts: Tensor,
-    architecture: str,
-    n_latents: int,
-    sparsity: float,
-    steps: int,
-    batch: int,
-    lr: float,
-    generator_seed: int,
+    recipe: Recipe,
+    seed: int,
     *,
-    dead_window_rows: int = 20_000,
     metadata: dict[str, str] | None = None,
     log: Log | None = None,
     log_every: int = 50,
-) -> "TrainingSAE[Any]":
-    """``train_dictionary``, returning SAELens's object.
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 1000,
+) -> dict[str, Any]:
+    """``train_dictionary`` to a recipe.
 
     Args:
-        dead_window_rows: rows without firing after which AuxK works on a latent (topk kinds).
-        metadata: written into cfg.json.
-        log: called with SAELens's training metrics every ``log_every`` steps and at the last.
+        metadata: written into the cfg.
+        log: called with training metrics every ``log_every`` steps and at the last.
+        checkpoint: folder to save the state in, every ``checkpoint_every`` steps; what is there is resumed.
     """
-    _check(acts, architecture, n_latents, sparsity, steps, lr)
-    order = BatchOrder(len(acts), batch, generator_seed)
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
+    _check(acts, recipe)
+    order = BatchOrder(len(acts), recipe.batch, seed)
     acts = acts.detach().to(torch.float32)
-    scale = math.sqrt(acts.shape[1]) / acts.norm(dim=1).mean().item()
-    sae = _initial(acts, architecture, n_latents, sparsity, steps, generator_seed, scale, metadata or {})
-    # lr_end must be given (SAELens asserts it); dead_feature_window counts steps.
-    trainer: Any = SAETrainer(
-        cfg=SAETrainerConfig(
-            total_training_samples=steps * batch,
-            train_batch_size_samples=batch,
-            lr=lr,
-            lr_end=lr / 10,
-            lr_warm_up_steps=int(WARM_UP * steps) if steps >= 40 else 0,
-            lr_decay_steps=int(DECAY * steps),
-            dead_feature_window=max(1, dead_window_rows // batch),
-        ),
-        sae=sae,
-        data_provider=iter(()),
-    )
-    trainer.activation_scaler.scaling_factor = scale
-    first = math.nan
-    for step in range(steps):
-        out = trainer.step(acts.index_select(0, order.indices(step)))
-        loss = out.loss.item()
-        first = loss if step == 0 else first
-        if not math.isfinite(loss) or loss > DIVERGED * max(first, 1e-6):
-            raise UserError(
-                f"training of {architecture} diverged at step {step} of {steps}: loss {loss:g}, at first {first:g};"
-                f" lower lr (now {lr:g}) or sparsity (now {sparsity:g})"
-            )
-        if log is not None and ((step + 1) % log_every == 0 or step == steps - 1):
-            values = trainer.build_train_step_log_dict(output=out, n_training_samples=trainer.n_training_samples)
-            log({name: float(value) for name, value in values.items()}, step + 1)
-        trainer.n_training_steps += 1
-    sae.fold_activation_norm_scaling_factor(scale)
-    trainer.set_final_sae_metadata()
-    sae.eval()
-    return sae
+    scale = scale_of(acts)
+    if checkpoint is not None and checkpoint.is_dir():
+        trainer = Trainer.resume(checkpoint, recipe)
+        if trainer.seed != seed:
+            raise UserError(f"{checkpoint} was trained with seed {trainer.seed}, not {seed}: delete it to start anew")
+    else:
+        trainer = Trainer(recipe, acts.mean(0) * scale, seed)
+    for step in range(trainer.n_steps, recipe.steps):
+        x = acts.index_select(0, order.indices(step)).mul_(scale)
+        out = trainer.step(x)
+        if log is not None and ((step + 1) % log_every == 0 or step == recipe.steps - 1):
+            log(_logged(trainer, out, x), step + 1)
+        if checkpoint is not None and trainer.n_steps % checkpoint_every == 0:
+            trainer.save(checkpoint)
+    return inference_form(trainer, scale, metadata)
 
 
-def as_dictionary(sae: "TrainingSAE[Any]") -> dict[str, Any]:
-    """The inference form of a trained SAE as plain tensors: what saving and loading it would give."""
-    state = {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
-    sae.process_state_dict_for_saving_inference(state)
-    cfg = dict(sae.cfg.get_inference_sae_cfg_dict())
-    return {"cfg": cfg, **{name: tensor.detach().clone() for name, tensor in state.items()}}
+def _logged(trainer: Trainer, out: Outcome, x: Tensor) -> dict[str, float]:
+    """Names as SAELens logs them."""
+    total = (x - x.mean(0)).square().sum(-1).mean().item()
+    values = {
+        "losses/overall_loss": out.loss,
+        "metrics/explained_variance": 1.0 - out.parts["mse_loss"] / total,
+        "metrics/l0": out.n_active / len(x),
+        "sparsity/dead_features": float(trainer.dead.sum()),
+        "details/current_learning_rate": trainer.recipe.learning_rate(trainer.n_steps - 1),
+        "details/n_training_samples": float(trainer.n_steps * trainer.recipe.batch),
+    }
+    return values | {f"losses/{name}": value for name, value in out.parts.items()}
 
 
-def _check(acts: Tensor, architecture: str, n_latents: int, sparsity: float, steps: int, lr: float) -> None:
+def inference_form(trainer: Trainer, scale: float, metadata: dict[str, str] | None = None) -> dict[str, Any]:
+    """The dictionary of raw activations: the scale and, for topk kinds, decoder norms folded into the weights."""
+    recipe, weights = trainer.recipe, trainer.weights
+    decoder, b_dec = weights.decoder / scale, weights.b_dec / scale
+    encoder, b_enc = weights.encoder * scale, weights.b_enc.clone()
+    extra: dict[str, Tensor] = {}
+    cfg: dict[str, Any] = {
+        "architecture": recipe.architecture, "d_in": decoder.shape[1], "d_sae": decoder.shape[0], "dtype": "float32",
+        "device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
+    }  # fmt: skip
+    details: dict[str, Any] = {"decoder_init_norm": 0.1}
+    if recipe.architecture == "standard":
+        details |= {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": recipe.l1_warm_up // recipe.batch}
+    else:
+        norms = decoder.norm(dim=1).clamp_min(1e-8)
+        encoder, b_enc, decoder = encoder * norms.unsqueeze(1), b_enc * norms, decoder / norms.unsqueeze(1)
+        details["aux_loss_coefficient"] = recipe.aux
+    if recipe.architecture == "topk":
+        cfg |= {"k": int(recipe.sparsity), "rescale_acts_by_decoder_norm": True}
+    if recipe.architecture == "batchtopk":
+        cfg["architecture"] = "jumprelu"
+        details |= {"k": recipe.sparsity, "topk_threshold_lr": recipe.threshold_lr}
+        extra["threshold"] = torch.full_like(b_enc, trainer.threshold / scale)
+    cfg["metadata"] = {
+        "sae_lens_version": version("sae-lens"),
+        "training_architecture": recipe.architecture,
+        "training_architecture_details": details,
+        "l0": trainer.n_active / max(trainer.n_steps * recipe.batch, 1),
+        "num_dead_features": int(trainer.dead.sum()),
+        **(metadata or {}),
+    }
+    return {"cfg": cfg, "W_enc": encoder.T.contiguous(), "b_enc": b_enc, "W_dec": decoder, "b_dec": b_dec, **extra}
+
+
+def _check(acts: Tensor, recipe: Recipe) -> None:
+    architecture, n_latents, sparsity = recipe.architecture, recipe.n_latents, recipe.sparsity
     if architecture not in ARCHITECTURES:
         raise UserError(f"architecture {architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}")
     if acts.dim() != 2 or acts.shape[1] == 0:
         raise UserError(f"activations have shape {tuple(acts.shape)}; give (rows, width), heads flattened")
-    if n_latents < 1 or steps < 1 or not lr > 0:
-        raise UserError(f"n_latents = {n_latents}, steps = {steps}, lr = {lr:g}: all must be above 0")
+    if n_latents < 1 or recipe.steps < 1 or not recipe.lr > 0:
+        raise UserError(f"n_latents = {n_latents}, steps = {recipe.steps}, lr = {recipe.lr:g}: all must be above 0")
     if not sparsity > 0 or (architecture != "standard" and not 1 <= sparsity <= n_latents):
         allowed = "above 0" if architecture == "standard" else f"1 to n_latents = {n_latents}"
         raise UserError(f"sparsity = {sparsity:g} of {architecture} is out of range; allowed: {allowed}")
@@ -158,45 +196,3 @@ def _check(acts: Tensor, architecture: str, n_latents: int, sparsity: float, ste
         )
     if len(acts) and (acts == acts[0]).all():
         raise UserError("the activations are constant: there is nothing to decompose; choose another hook point")
-
-
-def _initial(
-    acts: Tensor,
-    architecture: str,
-    n_latents: int,
-    sparsity: float,
-    steps: int,
-    seed: int,
-    scale: float,
-    metadata: dict[str, str],
-) -> "TrainingSAE[Any]":
-    """A fresh SAE: tied random weights of decoder norm 0.1, decoder bias at the mean activation."""
-    from sae_lens import (
-        BatchTopKTrainingSAEConfig,
-        StandardTrainingSAEConfig,
-        TopKTrainingSAEConfig,
-        TrainingSAE,
-    )
-
-    shape: dict[str, Any] = {"d_in": acts.shape[1], "d_sae": n_latents}
-    shape["normalize_activations"] = "expected_average_only_in"
-    cfg: Any
-    if architecture == "standard":
-        cfg = StandardTrainingSAEConfig(**shape, l1_coefficient=float(sparsity), l1_warm_up_steps=steps // 10)
-    elif architecture == "topk":
-        cfg = TopKTrainingSAEConfig(**shape, k=int(sparsity))
-    else:
-        # The threshold is a running mean: at the default rate of 0.01 it lags behind a run of a few hundred steps.
-        cfg = BatchTopKTrainingSAEConfig(**shape, k=float(sparsity), topk_threshold_lr=max(0.01, 20 / steps))
-    values = cfg.to_dict()
-    values["metadata"] = {**values["metadata"], **metadata}
-    with torch.random.fork_rng(devices=[]):  # SAELens draws from the global generator; its draws are replaced below
-        sae: Any = TrainingSAE.from_dict(values)
-    with torch.no_grad():
-        w_dec = torch.randn(n_latents, acts.shape[1], generator=generator_for("dictionary", seed))
-        w_dec *= 0.1 / w_dec.norm(dim=1, keepdim=True)
-        sae.W_dec.copy_(w_dec)
-        sae.W_enc.copy_(w_dec.T)
-        sae.b_dec.copy_(acts.mean(0) * scale)
-    built: TrainingSAE[Any] = sae
-    return built

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from stages.dictionaries import ARCHITECTURES, decode, encode, load_dictionary, train_dictionary
 from stages.dictionaries.metrics import explained_variance, l0
-from stages.dictionaries.storage import save_sae
-from stages.dictionaries.training import as_dictionary, train_sae
+from stages.dictionaries.storage import save_dictionary
+from stages.dictionaries.training import recipe_for
+from stages.dictionaries.training import train as train_to
 from stages.errors import UserError
 from stages.metering import count_flops
 
@@ -40,9 +41,9 @@ def tensors(dictionary: dict[str, Any]) -> dict[str, Tensor]:
 def test_saved_equals_loaded_equals_sae_lens(mixture: Tensor, tmp_path: Path, architecture: str) -> None:
     from sae_lens import SAE
 
-    sae = train_sae(mixture, architecture, 32, SPARSITY[architecture], 60, 128, 1e-2, 0)
-    save_sae(sae, tmp_path)
-    loaded, made = load_dictionary(tmp_path), as_dictionary(sae)
+    made = train(mixture, architecture)
+    save_dictionary(made, tmp_path)
+    loaded = load_dictionary(tmp_path)
     assert tensors(loaded).keys() == tensors(made).keys()
     assert json.loads(json.dumps(made["cfg"])) == loaded["cfg"]
     for name, tensor in tensors(made).items():
@@ -96,7 +97,7 @@ def test_training_explains_the_data_whatever_its_scale(mixture: Tensor, architec
 
 def test_files_are_byte_identical_and_sorted(mixture: Tensor, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save_sae(train_sae(mixture, "batchtopk", 32, 4, 10, 128, 1e-2, 0), tmp_path / name)
+        save_dictionary(train(mixture, "batchtopk", steps=10), tmp_path / name)
     for file in ("cfg.json", "sae_weights.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     text = (tmp_path / "a" / "cfg.json").read_text()
@@ -172,7 +173,7 @@ def test_training_metrics_are_logged_at_the_stated_steps(mixture: Tensor) -> Non
         assert {"losses/overall_loss", "metrics/l0", "metrics/explained_variance"} <= metrics.keys()
         seen.append(step)
 
-    train_sae(mixture, "topk", 32, 4, 25, 128, 1e-2, 0, log=log, log_every=10)
+    train_to(mixture, recipe_for("topk", 32, 4, 25, 128, 1e-2), 0, log=log, log_every=10)
     assert seen == [10, 20, 25]
 
 

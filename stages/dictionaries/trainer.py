@@ -1,0 +1,202 @@
+"""One dictionary in training: weights, optimiser, schedules, dead latents; any step can be saved and resumed from.
+
+The step is that of SAELens's ``SAETrainer`` (gradient clipped to norm 1, Adam, linear warm-up and decay, coefficients
+warmed up linearly), on written-out gradients. Steps see rows that are a function of (seed, step), and the state holds
+everything else, so a resumed run equals an uninterrupted one bit for bit.
+
+Shape legend: B = rows of the batch, D = width, F = latents.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stages.activations.order import generator_for
+from stages.dictionaries.objectives import Outcome, Weights, standard, top
+from stages.errors import UserError
+
+__all__ = ["Recipe", "Trainer"]
+
+STATE, FACTS = "state.safetensors", "state.json"
+DIVERGED = 100.0
+"""Training stops where the loss exceeds this many times the first one."""
+MAX_NORM = 1.0
+"""Gradients are clipped to this norm, as SAELens does."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one dictionary is trained. Schedules and windows are in samples (rows), not steps."""
+
+    architecture: str
+    """standard, topk or batchtopk."""
+    n_latents: int
+    sparsity: float
+    """L1 coefficient (standard), or latents per row (topk; batchtopk: on average)."""
+    samples: int
+    """Rows seen in the whole run; the last batch may be cut short by no more than a batch."""
+    batch: int
+    lr: float
+    """Of Adam, between warm-up and decay."""
+    warm_up: int = 0
+    """Samples over which the learning rate rises."""
+    decay: int = 0
+    """Samples at the end over which it falls to 0."""
+    l1_warm_up: int = 0
+    """Samples over which the L1 coefficient rises from 0 (standard)."""
+    dead_window: int = 20_000
+    """Samples without firing after which a latent counts as dead and AuxK works on it (topk kinds)."""
+    aux: float = 1.0
+    """Coefficient of AuxK."""
+    threshold_lr: float = 0.01
+    """Rate of the running mean of the smallest active latent (batchtopk): the threshold it is saved with."""
+
+    @property
+    def steps(self) -> int:
+        return self.samples // self.batch
+
+    def learning_rate(self, step: int) -> float:
+        """Of one step: those of SAELens's constant schedule with warm-up and decay."""
+        warm, decay = self.warm_up // self.batch, self.decay // self.batch
+        if step < warm:
+            return self.lr * ((step * (warm - 1) / max(warm - 1, 1) + 1) / warm if warm > 1 else 1.0)
+        late = step - (self.steps - decay)
+        return self.lr * (1.0 - late / decay) if decay and late > 0 else self.lr
+
+    def l1(self, step: int) -> float:
+        warm = self.l1_warm_up // self.batch
+        return self.sparsity * (min(step / warm, 1.0) if warm else 1.0)
+
+
+class Trainer:
+    """Training of one dictionary, step by step.
+
+    Args:
+        recipe: how.
+        mean: (D,) decoder bias to start from, in the units of the rows that ``step`` gets.
+        seed: of the initial weights: tied, random, decoder rows of norm 0.1.
+    """
+
+    def __init__(self, recipe: Recipe, mean: Tensor, seed: int) -> None:
+        self.recipe, self.seed = recipe, seed
+        width, n_latents = len(mean), recipe.n_latents
+        decoder = torch.randn(n_latents, width, generator=generator_for("dictionary", seed))
+        decoder *= 0.1 / decoder.norm(dim=1, keepdim=True)
+        self.weights = Weights(decoder.clone(), torch.zeros(n_latents), decoder, mean.detach().clone())
+        self.n_steps = 0
+        self.rows_since_fired = torch.zeros(n_latents, dtype=torch.int64)
+        self.threshold = 0.0
+        """Running mean of the smallest active latent (batchtopk)."""
+        self.n_active = 0
+        """Non-zero latents so far, over all rows seen."""
+        self.first_loss = math.nan
+        self._optimiser = self._new_optimiser()
+
+    def _new_optimiser(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.weights.tensors(), lr=self.recipe.lr, betas=(0.9, 0.999), fused=True)
+
+    @property
+    def dead(self) -> Tensor:
+        """(F,) bool: latents that have not fired for ``dead_window`` rows."""
+        return self.rows_since_fired > self.recipe.dead_window
+
+    def outcome(self, x: Tensor) -> Outcome:
+        """Loss and gradients of a (B, D) float32 batch, at the present weights; nothing changes."""
+        recipe = self.recipe
+        with torch.no_grad():
+            if recipe.architecture == "standard":
+                return standard(self.weights, x, recipe.l1(self.n_steps))
+            of_batch = recipe.architecture == "batchtopk"
+            return top(self.weights, x, recipe.sparsity, self.dead, of_batch=of_batch, aux=recipe.aux)
+
+    def step(self, x: Tensor) -> Outcome:
+        """Train on one batch.
+
+        Raises:
+            UserError: the loss is not finite, or far above the first one.
+        """
+        out = self.outcome(x)
+        recipe = self.recipe
+        self.first_loss = out.loss if self.n_steps == 0 else self.first_loss
+        if not math.isfinite(out.loss) or out.loss > DIVERGED * max(self.first_loss, 1e-6):
+            raise UserError(
+                f"training of {recipe.architecture} diverged at step {self.n_steps} of {recipe.steps}: loss"
+                f" {out.loss:g}, at first {self.first_loss:g}; lower lr (now {recipe.lr:g}) or sparsity (now"
+                f" {recipe.sparsity:g})"
+            )
+        gradients = out.gradients.tensors()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        for weight, gradient in zip(self.weights.tensors(), gradients, strict=True):
+            weight.grad = gradient
+        torch.nn.utils.clip_grads_with_norm_(self.weights.tensors(), MAX_NORM, norm)
+        self._optimiser.param_groups[0]["lr"] = recipe.learning_rate(self.n_steps)
+        self._optimiser.step()
+        self.rows_since_fired += len(x)
+        self.rows_since_fired.masked_fill_(out.fired, 0)
+        self.n_active += out.n_active
+        least = out.extra.get("least_active", 0.0)
+        if recipe.architecture == "batchtopk" and least > 0.0:
+            self.threshold += recipe.threshold_lr * (least - self.threshold)
+        self.n_steps += 1
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Write everything the next step depends on; a half-written checkpoint never carries the final name."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        named = dict(zip(("encoder", "b_enc", "decoder", "b_dec"), self.weights.tensors(), strict=True))
+        state = {"rows_since_fired": self.rows_since_fired, **named}
+        for name, tensor in named.items():
+            for key, value in self._optimiser.state.get(tensor, {}).items():
+                state[f"adam.{key}.{name}"] = value
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / STATE)
+        facts = {
+            "recipe": asdict(self.recipe), "seed": self.seed, "n_steps": self.n_steps, "threshold": self.threshold,
+            "n_active": self.n_active, "first_loss": None if math.isnan(self.first_loss) else self.first_loss,
+        }  # fmt: skip
+        (partial / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (STATE, FACTS):
+            (partial / name).replace(folder / name)
+        partial.rmdir()
+
+    @classmethod
+    def resume(cls, folder: Path, recipe: Recipe) -> "Trainer":
+        """The trainer as it was saved.
+
+        Raises:
+            UserError: no checkpoint, a damaged one, or one of another recipe.
+        """
+        try:
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            state = load_file(folder / STATE)
+            saved = Recipe(**facts["recipe"])
+            if saved != recipe:
+                changed = [key for key, value in asdict(recipe).items() if asdict(saved)[key] != value]
+                raise UserError(f"{folder} was trained with another {', '.join(changed)}: delete it to start anew")
+            trainer = cls(saved, state["b_dec"], int(facts["seed"]))
+            trainer.weights = Weights(*(state[name] for name in ("encoder", "b_enc", "decoder", "b_dec")))
+            trainer._optimiser = trainer._new_optimiser()
+            for name, tensor in zip(("encoder", "b_enc", "decoder", "b_dec"), trainer.weights.tensors(), strict=True):
+                found = {
+                    key.split(".")[1]: value
+                    for key, value in state.items()
+                    if key.startswith("adam.") and key.endswith(f".{name}")
+                }
+                if found:
+                    trainer._optimiser.state[tensor] = found
+            trainer.rows_since_fired = state["rows_since_fired"]
+            trainer.n_steps, trainer.threshold = int(facts["n_steps"]), float(facts["threshold"])
+            trainer.n_active = int(facts["n_active"])
+            trainer.first_loss = math.nan if facts["first_loss"] is None else float(facts["first_loss"])
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} holds no checkpoint ({error.filename} is missing)") from error
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise UserError(f"{folder} is damaged ({error}): delete it to start anew") from error
+        return trainer

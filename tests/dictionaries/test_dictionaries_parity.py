@@ -1,0 +1,206 @@
+"""Our step against SAELens's: same weights in, same loss, gradients and weights out; and resuming."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stages.dictionaries import decode, encode, objectives, sparse
+from stages.dictionaries.objectives import Weights, standard, top
+from stages.dictionaries.trainer import Recipe, Trainer
+from stages.dictionaries.training import recipe_for, train
+from stages.errors import UserError
+
+WIDTH, N_LATENTS, ROWS = 12, 40, 64
+KINDS = ("standard", "topk", "batchtopk")
+
+
+def batch(seed: int = 0, rows: int = ROWS) -> Tensor:
+    return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed)) + 0.3
+
+
+def random_weights(seed: int) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Weights(draw(N_LATENTS, WIDTH), 0.3 * draw(N_LATENTS), 0.4 * draw(N_LATENTS, WIDTH), 0.2 * draw(WIDTH))
+
+
+def theirs(architecture: str, weights: Weights, sparsity: float) -> Any:
+    from sae_lens import (
+        BatchTopKTrainingSAEConfig,
+        StandardTrainingSAEConfig,
+        TopKTrainingSAEConfig,
+        TrainingSAE,
+    )
+
+    shape: dict[str, Any] = {"d_in": WIDTH, "d_sae": N_LATENTS}
+    cfg: Any = {
+        "standard": lambda: StandardTrainingSAEConfig(**shape, l1_coefficient=sparsity),
+        "topk": lambda: TopKTrainingSAEConfig(**shape, k=int(sparsity)),
+        "batchtopk": lambda: BatchTopKTrainingSAEConfig(**shape, k=sparsity),
+    }[architecture]()
+    with torch.random.fork_rng(devices=[]):
+        sae: Any = TrainingSAE.from_dict(cfg.to_dict())
+    with torch.no_grad():
+        sae.W_enc.copy_(weights.encoder.T)
+        sae.b_enc.copy_(weights.b_enc)
+        sae.W_dec.copy_(weights.decoder)
+        sae.b_dec.copy_(weights.b_dec)
+    return sae
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("n_dead", [0, 3, 25])
+@pytest.mark.parametrize("architecture", KINDS)
+def test_loss_and_gradients_are_sae_lens_own(
+    architecture: str, n_dead: int, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_lens.saes.sae import TrainStepInput
+
+    monkeypatch.setattr(objectives, "SPARSE_FROM", 10**9 if dense else 0)
+    monkeypatch.setattr(objectives, "SPARSE_BELOW", 1.0)
+    monkeypatch.setattr(sparse, "BLOCK_BYTES", 16 * 4 * N_LATENTS)  # several blocks
+    weights, x = random_weights(n_dead), batch()
+    sparsity = 0.7 if architecture == "standard" else 5.0
+    dead = torch.arange(N_LATENTS) % 40 < n_dead
+    sae = theirs(architecture, weights, sparsity)
+    their = sae.training_forward_pass(TrainStepInput(x, {"l1": sparsity}, dead, 0, False))
+    their.loss.backward()
+    with torch.no_grad():
+        our = (
+            standard(weights, x, sparsity)
+            if architecture == "standard"
+            else top(weights, x, sparsity, dead, of_batch=architecture == "batchtopk")
+        )
+    assert our.loss == pytest.approx(their.loss.item(), rel=1e-5)
+    for name, value in their.losses.items():
+        assert our.parts[name] == pytest.approx(value.item(), rel=1e-5, abs=1e-7), name
+    grads = sae.W_enc.grad.T, sae.b_enc.grad, sae.W_dec.grad, sae.b_dec.grad
+    for mine, other in zip(our.gradients.tensors(), grads, strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-5, rtol=1e-4)
+    assert torch.equal(our.fired, (their.feature_acts != 0).any(0))
+    assert our.n_active == int((their.feature_acts != 0).sum())
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_a_training_run_is_sae_lens_own(architecture: str) -> None:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    steps, sparsity = 60, 0.5 if architecture == "standard" else 4.0
+    recipe = Recipe(
+        architecture, N_LATENTS, sparsity, steps * ROWS, ROWS, 1e-3,
+        warm_up=7 * ROWS, decay=12 * ROWS, dead_window=10 * ROWS,
+    )  # fmt: skip
+    ours = Trainer(recipe, torch.full((WIDTH,), 0.3), seed=0)
+    sae = theirs(architecture, ours.weights, sparsity)
+    cfg = SAETrainerConfig(
+        total_training_samples=steps * ROWS, train_batch_size_samples=ROWS, lr=1e-3, lr_end=1e-4,
+        lr_warm_up_steps=7, lr_decay_steps=12, dead_feature_window=10,
+    )  # fmt: skip
+    trainer: Any = SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))
+    for step in range(steps):
+        assert recipe.learning_rate(step) == pytest.approx(trainer.optimizer.param_groups[0]["lr"], rel=1e-6)
+        x = batch(step + 1)
+        loss, other = ours.step(x).loss, trainer.step(x).loss.item()
+        assert loss == pytest.approx(other, rel=1e-3), step
+        trainer.n_training_steps += 1
+    torch.testing.assert_close(ours.weights.decoder, sae.W_dec.detach(), atol=1e-3, rtol=1e-2)
+    assert torch.equal(ours.dead, trainer.dead_neurons)
+    if architecture == "batchtopk":
+        assert ours.threshold == pytest.approx(sae.topk_threshold.item(), rel=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 20), st.integers(0, 999), st.booleans())
+def test_selection_takes_the_largest_and_never_too_many(n: int, f: int, k: int, seed: int, ties: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows, weights = torch.randn(n, 4, generator=generator), torch.randn(f, 4, generator=generator)
+    if ties:
+        rows, weights = rows.round(), weights.round()
+    k, bias, pre = min(k, f), torch.zeros(f), rows @ weights.T
+    active, values = sparse.encode_top(rows, weights, bias, k)
+    assert len(active) == n * k and (active.flat[1:] > active.flat[:-1]).all()
+    torch.testing.assert_close(
+        values.view(n, k).sort(-1).values, pre.topk(k, -1).values.sort(-1).values, atol=1e-5, rtol=1e-5
+    )
+    total = min(k * n, n * f)
+    active, values = sparse.encode_top_of_batch(rows, weights, bias, total)
+    best = pre.flatten().topk(total).values
+    assert len(values) <= total
+    torch.testing.assert_close(values.sort().values, best[best > 0].sort().values, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 999), st.floats(0.0, 1.0))
+def test_sparse_products_equal_dense_ones(n: int, f: int, seed: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(n, f, generator=generator) * (torch.rand(n, f, generator=generator) < share)
+    active = sparse.Active(n, f, dense.numpy().ravel().nonzero()[0])
+    values = active.at(dense)
+    left, right = torch.randn(n, 3, generator=generator), torch.randn(f, 3, generator=generator)
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(active.times(values, right), dense @ right, **close)
+    torch.testing.assert_close(active.transposed_times(values, left)[0], dense.T @ left, **close)
+    torch.testing.assert_close(active.products(left, right), (left @ right.T)[dense != 0], **close)
+    torch.testing.assert_close(active.per_latent(values), dense.sum(0), **close)
+    assert torch.equal(active.fired, (dense != 0).any(0))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 13, 29])
+@pytest.mark.parametrize("architecture", KINDS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(architecture: str, stop: int, tmp_path: Path) -> None:
+    acts = batch(5, 500)
+    recipe = recipe_for(architecture, N_LATENTS, 3, 30, ROWS, 1e-2, dead_window=200)
+    whole = train(acts, recipe, 3)
+
+    class Killed(Exception):
+        pass
+
+    def kill(_: dict[str, float], step: int) -> None:
+        if step == stop + 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(acts, recipe, 3, log=kill, log_every=1, checkpoint=tmp_path / "here", checkpoint_every=1)
+    resumed = train(acts, recipe, 3, checkpoint=tmp_path / "here", checkpoint_every=7)
+    assert resumed["cfg"] == whole["cfg"]
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        assert torch.equal(resumed[name], whole[name]), name
+
+
+def test_a_checkpoint_of_another_run_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
+    recipe = recipe_for("topk", N_LATENTS, 3, 4, ROWS, 1e-2)
+    folder = tmp_path / "here"
+    train(batch(5, 500), recipe, 0, checkpoint=folder, checkpoint_every=1)
+    with pytest.raises(UserError, match="trained with seed 0, not 1"):
+        train(batch(5, 500), recipe, 1, checkpoint=folder)
+    with pytest.raises(UserError, match="trained with another n_latents, sparsity"):
+        Trainer.resume(folder, recipe_for("topk", 41, 4, 4, ROWS, 1e-2))
+    (folder / "state.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged"):
+        Trainer.resume(folder, recipe)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        Trainer.resume(tmp_path / "nowhere", recipe)
+
+
+def test_dead_latents_come_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(300, 16, generator=generator)
+    draws = torch.rand(4000, 300, generator=generator)
+    acts = (draws * (torch.rand(4000, 300, generator=generator) < 0.01)) @ directions
+    recipe = recipe_for("topk", 100, 2, 400, 100, 1e-2, dead_window=2000)
+    n_dead, losses = {}, {}
+    for aux in (0.0, 1.0):
+        dictionary = train(acts, replace(recipe, aux=aux), 0)
+        n_dead[aux] = dictionary["cfg"]["metadata"]["num_dead_features"]
+        losses[aux] = (decode(dictionary, encode(dictionary, acts)) - acts).square().mean().item()
+    assert n_dead[1.0] < n_dead[0.0] and losses[1.0] < losses[0.0]
