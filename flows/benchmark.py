@@ -123,4 +123,45 @@ def _timed(name: str, copy: Path, jobs: int, console: Console) -> dict[str, Any]
     }
 
 
-BENCHMARKS: dict[str, Callable[..., None]] = {"pipeline": pipeline}
+def metering(*, jobs: int, as_json: bool) -> None:
+    """What the meters and the sandbox cost, and the built-in methods' FLOPs by layer."""
+    from stages.research.bench_metering import bench_metering
+
+    console = Console(stderr=as_json)
+    with console.status("metering") as shown:
+        result = bench_metering(lambda said: shown.update(said[:120]))
+    if as_json:
+        print_json(result)
+        return
+    table = Table("batch", "bare", "metered", "across processes", "across the sandbox", title="forward passes")
+    for row in result["overhead"]:
+        sandboxed = row.get("across_sandboxed")
+        table.add_row(
+            str(row["batch"]), f"{row['bare_ms']:.2f} ms",
+            f"{row['metered']:.3f}x [{row['metered_low']:.3f}, {row['metered_high']:.3f}]",
+            f"{row['across']:.2f}x", "-" if sandboxed is None else f"{sandboxed:.2f}x",
+        )  # fmt: skip
+    console.print(table)
+    for name, value in (result["start_up_s"] | result["score"]).items():
+        what = (
+            "ratio of whole scores" if name == "ratio" else f"start-up {name}" if "_s" not in name else f"score {name}"
+        )
+        console.print(f"{what}: {value:.2f}", highlight=False)
+    layers = Table(
+        "method", "task", "(a) target", "(b) own", "(c) unexplained", "CPU", "outcome", title="FLOPs by layer"
+    )
+    for row in result["layers"]:
+        layers.add_row(
+            row["method"], row["task"], f"{row['flops_a']:.3g}", f"{row['flops_b']:.3g}", f"{row['flops_c']:.3g}",
+            f"{1e3 * row['cpu_s']:.1f} ms", row["outcome"],
+        )  # fmt: skip
+    console.print(layers)
+    rates = result["calibration"]
+    console.print(
+        f"calibration: {rates['dense_flops_per_s'] / 1e9:.0f} GFLOP/s dense (spread {rates['spread']:.0%}, n ="
+        f" {rates['n']:.0f}), {rates['pointwise_flops_per_s'] / 1e9:.1f} pointwise",
+        highlight=False,
+    )
+
+
+BENCHMARKS: dict[str, Callable[..., None]] = {"metering": metering, "pipeline": pipeline}

@@ -15,6 +15,7 @@ from flows.lock import holder
 from flows.times import load_times
 from stages import paths, tracking
 from stages.errors import UserError
+from stages.sandbox import layers
 
 __all__ = ["Check", "examine"]
 
@@ -111,13 +112,11 @@ def _programs() -> Iterator[Check]:
         browser or "none: the browser test is skipped",
         "" if browser else "apt-get install chromium",
     )
-    sandbox = shutil.which("bwrap")
-    yield Check(
-        "ok" if sandbox else "optional",
-        "bubblewrap",
-        sandbox or "none",
-        "" if sandbox else "apt-get install bubblewrap",
-    )
+    remedies = {"bubblewrap": "apt-get install bubblewrap; without it `score` needs --trust"}
+    for layer in layers():
+        state: Literal["ok", "optional"] = "ok" if layer.active else "optional"
+        what = layer.name if layer.name == "bubblewrap" else f"sandbox: {layer.name}"
+        yield Check(state, what, layer.detail, "" if layer.active else remedies.get(layer.name, ""))
 
 
 def _machine(root: Path) -> Iterator[Check]:

@@ -64,11 +64,12 @@ def doctor(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure; `pipeline` so far.")],
+    name: Annotated[str, typer.Argument(help="What to measure: metering or pipeline.")],
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Nodes at work at once.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
-    """Measure speed: `pipeline` copies the working copy without results and times cold, warm and one-method runs.
+    """Measure speed: `pipeline` copies the working copy without results and times cold, warm and one-method runs;
+    `metering` measures what the meters and the sandbox cost.
 
     Example: lensmith bench pipeline
     """

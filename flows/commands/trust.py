@@ -1,0 +1,55 @@
+"""`lensmith redteam`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["COMMANDS"]
+
+
+def redteam(
+    quick: Annotated[bool, typer.Option("--quick", help="A cross-section that takes less than a minute.")] = False,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="METHOD.py", help="One method file of your own instead.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+) -> None:
+    """Run every known exploit as a malicious method, and honest strong methods beside them; fail if one gets through.
+
+    Example: lensmith redteam --quick
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.lock import run_lock
+    from flows.tables import print_json
+    from stages import paths
+    from stages.errors import UserError
+
+    if file is not None and not file.is_file():
+        raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
+    console = Console(stderr=as_json)
+    with run_lock(paths.root(), "lensmith redteam", shared=True):
+        from stages.research.redteam import failures, red_team
+
+        with console.status("red team") as shown:
+            rows = red_team(quick=quick, file=file, progress=lambda said: shown.update(str(said)[:120]))
+    if as_json:
+        print_json(rows)
+    else:
+        table = Table("name", "kind", "outcome", "charged FLOPs", "reward", "layer", "what happened", title="red team")
+        for row in rows:
+            reward = "-" if row["reward"] is None else f"{row['reward']:+.3f}"
+            table.add_row(
+                row["name"], row["kind"], row["outcome"], f"{row['charged_flops']:.3g}", reward, row["layer"],
+                row["reason"],
+            )  # fmt: skip
+        console.print(table)
+    through = failures(rows)
+    if through:
+        raise RuntimeError(f"{len(through)} of {len(rows)} got through: {', '.join(row['name'] for row in through)}")
+    console.print(f"{len(rows)} rows, nothing got through", highlight=False)
+
+
+COMMANDS = (redteam,)
