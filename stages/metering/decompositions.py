@@ -155,6 +155,7 @@ def _matrix_exp(args: tuple[Any, ...], out: Any) -> int:
 DECOMPOSITIONS: dict[str, Price] = {
     "_cdist_backward": lambda args, out: 2 * _distances((args[1],), args[4]),
     "_cdist_forward": _distances,
+    "_euclidean_dist": lambda args, out: 3 * int(out.numel()) * int(args[0].shape[-1]),
     "_fft_c2c": _fft(5),
     "_fft_c2r": _fft(2.5),
     "_fft_r2c": _fft(2.5),

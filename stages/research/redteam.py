@@ -83,11 +83,20 @@ def _constants(path: Path) -> dict[str, Any]:
     return found
 
 
-def _cases() -> list[tuple[str, str]]:
-    """(family, target) to attack on: those of the smallest target, of one item per instance where there are such."""
-    paths.require(paths.execution_dir("baseline"), "baseline")
-    tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
-    return sorted(tasks, key=lambda t: (cached_task(*t).truth.values.shape[1] > 1, t[1] != "digits_mlp", t))
+def _cases(chosen: Settings) -> list[tuple[str, str]]:
+    """(family, target) to attack on, best first: small target, one item per instance, small noise floor."""
+    folder = paths.require(paths.execution_dir("baseline"), "baseline")
+
+    def key(case: tuple[str, str]) -> tuple[bool, bool, bool, float, tuple[str, str]]:
+        task = cached_task(*case)
+        baseline = load_baseline(folder, task.name)
+        arms = arms_of(task, baseline, Answered("declined", None, 0.0, 0.0), chosen.execution)
+        # A floor of zero is a degenerate task: both of its baseline arms do the same thing.
+        floor = noise_floor(judge(task, baseline, arms, chosen.reward).aa_reward) or 1.0
+        many = task.truth.values.shape[1] > 1
+        return (many, task.family.query_kind != "Represent", case[1] != "digits_mlp", floor, case)
+
+    return sorted((task for split in ("train", "validation") for task in list_tasks(split)), key=key)
 
 
 def _judged(arms: MethodArms, family: str, target: str, chosen: Settings) -> tuple[float, float, float]:
@@ -221,7 +230,7 @@ def red_team(
     if file is not None and not file.is_file():
         raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
     chosen, _ = settings()
-    cases, rates = _cases(), calibrate()
+    cases, rates = _cases(chosen), calibrate()
     exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
     controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]
     progress(f"{len(exploits)} exploits and {len(controls)} controls")

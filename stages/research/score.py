@@ -17,6 +17,7 @@ from stages.execution import MethodArms, arms_of, load_baseline
 from stages.interpretation.methods import BUILT_IN
 from stages.metering import Calibration, calibrate
 from stages.research.apart import Apart, Frozen, answer_apart, interpret_apart
+from stages.research.fresh import fresh_gap
 from stages.research.stage import jobs, settings
 from stages.research.trial import Settings, cached_target, cached_task, judge_arms
 from stages.reward import Judged, leaderboard_row, task_row
@@ -39,14 +40,16 @@ def _one(
     trust: bool,
     rates: Calibration,
     orchestrator: int,
-) -> tuple[str, Apart, MethodArms]:
+    fresh: bool,
+) -> tuple[str, Apart, MethodArms, dict[str, Any] | None]:
     """One task: the answer from a process of its own, then the arms."""
     if os.getpid() != orchestrator:
         die_with_parent()
-    task = cached_task(family, target)
-    apart = answer_apart(source, name, frozen, task, cached_target(target), timeout_s, trust, rates)
+    task, model = cached_task(family, target), cached_target(target)
+    apart = answer_apart(source, name, frozen, task, model, timeout_s, trust, rates)
     baseline = load_baseline(paths.execution_dir("baseline"), task.name)
-    return task.name, apart, arms_of(task, baseline, apart.answered, chosen.execution)
+    gap = fresh_gap(source, name, frozen, apart, task, model, chosen, timeout_s, trust, rates) if fresh else None
+    return task.name, apart, arms_of(task, baseline, apart.answered, chosen.execution), gap
 
 
 def score_method(
@@ -55,6 +58,7 @@ def score_method(
     timeout_s: float = 120.0,
     trust: bool = False,
     only: Sequence[tuple[str, str]] | None = None,
+    fresh: bool = True,
     progress: Progress = print,
 ) -> dict[str, Any]:
     """Score the method in a file.
@@ -64,11 +68,13 @@ def score_method(
         timeout_s: wall limit of one call of the method.
         trust: run it without the sandbox.
         only: (family, target) of the tasks; None: all of train and validation.
+        fresh: compare with instances that are drawn now, from a secret seed.
         progress: told what is being done.
 
     Returns:
         {"method", "rows": leaderboard rows of it and the built-in methods, "per_task": its rows, "verdict",
-        "verdict_text", "outcome": ok, failed or void, "reason", "meters": FLOPs of each task by layer, "calibration"}.
+        "verdict_text", "outcome": ok, failed or void, "reason", "meters": FLOPs of each task by layer, "calibration",
+        "fresh_gap": rows per task}.
         A void result has no rows of its own.
 
     Raises:
@@ -90,17 +96,17 @@ def score_method(
     progress("answers, assisted and placebo arms")
     with Parallel(n_jobs=jobs()) as pool:
         done = pool(
-            delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, os.getpid())
+            delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, os.getpid(), fresh)
             for f, t in tasks
         )
-    arms = {task_name: of_task for task_name, _, of_task in done}
+    arms = {task_name: of_task for task_name, _, of_task, _ in done}
     name = path.stem if path.stem not in BUILT_IN else f"{path.stem}_of_yours"
     judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
-    void = [apart for _, apart, _ in done if apart.outcome == "void"]
+    void = [apart for _, apart, _, _ in done if apart.outcome == "void"]
     mine = [] if void else [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
     rows = mine + [row for file in ("train", "leaderboard") for row in _rows(file)]
     rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
-    failed = [apart for _, apart, _ in done if apart.outcome == "failed"]
+    failed = [apart for _, apart, _, _ in done if apart.outcome == "failed"]
     worst = next(iter([*void, *failed]), None)
     return {
         "method": name,
@@ -111,7 +117,8 @@ def score_method(
         "outcome": "void" if void else "failed" if failed else "ok",
         "reason": worst.reason if worst else "",
         "layer": worst.layer if worst else "",
-        "meters": [apart.facts | {"outcome": apart.outcome} for _, apart, _ in done],
+        "meters": [apart.facts | {"outcome": apart.outcome} for _, apart, _, _ in done],
+        "fresh_gap": [gap for _, _, _, gap in done if gap is not None],
         "calibration": rates.facts(),
         "verdict": mine[-1]["verdict"] if mine else "void",
         "verdict_text": verdict_text(mine[-1], judged[mine[-1]["split"]])

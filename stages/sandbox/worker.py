@@ -19,7 +19,7 @@ from torch import Tensor
 from stages.interpretation.contract import Budget, Interpretation, Method
 from stages.interpretation.loading import built_in, from_file
 from stages.metering.own import OwnMeter
-from stages.sandbox.codec import decode, encode, receive, send
+from stages.sandbox.codec import Disconnected, decode, encode, receive, send
 from stages.sandbox.confine import confine
 from stages.targets import Corpus, Forward, Gradients, Intervention, Objective, TargetSpec
 
@@ -113,11 +113,16 @@ def main() -> None:
         send(connection, {"error": getattr(error, "cause", f"{type(error).__name__}: {error}")[:2000]})
         os._exit(1)
     while True:
-        job = receive(connection)
+        try:
+            job = receive(connection)
+        except Disconnected:
+            return
         try:
             reply = _run(job, method, connection)
             send(connection, reply)
-        except Exception as error:
+        except Disconnected:
+            return
+        except BaseException as error:  # SystemExit too: leaving is not an answer
             send(connection, {"error": f"{type(error).__name__}: {error}"[:2000]})
 
 

@@ -106,6 +106,7 @@ SPARSE = torch.eye(6).to_sparse()
         (lambda: torch.fft.irfft(torch.randn(3, 9, dtype=torch.complex64)), 2.5 * 48 * 4),
         (lambda: torch.fft.fft2(torch.randn(8, 8, dtype=torch.complex64)), 5 * 64 * 6),
         (lambda: torch.cdist(A, torch.randn(4, 7)), 3 * 5 * 4 * 7),
+        (lambda: torch.cdist(torch.randn(30, 7), torch.randn(40, 7)), 3 * 30 * 40 * 7),
         (lambda: torch.sparse.mm(SPARSE, SQUARE), 2 * 6 * 6 + 36),  # six stored values, six columns; adds to zeros
         (lambda: SPARSE.to_sparse_csr() @ SQUARE, None),
         (lambda: torch._int_mm(*(torch.ones(32, 32, dtype=torch.int8),) * 2), 2 * 32**3),

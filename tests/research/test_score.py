@@ -32,7 +32,7 @@ def write(folder: Path, body: str) -> Path:
 
 
 def scored(path: Path, **options: float) -> dict:
-    return score_method(path, progress=lambda said: None, **options)
+    return score_method(path, progress=lambda said: None, **({"fresh": False} | options))
 
 
 def test_a_method_is_shown_next_to_the_built_in_ones(graph, tmp_path):

@@ -1,0 +1,164 @@
+"""The three meters together, fresh instances, and the seals."""
+
+import textwrap
+
+import pytest
+
+from stages.errors import UserError
+from stages.metering import Calibration, Unexplained, calibrate
+from stages.research import Journal
+from stages.research.apart import answer_apart, interpret_apart, unchanged
+from stages.research.fresh import fresh_gap, fresh_task
+from stages.research.stage import settings
+from stages.research.trial import cached_target, cached_task
+from stages.tasks.making import instance_keys
+from tests.sandbox.walls import TRUST, needs_sandbox
+
+RATES = Calibration(1e11, 2e9, 0.1, 9)
+CASE = ("active_learning", "digits_mlp")
+HEAD = """
+import time, torch
+import numpy as np
+from stages.interpretation import Interpretation, Method
+class Mine(Method):
+    def interpret(self, target, budget): return Interpretation()
+"""
+
+
+def asked(tmp_path, body: str, timeout: float = 30.0):
+    path = tmp_path / "mine.py"
+    path.write_text(HEAD + textwrap.indent(textwrap.dedent(body), "    "), encoding="utf-8")
+    chosen, _ = settings()
+    made = interpret_apart(path, "mine", [CASE[1]], chosen, timeout, TRUST)
+    task, target = cached_task(*CASE), cached_target(CASE[1])
+    apart = answer_apart(path, "mine", made[CASE[1]], task, target, timeout, TRUST, calibrate())
+    return path, chosen, made[CASE[1]], apart, task, target
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "calls", "ops", "own", "void"),
+    [
+        (0.01, 1, 10, 0.0, False),  # an ordinary answer
+        (0.24, 0, 0, 0.0, False),  # within the allowance
+        (2.0, 0, 0, 0.0, True),  # two seconds of nothing that was counted
+        (2.0, 0, 0, 2e9, False),  # slow pointwise work that was declared
+        (1.0, 0, 20_000, 0.0, False),  # many small ops that were declared
+        (60.0, 0, 10**12, 0.0, True),  # more ops than a process may declare
+        (2.0, 1000, 0, 0.0, False),  # a thousand messages
+    ],
+)
+def test_cpu_time_decides_what_is_void(cpu_s, calls, ops, own, void):
+    spent = Unexplained.of(cpu_s, calls, ops, 1e6, own, RATES)
+    assert bool(spent.void) is void
+    assert spent.charge >= 1e6 + own
+    assert ("2.00 s of CPU" in spent.void) == (void and cpu_s == 2.0)
+
+
+def test_the_charge_is_the_largest_of_the_layers():
+    spent = Unexplained.of(1.25, 0, 0, 5e9, 0.0, RATES)
+    assert spent.flops == pytest.approx(1e11) and spent.charge == spent.flops
+    assert Unexplained.of(0.1, 0, 0, 5e9, 1e9, RATES).charge == 6e9
+
+
+def test_calibration_is_plausible():
+    rates = calibrate()
+    assert 1e8 < rates.pointwise < rates.dense < 1e13 and rates.spread >= 0
+
+
+def test_an_honest_answer_is_ok_and_its_layers_are_reported(graph, tmp_path):
+    body = """
+    def answer(self, query, interpretation, target):
+        return target.forward(query.inputs).outputs @ torch.ones(10, 2)
+    """
+    *_, apart, _, _ = asked(tmp_path, body)
+    assert apart.outcome == "ok" and apart.facts["flops_a"] > 0 and apart.facts["flops_c"] == 0
+    assert apart.facts["flops_b"] == 2 * 50 * 10 * 2
+    assert apart.facts["charged_flops"] == apart.facts["flops_a"] + apart.facts["flops_b"]
+    assert 0 < apart.facts["cpu_s"] < apart.facts["cpu_allowed_s"]
+
+
+@pytest.mark.parametrize(
+    ("body", "layer"),
+    [
+        (
+            """
+            def answer(self, query, interpretation, target):
+                a = np.ones((2048, 2048), dtype=np.float32)
+                for _ in range(60): a @ a
+                return None
+            """,
+            "meter (c)",
+        ),
+        (
+            """
+            def answer(self, query, interpretation, target):
+                from torch.utils._python_dispatch import _get_current_dispatch_mode as mode
+                torch.ones(64, 64) @ torch.ones(64, 64)
+                mode().flops = 0
+                return None
+            """,
+            "meter (b)",
+        ),
+    ],
+)
+def test_tampering_is_void_and_never_a_score(graph, tmp_path, body, layer):
+    *_, apart, _, _ = asked(tmp_path, body)
+    assert (apart.outcome, apart.layer) == ("void", layer)
+    assert apart.answered.rows is None
+
+
+def test_a_target_that_changes_is_noticed(mlp):
+    with unchanged(mlp) as check:
+        pass
+    assert check.fault() == ""
+    weight = next(mlp.model.parameters())
+    kept = weight.detach().clone()
+    try:
+        with unchanged(mlp) as check:
+            weight.data.mul_(1.01)
+    finally:
+        weight.data.copy_(kept)
+    assert "weights changed" in check.fault()
+
+
+def test_fresh_instances_are_new_each_time_and_the_gap_has_an_interval(graph, tmp_path):
+    path, chosen, frozen, apart, task, target = asked(
+        tmp_path, "def answer(self, query, interpretation, target): return target.forward(query.inputs).outputs"
+    )
+    seen = set(instance_keys(task.instances))
+    first, second = (set(instance_keys(fresh_task(task, target, 20).instances)) for _ in range(2))
+    assert not seen & first and not seen & second and first != second
+    assert not fresh_task(task, target, 20).instances.planted
+    gap = fresh_gap(path, "mine", frozen, apart, task, target, chosen, 30.0, TRUST, calibrate())
+    assert gap is not None and gap["gap"] == pytest.approx(gap["old"] - gap["fresh"], abs=1e-5)
+    assert gap["gap_low"] <= gap["gap_high"] and gap["n_fresh"] == 40
+
+
+@needs_sandbox
+def test_a_second_answer_starts_from_nothing(graph, tmp_path):
+    """Two answers share neither memory nor files nor what they did to I(M)."""
+    body = """
+    def answer(self, query, interpretation, target):
+        import os
+        before = os.path.exists("/tmp/x") or hasattr(torch, "left_behind")
+        open("/tmp/x", "w").close(); torch.left_behind = True
+        return torch.full((len(query.inputs), 1), float(before))
+    """
+    path, _, frozen, first, task, target = asked(tmp_path, body)
+    second = answer_apart(path, "mine", frozen, task, target, 30.0, False, calibrate())
+    assert first.answered.rows is not None and second.answered.rows is not None
+    assert first.answered.rows.max() == second.answered.rows.max() == 0
+
+
+def test_an_edited_journal_is_void(tmp_path):
+    path = tmp_path / "events.jsonl"
+    journal = Journal(path)
+    for iteration in range(4):
+        journal.append("result", iteration=iteration, reward=0.25, pair=(1, 2))
+    assert len(Journal(path).events) == 4
+    whole = path.read_text(encoding="utf-8")
+    lines = whole.splitlines(keepends=True)
+    for edited in (whole.replace("0.25", "0.75", 1), "".join(lines[:1] + lines[2:]), "".join([lines[1], *lines])):
+        path.write_text(edited, encoding="utf-8")
+        with pytest.raises(UserError, match="does not follow from the lines before it"):
+            Journal(path)
