@@ -17,6 +17,7 @@ from stages.errors import UserError
 
 __all__ = [
     "leaderboard_rows",
+    "print_iterations",
     "print_json",
     "print_leaderboard",
     "print_per_task",
@@ -72,7 +73,7 @@ def _number(value: Any) -> float:
 
 def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None:
     """One line a method, at most 100 columns; what all rows share stands below the table."""
-    table = _slim(title, ("method",), ("mean reward", "95% interval", "gain", "FLOPs", "placebo"), ("",))
+    table = _slim(title, ("method",), ("Reward", "95% interval", "gain", "FLOPs", "placebo"), ("",))
     for row in rows:
         status = str(row.get("status", ""))
         table.add_row(
@@ -95,22 +96,44 @@ def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None
 
 
 def print_per_task(console: Console, rows: Sequence[Row], title: str) -> None:
-    """One line a task: the three arms' scores, the reward with its interval, and the verdict."""
-    table = _slim(
-        title, ("task", "split"), ("base", "assisted", "placebo", "mean reward", "95% interval", "FLOPs"), ("",)
-    )
+    """One table a split, one line a task: the three arms' scores, the reward with its interval, and the verdict."""
+    for split in dict.fromkeys(str(row.get("split")) for row in rows):
+        right = ("base", "with", "placebo", "Reward", "95% interval", "FLOPs")
+        table = _slim(f"{title}, {split} families", ("task",), right, ("",))
+        for row in rows:
+            if str(row.get("split")) != split:
+                continue
+            status = str(row.get("status", "ok"))
+            table.add_row(
+                f"{row.get('family')} {row.get('target')}",  # wraps between the two where it must
+                f"{_number(row.get('baseline_score_mean')):.2f}",
+                f"{_number(row.get('assisted_score_mean')):.2f}",
+                f"{_number(row.get('placebo_score_mean')):.2f}",
+                f"{_number(row.get('reward_mean')):+.2f}",
+                f"{_number(row.get('reward_low')):+.2f}..{_number(row.get('reward_high')):+.2f}",
+                f"x{_number(row.get('flop_ratio')):.2f}",
+                _verdict(row) if status == "ok" else f"{status} {str(row.get('reason', ''))[:60]}".strip(),
+            )
+        console.print(table)
+
+
+def print_iterations(console: Console, rows: Sequence[Row], title: str) -> None:
+    """A campaign, one line an iteration: what was proposed and what it was worth."""
+    right = ("train", "valid.", "95% interval", "FLOPs")
+    table = _slim(title, ("proposal",), right, ("proposed", ""))
     for row in rows:
-        status = str(row.get("status", "ok"))
+        spec: Mapping[str, Any] = row.get("spec") or {}
+        parts = [str(spec.get("representation"))] + [str(key) for key, value in spec.items() if value is True]
+        low, high = _signed(row.get("validation_low")), _signed(row.get("validation_high"))
+        status = str(row.get("status", ""))
         table.add_row(
-            f"{row.get('family')} {row.get('target')}",  # wraps between the two where it must
-            str(row.get("split")).replace("validation", "valid."),
-            _plain(row.get("baseline_score_mean")),
-            _plain(row.get("assisted_score_mean")),
-            _plain(row.get("placebo_score_mean")),
-            _signed(row.get("reward_mean")),
-            _interval(row),
+            str(row.get("name")),
+            _signed(row.get("train_reward")),
+            _signed(row.get("validation_reward")),
+            f"{low}..{high}",
             f"x{_number(row.get('flop_ratio')):.2f}",
-            _verdict(row) if status == "ok" else f"{status} {str(row.get('reason', ''))[:60]}".strip(),
+            "+".join(part for part in parts if part != "none"),
+            "accepted" if row.get("accepted") else "" if status == "ok" else f"{status} {row.get('reason', '')}"[:60],
         )
     console.print(table)
 
@@ -120,11 +143,11 @@ def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     for name in left:
-        table.add_column(name, no_wrap=name != "task")
+        table.add_column(name, no_wrap=name != "task", min_width=18 if name == "task" else None)
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     for name in last:
-        table.add_column(name, min_width=10)
+        table.add_column(name, min_width=10, overflow="fold")
     return table
 
 

@@ -101,7 +101,7 @@ def research(
     from rich.console import Console
 
     from flows.lock import run_lock
-    from flows.tables import print_rows
+    from flows.tables import print_iterations
     from stages import paths
     from stages.errors import UserError
 
@@ -123,7 +123,7 @@ def research(
     if isinstance(result, dict):
         rows = result.get("iterations") or result.get("rows")
         if isinstance(rows, list):
-            print_rows(console, rows, f"campaign {name}")
+            print_iterations(console, rows, f"campaign {name}")
         flat = {key: value for key, value in result.items() if not isinstance(value, dict | list)}
         for key, value in flat.items():
             console.print(f"{key}: {value}", markup=False, highlight=False)

@@ -74,7 +74,7 @@ class MeteredAccess:
     ) -> Forward:
         inputs = self._check(inputs, capture, interventions)
         captured: dict[str, Tensor] = {}
-        hooks = [(i.hook_point, _intervene(i)) for i in interventions]
+        hooks: list[tuple[str, Any]] = [(i.hook_point, _intervene(i)) for i in interventions]
         hooks += [(name, _keep(captured, name)) for name in capture]
         key = ("forward", inputs.shape, tuple(_signature(i) for i in interventions))
         with torch.no_grad():
@@ -142,6 +142,8 @@ class MeteredAccess:
 
     def _run(self, inputs: Tensor, hooks: list[tuple[str, Any]]) -> Tensor:
         model = self._target.model
+        if not hooks and self._weights is None:
+            return model(inputs)  # type: ignore[no-any-return]
         with model.hooks(fwd_hooks=hooks):
             if self._weights is None:
                 return model(inputs)  # type: ignore[no-any-return]
@@ -187,6 +189,7 @@ def _validate(intervention: Intervention, shape: tuple[int, ...]) -> None:
 
 def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
     i = intervention
+    value = torch.zeros(()) if i.value is None else i.value  # None for "zero" alone: ``_validate`` saw to it
 
     def hook(activation: Tensor, hook: Any) -> Tensor:
         out = activation.clone()
@@ -195,11 +198,11 @@ def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
             case "zero":
                 new = torch.zeros_like(part)
             case "set":
-                new = i.value.to(part.dtype).expand_as(part)  # type: ignore[union-attr]
+                new = value.to(part.dtype).expand_as(part)
             case "add":
-                new = part + i.value
+                new = part + value
             case "scale":
-                new = part * i.value
+                new = part * value
         return new if i.axis is None else out.index_copy(i.axis, torch.tensor(i.indices), new)
 
     return hook

@@ -104,7 +104,8 @@ def _fft(factor: float) -> Price:
         if not out.is_complex():
             shape = out.shape
         points = prod(shape[d] for d in args[1]) or 1
-        return round(factor * prod(shape) * log2(max(2, points)))
+        flops: float = factor * prod(shape) * log2(max(2, points))
+        return round(flops)
 
     return price
 

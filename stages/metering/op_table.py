@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping
 from math import ceil, log2, prod
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -56,7 +55,7 @@ def _per_input(factor: int) -> Price:
 
 
 def _sort(args: tuple[Any, ...], out: Any) -> int:
-    n = args[0].numel()
+    n = int(args[0].numel())
     return n * max(1, ceil(log2(max(2, args[0].shape[-1] if args[0].dim() else 1))))
 
 
@@ -64,14 +63,14 @@ def _mm(args: tuple[Any, ...], out: Any) -> int:
     stored = sparse_values(args[0])
     if stored is not None:
         return 2 * stored * (int(out.shape[-1]) if out.dim() > 1 else 1)
-    return 2 * out.numel() * int(args[0].shape[-1])
+    return int(2 * out.numel() * int(args[0].shape[-1]))
 
 
 def _addmm(args: tuple[Any, ...], out: Any) -> int:
     stored = sparse_values(args[1])
     if stored is not None:
         return 2 * stored * (int(out.shape[-1]) if out.dim() > 1 else 1) + int(out.numel())
-    return 2 * out.numel() * int(args[1].shape[-1]) + out.numel()
+    return int(2 * out.numel() * int(args[1].shape[-1]) + out.numel())
 
 
 def _dot(args: tuple[Any, ...], out: Any) -> int:
@@ -246,7 +245,7 @@ class OpTable:
         return function(args, out)
 
 
-class count_flops(TorchDispatchMode):
+class count_flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the FLOPs of every op inside the ``with`` block, backward passes included.
 
     What it cannot see: other threads and processes, numpy, code that disables dispatch modes. It prices trusted code;
@@ -254,7 +253,7 @@ class count_flops(TorchDispatchMode):
     """
 
     def __init__(self, table: OpTable | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.ops = 0
         self.seen = 0
@@ -269,10 +268,3 @@ class count_flops(TorchDispatchMode):
         self.ops += 1
         self.seen = max(self.seen, self.flops)
         return out
-
-
-def cost_of(function: Callable[[], object]) -> int:
-    """FLOPs of one call of ``function``."""
-    with torch.enable_grad(), count_flops() as count:
-        function()
-    return count.flops
