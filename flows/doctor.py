@@ -112,11 +112,16 @@ def _programs() -> Iterator[Check]:
         browser or "none: the browser test is skipped",
         "" if browser else "apt-get install chromium",
     )
-    remedies = {"bubblewrap": "apt-get install bubblewrap; without it `score` needs --trust"}
+    remedies = {
+        "bubblewrap": "apt-get install bubblewrap; without it `score` needs --trust",
+        "seccomp": "needs bubblewrap on x86-64 or arm64; without it namespaces and rlimits hold alone",
+        "cgroup": "run within `systemd-run --user --scope -p Delegate=yes`; without it rlimits hold alone",
+    }
     for layer in layers():
-        state: Literal["ok", "optional"] = "ok" if layer.active else "optional"
+        remedy = "" if layer.active else remedies.get(layer.name, "")
+        state: Literal["ok", "optional", "fact"] = "ok" if layer.active else "optional" if remedy else "fact"
         what = layer.name if layer.name == "bubblewrap" else f"sandbox: {layer.name}"
-        yield Check(state, what, layer.detail, "" if layer.active else remedies.get(layer.name, ""))
+        yield Check(state, what, layer.detail, remedy)
 
 
 def _machine(root: Path) -> Iterator[Check]:
