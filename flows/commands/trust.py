@@ -14,6 +14,7 @@ def redteam(
         Path | None, typer.Option("--file", metavar="METHOD.py", help="One method file of your own instead.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/security.md.")] = False,
 ) -> None:
     """Run every known exploit as a malicious method, and honest strong methods beside them; fail if one gets through.
 
@@ -29,22 +30,20 @@ def redteam(
 
     if file is not None and not file.is_file():
         raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json or markdown)
     with run_lock(paths.root(), "lensmith redteam", shared=True):
-        from stages.research.redteam import failures, red_team
+        from stages.research.redteam import as_cells, as_markdown, failures, red_team
 
         with console.status("red team") as shown:
             rows = red_team(quick=quick, file=file, progress=lambda said: shown.update(str(said)[:120]))
     if as_json:
         print_json(rows)
+    elif markdown:
+        print(as_markdown(rows), end="")
     else:
         table = Table("name", "kind", "outcome", "charged FLOPs", "reward", "layer", "what happened", title="red team")
         for row in rows:
-            reward = "-" if row["reward"] is None else f"{row['reward']:+.3f}"
-            table.add_row(
-                row["name"], row["kind"], row["outcome"], f"{row['charged_flops']:.3g}", reward, row["layer"],
-                row["reason"],
-            )  # fmt: skip
+            table.add_row(*as_cells(row))
         console.print(table)
     through = failures(rows)
     if through:

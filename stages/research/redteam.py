@@ -44,7 +44,7 @@ from stages.reward import judge, noise_floor
 from stages.sandbox import die_with_parent
 from stages.tasks import list_tasks
 
-__all__ = ["CONTROLS", "EXPLOITS", "QUICK", "failures", "red_team"]
+__all__ = ["CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
 
 FOLDER = Path(__file__).resolve().parents[1] / "sandbox" / "redteam"
 EXPLOITS, CONTROLS = FOLDER / "exploits", FOLDER / "controls"
@@ -246,3 +246,21 @@ def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that must not be."""
     good = {"exploit": ("blocked", "void"), "control": ("ok",)}
     return [row for row in rows if row["outcome"] not in good[row["kind"]]]
+
+
+def as_cells(row: dict[str, Any]) -> list[str]:
+    """A row as text, for a terminal."""
+    reward = "-" if row["reward"] is None else f"{row['reward']:+.3f}"
+    charged = f"{row['charged_flops']:.3g}"
+    return [row["name"], row["kind"], row["outcome"], charged, reward, row["layer"], row["reason"]]
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/security.md: without rewards and FLOPs of a machine."""
+    lines = ["| Name | What it tries | Kind | Outcome | Held back by |", "|---|---|---|---|---|"]
+    for row in rows:
+        path = (CONTROLS if row["kind"] == "control" else EXPLOITS) / f"{row['name']}.py"
+        tries = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        what = tries or row["name"].replace("_", " ") + " (on a record, a gate or a price list)"
+        lines.append(f"| `{row['name']}` | {what} | {row['kind']} | {row['outcome']} | {row['layer'] or '-'} |")
+    return "\n".join(lines) + "\n"
