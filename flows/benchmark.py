@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from flows.commands import dictionaries
 from flows.environment import child_environment
 from flows.tables import print_json
 from flows.times import load_times
@@ -164,4 +165,9 @@ def metering(*, jobs: int, as_json: bool) -> None:
     )
 
 
-BENCHMARKS: dict[str, Callable[..., None]] = {"metering": metering, "pipeline": pipeline}
+BENCHMARKS: dict[str, Callable[..., None]] = {
+    "cache": dictionaries.measure_cache,
+    dictionaries.__name__.rpartition(".")[2]: dictionaries.measure_training,
+    "metering": metering,
+    "pipeline": pipeline,
+}

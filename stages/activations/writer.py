@@ -16,7 +16,7 @@ from stages.activations.order import generator_for, shard_bounds, write_order
 from stages.errors import UserError
 from stages.targets import HookSpec, Target, TargetSpec
 
-__all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches"]
+__all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches", "write_shards"]
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 FORWARD_BATCH = 256
@@ -142,7 +142,7 @@ def write_caches(
             key=keys[hook.name], target=target.name, target_digest=target.digest, hook=hook.name, role=hook.role,
             split=split, dtype=dtype, seed=seed, width=row_width(hook), n_examples=n, n_positions=positions,
             n_rows=len(rows), rows_per_shard=rows_per_shard, max_abs=rows.abs().max().item(),
-            shards=_write_shards(partial, columns, rows_per_shard),
+            shards=write_shards(partial, columns, rows_per_shard),
         )  # fmt: skip
         manifest.save(partial)
         shutil.rmtree(final, ignore_errors=True)
@@ -163,7 +163,7 @@ def _capture(target: Target, inputs: Tensor, hooks: Sequence[HookSpec]) -> dict[
     return {name: torch.cat(rows) for name, rows in parts.items()}
 
 
-def _write_shards(folder: Path, columns: dict[str, Tensor], rows_per_shard: int) -> tuple[Shard, ...]:
+def write_shards(folder: Path, columns: dict[str, Tensor], rows_per_shard: int) -> tuple[Shard, ...]:
     shards = []
     for number, (start, end) in enumerate(shard_bounds(len(columns["acts"]), rows_per_shard)):
         file = folder / f"shard-{number:03d}.safetensors"

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from stages.activations import ActivationCache, Rows, rows_of
 from stages.activations.order import generator_for
-from stages.dictionaries import metrics
+from stages.dictionaries import geometry, metrics
 from stages.dictionaries.codec import decode, encode
 from stages.dictionaries.intervals import estimate, over_items, percentiles, resamples
 from stages.dictionaries.subjects import N_CLASSES, PIXELS, Subjects, distinct_examples, subjects
 from stages.errors import UserError
 from stages.targets import Target
 
-__all__ = ["Codec", "HeldOut", "codec_of", "evaluate", "held_out", "load_codec", "random_dictionary"]
+__all__ = ["Codec", "HeldOut", "codec_of", "evaluate", "held_out", "live_decoder", "load_codec", "random_dictionary"]
 
 K_SPARSE = (1, 5)
 
@@ -31,7 +31,12 @@ class Codec(NamedTuple):
     """(R, D) -> (R, F)."""
     decode: Callable[[Tensor], Tensor]
     """(R, F) -> (R, D)."""
-    n_latents: int
+    decoder: Tensor
+    """(F, D)."""
+
+    @property
+    def n_latents(self) -> int:
+        return len(self.decoder)
 
 
 class HeldOut(NamedTuple):
@@ -104,14 +109,19 @@ def load_codec(folder: Path) -> Codec:
 
     sae: Any = SAE.load_from_disk(str(folder))
     sae.eval().requires_grad_(False)
-    return Codec(sae.encode, sae.decode, int(sae.cfg.d_sae))
+    return Codec(sae.encode, sae.decode, sae.W_dec.detach())
 
 
 def codec_of(dictionary: Mapping[str, Any]) -> Codec:
     """A dictionary in memory, through this room's own operations."""
-    return Codec(
-        functools.partial(encode, dictionary), functools.partial(decode, dictionary), dictionary["W_dec"].shape[0]
-    )
+    return Codec(functools.partial(encode, dictionary), functools.partial(decode, dictionary), dictionary["W_dec"])
+
+
+def live_decoder(codec: Codec, held: HeldOut) -> Tensor:
+    """(live latents, D) decoder rows of the latents that fire on the held-out rows."""
+    with torch.no_grad():
+        fired = (codec.encode(held.rows.acts) != 0).any(0)
+    return codec.decoder[fired]
 
 
 def random_dictionary(acts: Tensor, n_latents: int, k: int, seed: int) -> dict[str, Any]:
@@ -147,8 +157,8 @@ def spliced_logits(target: Target, hook: str, inputs: Tensor, replace: Callable[
 def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[str, Any]:
     """All metrics of one dictionary: {"<metric>": {"value", "low", "high", "null"}}, and counts as plain numbers.
 
-    Intervals (95%, bootstrap) are over examples, except for monosemanticity, class purity, class entropy and
-    dead_ratio, whose population is the latents. ``<metric>_shuffled`` of the first three is the same latents over
+    Intervals (95%, bootstrap) are over examples, except for monosemanticity, class purity, class entropy, max_cosine
+    and dead_ratio, whose population is the latents. ``<metric>_shuffled`` of the first three is the same latents over
     shuffled images or classes. "null" is left empty for the caller, who knows the random dictionary.
     """
     generator = generator_for("evaluation", seed)
@@ -169,6 +179,15 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[s
         ),
         "dead_ratio": estimate(*over_items((~alive).double(), n_resamples, generator)),
         "reconstruction_bias": estimate(metrics.reconstruction_bias(acts, reconstruction)),
+        "l2_ratio": estimate(geometry.l2_ratio(acts, reconstruction)),
+        "density_histogram": geometry.density_histogram(metrics.density(latents)),
+        "max_cosine": estimate(*over_items(geometry.max_cosine(codec.decoder[alive]), n_resamples, generator)),
+    }
+    length = geometry.description_length(acts, latents, reconstruction, codec.decoder)
+    out |= {
+        "description_length": estimate(length.total),
+        "description_length_codes": estimate(length.codes),
+        "description_length_raw": estimate(length.raw),
     }
     out |= _behaviour(codec, held, weights)
     out |= _meaning(latents[:, alive], held, n_resamples, generator)

@@ -7,6 +7,7 @@ rows; only the first seed's dictionary is kept.
 """
 
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -18,27 +19,31 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from stages import paths, tracking
 from stages.activations import ActivationCache
+from stages.activations.order import generator_for
 from stages.dictionaries.evaluation import (
     HeldOut,
     codec_of,
     evaluate,
     held_out,
+    live_decoder,
     load_codec,
     random_dictionary,
     raw_probe,
 )
 from stages.dictionaries.gallery import gallery_of
-from stages.dictionaries.intervals import estimate
+from stages.dictionaries.geometry import MATCHED, matched_cosines, random_likeness
+from stages.dictionaries.intervals import estimate, over_items
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training import recipe_for, train
 from stages.errors import UserError
 from stages.params import Params, load
 from stages.targets import Target, load_target
 
-__all__ = ["ArchitectureConfig", "Config", "TargetConfig", "main", "run", "summarise"]
+__all__ = ["ArchitectureConfig", "Config", "TargetConfig", "finish", "main", "run", "summarise"]
 
 HEADLINE = ("explained_variance", "l0", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
 """Metrics of the kept dictionaries that go to MLflow next to the curves."""
@@ -150,10 +155,11 @@ def _hook(
     common: Row = {"target": target.name, "hook_point": hook, "n_latents": settings.n_latents}
     k = int(next((a.sparsity for a in config.architectures if a.name != "standard"), 8))
     rows: list[Row] = []
+    decoders: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for seed in config.seeds:
         null = random_dictionary(acts, settings.n_latents, min(k, settings.n_latents), seed)
         nulls = evaluate(codec_of(null), held, config.n_resamples, seed)
-        rows.append(common | {"architecture": "random", "sparsity": float(k), "seed": seed} | _finish(nulls, None, raw))
+        rows.append(common | {"architecture": "random", "sparsity": float(k), "seed": seed} | finish(nulls, None, raw))
         for architecture in config.architectures:
             start = time.monotonic()
             kept = seed == config.seeds[0]
@@ -176,17 +182,40 @@ def _hook(
                 place = folder / name if kept else Path(scratch)
                 save_dictionary(dictionary, place)
                 codec = load_codec(place)
+                decoders[architecture.name][seed] = live_decoder(codec, held)
                 values = evaluate(codec, held, config.n_resamples, seed)
                 if kept:
                     pages = gallery_of(codec, held, config.n_gallery)
                     galleries.append(common | {"architecture": architecture.name, "seed": seed, "latents": pages})
             about = {"architecture": architecture.name, "sparsity": architecture.sparsity, "seed": seed}
-            rows.append(common | about | _finish(values, nulls, raw))
+            rows.append(common | about | finish(values, nulls, raw))
             print(_line(rows[-1], held, time.monotonic() - start), flush=True)
+    for row in rows:
+        if row["architecture"] in decoders:
+            row |= _stability(row["seed"], decoders[row["architecture"]], config.n_resamples)
     return rows
 
 
-def _finish(values: Row, nulls: Row | None, raw: float) -> Row:
+def _stability(seed: int, decoders: dict[int, Tensor], n_resamples: int) -> Row:
+    """Likeness of one seed's live latents with those of each other seed, over all matched pairs."""
+    one = decoders[seed]
+    others = [decoder for other, decoder in decoders.items() if other != seed]
+    generator = generator_for("stability", seed)
+    cosines = torch.cat([matched_cosines(one, other) for other in others]) if others else torch.empty(0)
+    nulls = [random_likeness(len(one), len(other), one.shape[1], generator) for other in others]
+    return {
+        "stability": estimate(*over_items(cosines, n_resamples, generator), _mean([null.mcc for null in nulls])),
+        "stability_matched": estimate(
+            *over_items((cosines >= MATCHED).double(), n_resamples, generator), _mean([null.matched for null in nulls])
+        ),
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def finish(values: Row, nulls: Row | None, raw: float) -> Row:
     """Fill in the nulls that come from the random dictionary, and the raw-activation probe."""
     out = values | {"probe_raw": estimate(raw)}
     if nulls is not None:

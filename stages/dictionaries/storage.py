@@ -12,7 +12,7 @@ from torch import Tensor
 from stages import paths
 from stages.errors import UserError
 
-__all__ = ["load_dictionaries", "load_dictionary", "save_dictionary"]
+__all__ = ["CFG", "load_dictionaries", "load_dictionary", "save_dictionary"]
 
 WEIGHTS, CFG = "sae_weights.safetensors", "cfg.json"
 

@@ -183,7 +183,7 @@ def test_an_interrupted_writing_leaves_no_manifest_and_the_old_cache_whole(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stages.activations.writer._write_shards", fail)
+    monkeypatch.setattr("stages.activations.writer.write_shards", fail)
     with pytest.raises(OSError, match="No space left"):
         write_caches(mlp, "train", seed=5, root=written)
     assert digest_of_folder(written / HOOK / "train") == before

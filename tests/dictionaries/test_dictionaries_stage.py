@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages.activations import ActivationCache, write_caches
-from stages.dictionaries import encode, load_dictionaries, stage
+from stages.dictionaries import bench, encode, inspect, load_dictionaries, stage
 from stages.dictionaries.evaluation import codec_of, evaluate, held_out, spliced_logits
 from stages.dictionaries.subjects import distinct_examples, subjects
 from stages.errors import UserError
@@ -73,7 +73,8 @@ METRICS = (
     "l0", "explained_variance", "dead_ratio", "reconstruction_bias", "loss_recovered", "loss_clean", "loss_spliced",
     "loss_ablated", "kl_recovered", "accuracy_drop", "top1_agreement", "monosemanticity", "class_purity",
     "class_entropy", "monosemanticity_shuffled", "class_purity_shuffled", "class_entropy_shuffled",
-    "probe_1_sparse", "probe_5_sparse", "probe_full", "probe_raw",
+    "probe_1_sparse", "probe_5_sparse", "probe_full", "probe_raw", "l2_ratio", "max_cosine", "description_length",
+    "description_length_codes", "description_length_raw",
 )  # fmt: skip
 
 
@@ -235,3 +236,53 @@ def test_the_room_is_imported_without_sae_lens() -> None:
         "import sys, stages.dictionaries; sys.exit('sae_lens' in sys.modules or 'sklearn.linear_model' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_dictionaries_are_listed_trained_measured_and_compared(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    monkeypatch.setattr(inspect, "load", lambda *_: config)
+    listed = inspect.list_dictionaries()
+    assert [row["name"].rpartition("/")[2] for row in listed] == ["batchtopk", "standard", "topk"] * 2
+    saved = row_of(finished, "digits_mlp", "topk")
+    name = "digits_mlp/layers.0.hook_post/topk"
+    assert inspect.evaluate_dictionary(name)["explained_variance"]["value"] == saved["explained_variance"]["value"]
+    made = inspect.train_one(
+        "digits_mlp", "layers.0.hook_post", "topk", n_latents=48, sparsity=6, steps=60, batch=64, lr=3e-3, seed=0,
+        out=tmp_path / "mine",
+    )  # fmt: skip
+    assert made["explained_variance"]["value"] == pytest.approx(saved["explained_variance"]["value"], abs=0.02)
+    same = inspect.compare_dictionaries(name, name)
+    assert same["likeness"]["value"] == same["share_matched"]["value"] == 1.0 > same["likeness"]["null"]
+    assert {"l0", "description_length"} <= {row["metric"] for row in same["metrics"]}
+    with pytest.raises(UserError, match="is no dictionary: give a folder"):
+        inspect.evaluate_dictionary("nothing")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    with pytest.raises(UserError, match="choose another --out"):
+        inspect.train_one(
+            "digits_mlp", "x", "topk", n_latents=8, sparsity=2, steps=1, batch=8, lr=1e-3, seed=0,
+            out=tmp_path / "full",
+        )  # fmt: skip
+
+
+def test_stability_over_seeds_is_next_to_its_null() -> None:
+    decoders = {seed: torch.randn(10, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)}
+    decoders[2] = -decoders[0]
+    one, other = (stage._stability(seed, decoders, 50) for seed in (0, 1))
+    assert one["stability"]["value"] > other["stability"]["value"]
+    assert one["stability"]["low"] <= one["stability"]["value"] <= one["stability"]["high"]
+    assert 0.0 < one["stability"]["null"] < 1.0 and one["stability_matched"]["value"] >= 0.5
+    alone = stage._stability(0, {0: decoders[0]}, 50)
+    assert alone["stability"] == {"value": None, "low": None, "high": None, "null": None}
+
+
+def test_the_benchmark_measures_both_to_the_same_loss(tmp_path: Path) -> None:
+    cache = bench.write_mixture(tmp_path, 16, n_rows=2000)
+    for architecture, sparsity in (("standard", 1.0), ("topk", 4.0), ("batchtopk", 4.0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(bench.SPARSITY, architecture, sparsity)
+            row = bench.compare_training(cache, architecture, 32, 200, 20, 1)
+        assert row["final_loss"] == pytest.approx(row["peer_final_loss"], rel=0.01)
+        assert row["samples_per_s"] > 0 and row["peer_samples_per_s"] > 0 and row["ratio"] > 0

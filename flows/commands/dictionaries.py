@@ -1,0 +1,169 @@
+"""`lensmith dictionaries ...`: list, train, measure and compare; and what `lensmith bench` says of them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["COMMANDS", "GROUPS", "measure_cache", "measure_training"]
+
+group = typer.Typer(
+    help="List, train, measure and compare dictionaries (sparse autoencoders).\n\nExample: lensmith dictionaries list",
+    no_args_is_help=True,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+
+
+@group.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the saved dictionaries with their headline metrics.
+
+    Example: lensmith dictionaries list
+    """
+    from stages.dictionaries.inspect import list_dictionaries
+
+    rows = list_dictionaries()
+    _show(rows if as_json else [_short(row) for row in rows], as_json, "saved")
+
+
+@group.command()
+def train(
+    target: Annotated[str, typer.Argument(help="Name of a target with cached activations.")],
+    hook: Annotated[str, typer.Argument(help="Name of a cached hook point.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to save it in.")],
+    architecture: Annotated[str, typer.Option("--architecture", help="standard, topk or batchtopk.")] = "topk",
+    n_latents: Annotated[int, typer.Option("--n-latents", min=2, max=65_536, help="Size of the dictionary.")] = 256,
+    sparsity: Annotated[
+        float, typer.Option("--sparsity", help="Latents per row; for standard: the L1 coefficient.")
+    ] = 8.0,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=1_000_000, help="Optimiser steps.")] = 400,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Rows per step.")] = 256,
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate of Adam.")] = 3e-3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds weights and order of rows.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train one on a target's cache, save it in SAELens format, measure what was saved.
+
+    Example: lensmith dictionaries train digits_mlp layers.0.hook_post --out my_dictionary
+    """
+    from stages.dictionaries.inspect import train_one
+
+    made = train_one(
+        target, hook, architecture, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch, lr=lr, seed=seed,
+        out=out,
+    )  # fmt: skip
+    _show_metrics(made, as_json)
+
+
+@group.command("eval")
+def evaluate(
+    name: Annotated[str, typer.Argument(help="Folder in SAELens format, or a name from `list`.")],
+    target: Annotated[str | None, typer.Option("--target", help="Where the folder does not say it.")] = None,
+    hook: Annotated[str | None, typer.Option("--hook", help="Where the folder does not say it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a saved one on held-out rows, next to a random one of the same L0.
+
+    Example: lensmith dictionaries eval digits_mlp/layers.0.hook_post/topk
+    """
+    from stages.dictionaries.inspect import evaluate_dictionary
+
+    _show_metrics(evaluate_dictionary(name, target, hook), as_json)
+
+
+@group.command()
+def compare(
+    one: Annotated[str, typer.Argument(help="Folder in SAELens format, or a name from `list`.")],
+    other: Annotated[str, typer.Argument(help="Another.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two: every metric of both, and how alike their latents are, next to random ones.
+
+    Example: lensmith dictionaries compare digits_mlp/layers.0.hook_post/topk digits_mlp/layers.0.hook_post/standard
+    """
+    from stages.dictionaries.inspect import compare_dictionaries
+
+    _show(compare_dictionaries(one, other), as_json, "")
+
+
+def measure_training(*, jobs: int, as_json: bool) -> None:
+    """Training speed next to SAELens's trainer; on one thread, whatever ``jobs`` is."""
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+    from stages.dictionaries.bench import run_training, stacking
+
+    console = Console(stderr=as_json)
+    with console.status("training") as shown:
+        rows = run_training(progress=shown.update)
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(console, [{key: row[key] for key in SHOWN} for row in rows], "ours and SAELens's SAETrainer, in turn")
+    console.print(
+        "share_of_peak: products our step does, against a dense float32 product of this machine at"
+        f" {rows[0]['peak_gflops']:.0f} GFLOP/s. What limits each, and the rest, with --json.",
+        highlight=False,
+    )
+    print_rows(console, stacking(), "several ReLU ones of one shape: loop over them / one batched product")
+
+
+LISTED = {
+    "n_latents": "F", "l0": "L0", "explained_variance": "EV", "dead_ratio": "dead", "loss_recovered": "LR",
+    "name": "name",
+}  # fmt: skip
+"""Columns that fit a terminal; --json has more."""
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    return {short: f"{row[name]:.3f}" if isinstance(row[name], float) else row[name] for name, short in LISTED.items()}
+
+
+SHOWN = (
+    "architecture", "d", "n_latents", "batch", "samples_per_s", "peer_samples_per_s", "ratio", "final_loss",
+    "peer_final_loss", "share_of_peak",
+)  # fmt: skip
+
+
+def measure_cache(*, jobs: int, as_json: bool) -> None:
+    """Reading and writing a cache of activations."""
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+    from stages.dictionaries.bench import run_cache
+
+    rows = run_cache()
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            print_rows(Console(), [row], row["what"])
+
+
+def _show_metrics(row: dict[str, Any], as_json: bool) -> None:
+    flat = {key: value for key, value in row.items() if not isinstance(value, dict)}
+    metrics = [{"metric": key, **value} for key, value in row.items() if isinstance(value, dict)]
+    _show(row if as_json else flat | {"metrics": metrics}, as_json, "")
+
+
+def _show(value: Any, as_json: bool, title: str) -> None:
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+
+    console = Console()
+    if as_json:
+        print_json(value)
+    elif isinstance(value, list):
+        print_rows(console, value, title)
+    else:
+        for key, part in value.items():
+            if isinstance(part, list) and part and isinstance(part[0], dict):
+                print_rows(console, part, key)
+            else:
+                console.print(f"{key}: {part}", markup=False, highlight=False, soft_wrap=True)
+
+
+COMMANDS = ()
+GROUPS = (group,)

@@ -1,0 +1,289 @@
+"""How fast dictionaries train here next to SAELens's SAETrainer on the same cache, and how fast a cache is.
+
+Ours and theirs take turns, a few steps each, on the same batches, from the same weights, with the same schedules, on
+the same number of threads. A ratio is the median over those turns, so other work on the machine hits both.
+
+Shape legend: B = rows of the batch, D = width, F = latents.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.activations import ActivationCache, write_caches
+from stages.activations.manifest import Manifest
+from stages.activations.order import BatchOrder, generator_for
+from stages.activations.writer import write_shards
+from stages.dictionaries.objectives import SPARSE_BELOW
+from stages.dictionaries.trainer import Recipe, Trainer
+from stages.dictionaries.training import ARCHITECTURES, recipe_for, scale_of
+from stages.errors import UserError
+
+__all__ = ["SHAPES", "compare_training", "dense_peak", "run_cache", "run_training", "stacking", "write_mixture"]
+
+SHAPES = ((64, 512, 1024), (128, 2048, 2048))
+"""(D, F, B)."""
+TURN = 5
+"""Steps before the other one's turn."""
+SPARSITY = {"standard": 4.0, "topk": 32.0, "batchtopk": 32.0}
+LIMITS = {
+    True: "the encoder's product, then passes over (B, F) to select, then AuxK where latents are dead",
+    False: "five dense products, then passes over (B, F) for ReLU and its gradient",
+}
+"""What a step waits for, by profile: where few latents are active, and where many are."""
+Row = dict[str, Any]
+
+
+def run_training(steps: int = 60, threads: int = 1, progress: Callable[[str], None] = print) -> list[Row]:
+    """The rows of ``lensmith bench dictionaries``: every shape with every architecture.
+
+    Raises:
+        UserError: too few steps.
+    """
+    if steps < 4 * TURN:
+        raise UserError(f"steps = {steps}: give at least {4 * TURN}, ours and SAELens's take turns of {TURN}")
+    torch.set_num_threads(threads)
+    rows: list[Row] = []
+    peak = 0.0
+    with tempfile.TemporaryDirectory(prefix="lensmith-bench-") as folder:
+        for width, n_latents, batch in SHAPES:
+            cache = write_mixture(Path(folder) / str(width), width, n_rows=40 * batch)
+            for architecture in ARCHITECTURES:
+                progress(f"{architecture}, d = {width}, {n_latents} latents, batch {batch}")
+                peak = max(peak, dense_peak())
+                rows.append(compare_training(cache, architecture, n_latents, batch, steps, threads))
+    for row in rows:
+        row["peak_gflops"] = round(peak / 1e9, 1)
+        row["share_of_peak"] = round(row["gflops"] * 1e9 / peak, 4)
+        row["peer_share_of_peak"] = round(row["peer_dense_gflops"] * 1e9 / peak, 4)
+    return rows
+
+
+def run_cache() -> list[Row]:
+    """The rows of ``lensmith bench cache``."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="lensmith-bench-") as folder:
+        read = _reading(write_mixture(Path(folder) / "read", 128, n_rows=200_000), 4096)
+        return [read, *_writing(Path(folder) / "write")]
+
+
+def write_mixture(root: Path, width: int, n_rows: int, seed: int = 0) -> ActivationCache:
+    """A cache of sparse mixtures of 4 * width directions, frequencies falling as 1 / rank, about 12 active per row."""
+    generator = generator_for("bench", seed, width)
+    directions = torch.nn.functional.normalize(torch.randn(4 * width, width, generator=generator), dim=-1)
+    chance = (12.0 * torch.arange(1, 4 * width + 1).double().reciprocal()).float()
+    chance *= 12.0 / chance.clamp_max(0.5).sum()
+    rows = torch.empty(n_rows, width)
+    for part in torch.split(rows, 8192):
+        drawn = torch.rand(len(part), 4 * width, generator=generator) < chance.clamp_max(0.5)
+        size = 1.0 + torch.rand(len(part), 4 * width, generator=generator)
+        part.copy_((drawn * size) @ directions)
+    rows += 0.5 * directions[0] + 0.02 * torch.randn(n_rows, width, generator=generator)
+    folder = root / "mixture" / "train"
+    folder.mkdir(parents=True)
+    index = torch.arange(n_rows, dtype=torch.int32)
+    columns = {"acts": rows.half(), "example": index, "position": index * 0, "label": index * 0}
+    Manifest(
+        key="bench", target="mixture", target_digest="bench", hook="mixture", role="residual", split="train",
+        dtype="float16", seed=seed, width=width, n_examples=n_rows, n_positions=1, n_rows=n_rows, rows_per_shard=65_536,
+        max_abs=rows.abs().max().item(), shards=write_shards(folder, columns, 65_536),
+    ).save(folder)  # fmt: skip
+    return ActivationCache.open("mixture", "mixture", "train", root=root)
+
+
+def compare_training(
+    cache: ActivationCache, architecture: str, n_latents: int, batch: int, steps: int, threads: int
+) -> Row:
+    """One row: samples/s and final loss of both.
+
+    "gflops" counts the products our step does; "dense_gflops" the 12 * B * D * F of a dense step under autograd in the
+    same time, which is what SAELens's step does ("peer_dense_gflops"). AuxK is in neither count.
+    """
+    acts = cache.read().acts
+    scale = scale_of(acts)
+    # As in SAELens's defaults: coefficients, AuxK and clipping; a window short enough for AuxK to be at work.
+    recipe = recipe_for(architecture, n_latents, SPARSITY[architecture], steps, batch, 1e-3, dead_window=20 * batch)
+    ours = Trainer(recipe, acts.mean(0) * scale, seed=0)
+    theirs = _peer(recipe, ours, scale)
+    order = BatchOrder(len(acts), batch, seed=0)
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    losses: dict[str, list[float]] = {"ours": [], "theirs": []}
+    active = 0
+    for turn in range(steps // TURN):
+        chosen = [acts.index_select(0, order.indices(turn * TURN + step)) for step in range(TURN)]
+        start = time.perf_counter()
+        for x in chosen:
+            out = ours.step(x * scale)
+            losses["ours"].append(out.loss)
+        seconds["ours"].append(time.perf_counter() - start)
+        active += out.n_active
+        start = time.perf_counter()
+        for x in chosen:
+            losses["theirs"].append(theirs.step(x).loss.item())
+            theirs.n_training_steps += 1
+        seconds["theirs"].append(time.perf_counter() - start)
+    warm = max(1, len(seconds["ours"]) // 10)
+    mine, other = seconds["ours"][warm:], seconds["theirs"][warm:]
+    last = max(TURN, steps // 10)
+    share = active / (steps // TURN) / (batch * n_latents)
+    step_s = statistics.median(mine) / TURN
+    dense = batch * cache.width * n_latents
+    return {
+        "architecture": architecture,
+        "d": cache.width,
+        "n_latents": n_latents,
+        "batch": batch,
+        "threads": threads,
+        "steps": steps,
+        "samples_per_s": round(batch / step_s),
+        "peer_samples_per_s": round(batch * TURN / statistics.median(other)),
+        "ratio": round(statistics.median(b / a for a, b in zip(mine, other, strict=True)), 3),
+        "final_loss": sum(losses["ours"][-last:]) / last,
+        "peer_final_loss": sum(losses["theirs"][-last:]) / last,
+        "active_share": round(share, 4),
+        "limit": LIMITS[share <= SPARSE_BELOW],
+        "gflops": round(_work(share, dense) / step_s / 1e9, 2),
+        "dense_gflops": round(12 * dense / step_s / 1e9, 2),
+        "peer_dense_gflops": round(12 * dense / (statistics.median(other) / TURN) / 1e9, 2),
+    }
+
+
+def _work(share: float, dense: int) -> float:
+    """FLOPs of a step's products: five dense ones, or the encoder's and four sparse ones (without AuxK)."""
+    return 10.0 * dense if share > SPARSE_BELOW else (2.0 + 8.0 * share) * dense
+
+
+def _peer(recipe: Recipe, ours: Trainer, scale: float) -> Any:
+    """SAELens's trainer at the same weights, with the same schedules."""
+    from sae_lens import (
+        BatchTopKTrainingSAEConfig,
+        StandardTrainingSAEConfig,
+        TopKTrainingSAEConfig,
+        TrainingSAE,
+    )
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    weights, steps = ours.weights, recipe.steps
+    shape: dict[str, Any] = {"d_in": weights.decoder.shape[1], "d_sae": recipe.n_latents}
+    cfg: Any
+    if recipe.architecture == "standard":
+        warm = recipe.l1_warm_up // recipe.batch
+        cfg = StandardTrainingSAEConfig(**shape, l1_coefficient=recipe.sparsity, l1_warm_up_steps=warm)
+    elif recipe.architecture == "topk":
+        cfg = TopKTrainingSAEConfig(**shape, k=int(recipe.sparsity))
+    else:
+        cfg = BatchTopKTrainingSAEConfig(**shape, k=recipe.sparsity, topk_threshold_lr=recipe.threshold_lr)
+    with torch.random.fork_rng(devices=[]):
+        sae: Any = TrainingSAE.from_dict(cfg.to_dict())
+    with torch.no_grad():
+        for parameter, value in (
+            (sae.W_enc, weights.encoder.T), (sae.b_enc, weights.b_enc), (sae.W_dec, weights.decoder),
+            (sae.b_dec, weights.b_dec),
+        ):  # fmt: skip
+            parameter.copy_(value)
+    settings = SAETrainerConfig(
+        total_training_samples=steps * recipe.batch, train_batch_size_samples=recipe.batch, lr=recipe.lr,
+        lr_end=recipe.lr / 10, lr_warm_up_steps=recipe.warm_up // recipe.batch,
+        lr_decay_steps=recipe.decay // recipe.batch, dead_feature_window=recipe.dead_window // recipe.batch,
+    )  # fmt: skip
+    trainer: Any = SAETrainer(cfg=settings, sae=sae, data_provider=iter(()))
+    trainer.activation_scaler.scaling_factor = scale
+    return trainer
+
+
+def dense_peak(size: int = 1024, repeats: int = 20) -> float:
+    """FLOP/s of a dense float32 product on the present number of threads: the best of some."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    best = min(_timed(lambda: left @ right) for _ in range(repeats))
+    return 2.0 * size**3 / best
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _reading(cache: ActivationCache, batch: int) -> Row:
+    stream = cache.batches(batch, seed=0)
+    next(stream)
+    times = [_timed(lambda: next(stream)) for _ in range(60)]
+    rate = batch / statistics.median(times)
+    return {"what": "read", "where": f"{len(cache)} rows of {cache.width}, warm", "batch": batch,
+            "rows_per_s": round(rate), "bytes_per_s": round(rate * cache.width * 2)}  # fmt: skip
+
+
+def _writing(root: Path) -> list[Row]:
+    """Writing every hook point's rows of one split, against the bare forward pass over the same inputs."""
+    from stages.targets import ZOO
+    from stages.targets.storage import freeze
+
+    rows = []
+    for name in sorted(ZOO):
+        definition = ZOO[name]()
+        generator = torch.Generator().manual_seed(0)
+        images = definition.data(0)
+        data = {split: definition.sample(images, split, 2048, generator) for split in ("train", "validation")}
+        target = freeze(name, definition.build(generator), data | {"tasks": images["tasks"]})
+        inputs = target.corpus("train").inputs
+
+        def forward(inputs: Tensor = inputs, target: Any = target) -> None:
+            with torch.no_grad():
+                for block in torch.split(inputs, 256):
+                    target.model(block)
+
+        forward()
+        pairs = []
+        for turn in range(3):
+            bare = _timed(forward)
+            place = root / name / str(turn)
+            written = _timed(lambda target=target, place=place: write_caches(target, "train", root=place))  # type: ignore[misc]
+            pairs.append((bare, written))
+        n_rows = sum(manifest.n_rows for manifest in write_caches(target, "train", root=root / name / "0"))
+        rows.append(
+            {"what": "write", "where": f"{name}, {len(inputs)} examples, all hook points",
+             "rows_per_s": round(n_rows / statistics.median(written for _, written in pairs)),
+             "share_of_bare_forward": round(statistics.median(bare / written for bare, written in pairs), 3)}
+        )  # fmt: skip
+    return rows
+
+
+def stacking(n_stacked: int = 8, repeats: int = 15) -> list[Row]:
+    """Several ReLU dictionaries of one shape: a loop over them, and one batched product; above 1 the batch wins."""
+    rows = []
+    for width, n_latents, batch in ((16, 64, 128), (32, 128, 256), (64, 256, 256), (64, 256, 1024), (64, 512, 1024)):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(batch, width, generator=generator)
+        encoder = 0.1 * torch.randn(n_stacked, width, n_latents, generator=generator)
+        decoder = encoder.transpose(1, 2).contiguous()
+
+        def one(inputs: Tensor, e: Tensor, d: Tensor) -> None:
+            z = (inputs @ e).relu_()
+            back = (z @ d - inputs).mul_(2.0 / inputs.shape[-2])
+            g = torch.ops.aten.threshold_backward(back @ d.mT, z, 0)
+            _ = inputs.mT @ g, z.mT @ back
+
+        def loop(x: Tensor = x, encoder: Tensor = encoder, decoder: Tensor = decoder) -> None:
+            for e, d in zip(encoder, decoder, strict=True):
+                one(x, e, d)
+
+        def stacked(x: Tensor = x, encoder: Tensor = encoder, decoder: Tensor = decoder) -> None:
+            one(x.expand(n_stacked, -1, -1), encoder, decoder)
+
+        loop()
+        stacked()
+        pairs = [(_timed(loop), _timed(stacked)) for _ in range(repeats)]
+        rows.append(
+            {"d": width, "n_latents": n_latents, "batch": batch, "n_stacked": n_stacked,
+             "loop_ms": round(1e3 * statistics.median(a for a, _ in pairs), 3),
+             "stacked_ms": round(1e3 * statistics.median(b for _, b in pairs), 3),
+             "ratio": round(statistics.median(a / b for a, b in pairs), 3)}
+        )  # fmt: skip
+    return rows
