@@ -32,7 +32,7 @@ def redteam(
         raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
     console = Console(stderr=as_json or markdown)
     with run_lock(paths.root(), "lensmith redteam", shared=True):
-        from stages.research.redteam import as_cells, as_markdown, failures, red_team
+        from stages.research.redteam import COLUMNS, as_cells, as_markdown, failures, red_team
 
         with console.status("red team") as shown:
             rows = red_team(quick=quick, file=file, progress=lambda said: shown.update(str(said)[:120]))
@@ -41,7 +41,7 @@ def redteam(
     elif markdown:
         print(as_markdown(rows), end="")
     else:
-        table = Table("name", "kind", "outcome", "charged FLOPs", "reward", "layer", "what happened", title="red team")
+        table = Table(*COLUMNS, title="red team")
         for row in rows:
             table.add_row(*as_cells(row))
         console.print(table)

@@ -44,7 +44,7 @@ from stages.reward import judge, noise_floor
 from stages.sandbox import die_with_parent
 from stages.tasks import list_tasks
 
-__all__ = ["CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
+__all__ = ["COLUMNS", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
 
 FOLDER = Path(__file__).resolve().parents[1] / "sandbox" / "redteam"
 EXPLOITS, CONTROLS = FOLDER / "exploits", FOLDER / "controls"
@@ -59,6 +59,7 @@ QUICK = (
     "socket_reuse",
 )
 """A cross-section that takes less than a minute; with one control."""
+COLUMNS = ("name", "kind", "outcome", "charged FLOPs", "reward", "layer", "what happened")
 TIMEOUT_S = 8.0
 FULL_SHARE = 0.9
 Progress = Callable[[str], None]
