@@ -11,23 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.dictionaries.plugs import ACTIVATIONS, Activation, chosen
 from stages.errors import UserError
 
-__all__ = ["ENCODERS", "decode", "encode"]
+__all__ = ["ENCODERS", "OWN", "decode", "encode"]
 
-ENCODERS = ("standard", "topk", "jumprelu")
+OWN = "plugged"
+"""Architecture of a dictionary with an activation that SAELens does not have."""
+ENCODERS = ("standard", "topk", "jumprelu", OWN)
 """Architectures of saved dictionaries. A batchtopk dictionary is saved as jumprelu, its threshold fixed."""
 
 
-def encode(dictionary: Mapping[str, Any], acts: Tensor) -> Tensor:
+def encode(dictionary: Mapping[str, Any], acts: Tensor, activations: Mapping[str, Activation] | None = None) -> Tensor:
     """Latents of activations.
 
     Args:
         dictionary: as returned by ``train_dictionary`` or ``load_dictionary``.
         acts: (N, D) float32.
+        activations: of one's own, by name, where the dictionary was trained with one.
 
     Returns:
-        (N, F), >= 0.
+        (N, F), >= 0 unless the activation is one's own.
 
     Raises:
         UserError: an architecture this room cannot encode, or rows of another width.
@@ -52,6 +56,8 @@ def encode(dictionary: Mapping[str, Any], acts: Tensor) -> Tensor:
         case "jumprelu":
             threshold: Tensor = dictionary["threshold"]
             return pre_NF.relu() * (pre_NF > threshold).to(pre_NF.dtype)
+        case "plugged":
+            return chosen("activation", cfg["activation"], ACTIVATIONS, activations)(pre_NF)
     raise UserError(f"architecture {cfg['architecture']!r} cannot be encoded here; known: {', '.join(ENCODERS)}")
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from stages.activations import ActivationCache, Rows, rows_of
 from stages.activations.order import generator_for
 from stages.dictionaries import geometry, metrics
-from stages.dictionaries.codec import decode, encode
+from stages.dictionaries.codec import OWN, decode, encode
 from stages.dictionaries.intervals import estimate, over_items, percentiles, resamples
+from stages.dictionaries.storage import load_dictionary
 from stages.dictionaries.subjects import N_CLASSES, PIXELS, Subjects, distinct_examples, subjects
 from stages.errors import UserError
 from stages.targets import Target
@@ -104,7 +105,9 @@ def held_out(target: Target, hook: str, n_probe_rows: int, root: Path | None = N
 
 
 def load_codec(folder: Path) -> Codec:
-    """A saved dictionary through SAELens, exactly as anyone else would load it."""
+    """A saved dictionary through SAELens, exactly as anyone else would load it; ours where SAELens has no class."""
+    if (dictionary := load_dictionary(folder))["cfg"]["architecture"] == OWN:
+        return codec_of(dictionary)
     from sae_lens import SAE
 
     sae: Any = SAE.load_from_disk(str(folder))

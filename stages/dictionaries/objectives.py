@@ -13,14 +13,16 @@ Weights are held as rows: encoder (F, D), decoder (F, D).
 Shape legend: B = rows of the batch, D = width, F = latents.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from stages.dictionaries.plugs import Regulariser
 from stages.dictionaries.sparse import block_rows, encode_positive, encode_top, encode_top_of_batch
 
-__all__ = ["SPARSE_BELOW", "Outcome", "Weights", "standard", "top"]
+__all__ = ["SPARSE_BELOW", "Outcome", "Weights", "latents_of", "plugged", "standard", "top"]
 
 SPARSE_BELOW = 0.12
 """Share of active entries below which the sparse products of a ReLU step beat the dense ones (measured; d = 128)."""
@@ -164,6 +166,58 @@ def top(weights: Weights, x: Tensor, k: float, dead: Tensor, *, of_batch: bool, 
         least = values[positive].min().item() if n_active else 0.0
     gradients = Weights(g_encoder, g_b_enc, g_decoder, g_b_dec)
     return Outcome(sum(parts.values()), parts, gradients, fired, n_active, {"least_active": least})
+
+
+def plugged(
+    weights: Weights,
+    x: Tensor,
+    latents_of: Callable[[Weights, Tensor], Tensor],
+    terms: Mapping[str, tuple[Regulariser, float]],
+    *,
+    reconstruct: bool,
+) -> Outcome:
+    """Whatever has no written-out gradient, by autograd.
+
+    Args:
+        latents_of: (weights, centred rows) -> (B, F).
+        terms: name -> regulariser and coefficient.
+        reconstruct: whether the mean squared error is part of the loss.
+    """
+    with torch.enable_grad():
+        leaves = Weights(*(tensor.detach().requires_grad_() for tensor in weights.tensors()))
+        z = latents_of(leaves, x - leaves.b_dec)
+        losses = {f"{name}_loss": coefficient * rule(z, leaves.decoder) for name, (rule, coefficient) in terms.items()}
+        if reconstruct:
+            error = torch.addmm(leaves.b_dec, z, leaves.decoder) - x
+            losses = {"mse_loss": error.square().sum() / len(x)} | losses
+        total = torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
+        found = torch.autograd.grad(total, leaves.tensors(), allow_unused=True)
+    gradients = (
+        torch.zeros_like(tensor) if gradient is None else gradient
+        for tensor, gradient in zip(leaves.tensors(), found, strict=True)
+    )
+    fired = z.detach() != 0
+    parts = {name: loss.item() for name, loss in losses.items()}
+    return Outcome(sum(parts.values()), parts, Weights(*gradients), fired.any(0), int(fired.sum()))
+
+
+def latents_of(architecture: str, k: float) -> Callable[[Weights, Tensor], Tensor]:
+    """Dense latents, differentiable: what a regulariser sees. Selection is not differentiated."""
+
+    def dense(weights: Weights, centred: Tensor) -> Tensor:
+        pre = torch.addmm(weights.b_enc, centred, weights.encoder.T)
+        if architecture == "standard":
+            return pre.relu()
+        norms = weights.decoder.norm(dim=1)
+        with torch.no_grad():
+            n = len(pre) if architecture == "batchtopk" else 1
+            scaled = (pre * norms).reshape(-1, pre.shape[1]) if n == 1 else (pre * norms).reshape(1, -1)
+            places = scaled.topk(int(k * n), dim=-1, sorted=False).indices
+            mask = torch.zeros_like(scaled).scatter_(-1, places, 1.0).reshape(pre.shape)
+        # Without the decoder's norm, which regularisers weigh latents by themselves.
+        return pre.relu() * mask
+
+    return dense
 
 
 def _revive(

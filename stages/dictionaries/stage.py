@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,16 @@ class ArchitectureConfig(Params):
     """standard is ReLU with an L1 penalty."""
     sparsity: float = Field(gt=0)
     """L1 coefficient (standard) or latents per row (topk, batchtopk)."""
+    label: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
+    """What it is called in files and tables; the name by default. For a second one of the same name."""
+    regularisers: dict[str, float] = Field(default_factory=dict)
+    """Coefficients of regularisers added to the loss, by name (stages/dictionaries/plugs.py)."""
+    activation: str = ""
+    """Name of an activation in place of ReLU (standard only)."""
+
+    @property
+    def called(self) -> str:
+        return self.label or self.name
 
 
 class TargetConfig(Params):
@@ -163,7 +174,7 @@ def _hook(
         for architecture in config.architectures:
             start = time.monotonic()
             kept = seed == config.seeds[0]
-            name = f"{hook}/{architecture.name}"
+            name = f"{hook}/{architecture.called}"
 
             def point(values: dict[str, float], step: int, name: str = name, kept: bool = kept) -> None:
                 if kept:
@@ -173,6 +184,9 @@ def _hook(
                 architecture.name, settings.n_latents, architecture.sparsity, settings.steps, config.batch, config.lr,
                 dead_window=config.dead_window_rows,
             )  # fmt: skip
+            recipe = replace(
+                recipe, regularisers=tuple(architecture.regularisers.items()), activation=architecture.activation
+            )
             dictionary = train(
                 acts, recipe, seed, log=point, log_every=max(1, settings.steps // CURVE_POINTS),
                 metadata={"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
@@ -182,12 +196,12 @@ def _hook(
                 place = folder / name if kept else Path(scratch)
                 save_dictionary(dictionary, place)
                 codec = load_codec(place)
-                decoders[architecture.name][seed] = live_decoder(codec, held)
+                decoders[architecture.called][seed] = live_decoder(codec, held)
                 values = evaluate(codec, held, config.n_resamples, seed)
                 if kept:
                     pages = gallery_of(codec, held, config.n_gallery)
-                    galleries.append(common | {"architecture": architecture.name, "seed": seed, "latents": pages})
-            about = {"architecture": architecture.name, "sparsity": architecture.sparsity, "seed": seed}
+                    galleries.append(common | {"architecture": architecture.called, "seed": seed, "latents": pages})
+            about = {"architecture": architecture.called, "sparsity": architecture.sparsity, "seed": seed}
             rows.append(common | about | finish(values, nulls, raw))
             print(_line(rows[-1], held, time.monotonic() - start), flush=True)
     for row in rows:

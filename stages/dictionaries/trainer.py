@@ -9,6 +9,7 @@ Shape legend: B = rows of the batch, D = width, F = latents.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.activations.order import generator_for
-from stages.dictionaries.objectives import Outcome, Weights, standard, top
+from stages.dictionaries.objectives import Outcome, Weights, latents_of, plugged, standard, top
+from stages.dictionaries.plugs import ACTIVATIONS, REGULARISERS, Activation, Regulariser, chosen
 from stages.errors import UserError
 
 __all__ = ["Recipe", "Trainer"]
@@ -57,6 +59,15 @@ class Recipe:
     threshold_lr: float = 0.01
     """Rate of the running mean of the smallest active latent (batchtopk): the threshold it is saved with."""
 
+    regularisers: tuple[tuple[str, float], ...] = ()
+    """Names and coefficients of what is added to the loss: built in (``plugs``), or given to the trainer."""
+    activation: str = ""
+    """Name of an activation in place of ReLU (standard only)."""
+
+    def __post_init__(self) -> None:
+        pairs = tuple((str(name), float(coefficient)) for name, coefficient in self.regularisers)
+        object.__setattr__(self, "regularisers", pairs)  # JSON has lists
+
     @property
     def steps(self) -> int:
         return self.samples // self.batch
@@ -81,10 +92,27 @@ class Trainer:
         recipe: how.
         mean: (D,) decoder bias to start from, in the units of the rows that ``step`` gets.
         seed: of the initial weights: tied, random, decoder rows of norm 0.1.
+        regularisers, activations: of one's own, by the names the recipe uses.
     """
 
-    def __init__(self, recipe: Recipe, mean: Tensor, seed: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        mean: Tensor,
+        seed: int,
+        regularisers: Mapping[str, Regulariser] | None = None,
+        activations: Mapping[str, Activation] | None = None,
+    ) -> None:
         self.recipe, self.seed = recipe, seed
+        self._terms = {
+            name: (chosen("regulariser", name, REGULARISERS, regularisers), coefficient)
+            for name, coefficient in recipe.regularisers
+        }
+        self._activation: Activation | None = None
+        if recipe.activation:
+            if recipe.architecture != "standard":
+                raise UserError(f"activation = {recipe.activation}: {recipe.architecture} has its own; use standard")
+            self._activation = chosen("activation", recipe.activation, ACTIVATIONS, activations)
         width, n_latents = len(mean), recipe.n_latents
         decoder = torch.randn(n_latents, width, generator=generator_for("dictionary", seed))
         decoder *= 0.1 / decoder.norm(dim=1, keepdim=True)
@@ -108,6 +136,25 @@ class Trainer:
 
     def outcome(self, x: Tensor) -> Outcome:
         """Loss and gradients of a (B, D) float32 batch, at the present weights; nothing changes."""
+        recipe = self.recipe
+        if self._activation is not None:
+            terms = {"l1": (REGULARISERS["l1"], recipe.l1(self.n_steps)), **self._terms}
+            return plugged(self.weights, x, self._own_latents, terms, reconstruct=True)
+        out = self._base(x)
+        if self._terms:
+            dense = latents_of(recipe.architecture, recipe.sparsity)
+            more = plugged(self.weights, x, dense, self._terms, reconstruct=False)
+            for gradient, added in zip(out.gradients.tensors(), more.gradients.tensors(), strict=True):
+                gradient += added
+            out.loss += more.loss
+            out.parts |= more.parts
+        return out
+
+    def _own_latents(self, weights: Weights, centred: Tensor) -> Tensor:
+        assert self._activation is not None, "no activation was plugged in"
+        return self._activation(torch.addmm(weights.b_enc, centred, weights.encoder.T))
+
+    def _base(self, x: Tensor) -> Outcome:
         recipe = self.recipe
         with torch.no_grad():
             if recipe.architecture == "standard":
@@ -167,7 +214,13 @@ class Trainer:
         partial.rmdir()
 
     @classmethod
-    def resume(cls, folder: Path, recipe: Recipe) -> "Trainer":
+    def resume(
+        cls,
+        folder: Path,
+        recipe: Recipe,
+        regularisers: Mapping[str, Regulariser] | None = None,
+        activations: Mapping[str, Activation] | None = None,
+    ) -> "Trainer":
         """The trainer as it was saved.
 
         Raises:
@@ -180,7 +233,7 @@ class Trainer:
             if saved != recipe:
                 changed = [key for key, value in asdict(recipe).items() if asdict(saved)[key] != value]
                 raise UserError(f"{folder} was trained with another {', '.join(changed)}: delete it to start anew")
-            trainer = cls(saved, state["b_dec"], int(facts["seed"]))
+            trainer = cls(saved, state["b_dec"], int(facts["seed"]), regularisers, activations)
             trainer.weights = Weights(*(state[name] for name in ("encoder", "b_enc", "decoder", "b_dec")))
             trainer._optimiser = trainer._new_optimiser()
             for name, tensor in zip(("encoder", "b_enc", "decoder", "b_dec"), trainer.weights.tensors(), strict=True):

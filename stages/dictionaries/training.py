@@ -10,7 +10,7 @@ Shape legend: N = rows, D = width, F = latents.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from stages.activations.order import BatchOrder
+from stages.dictionaries.codec import OWN
 from stages.dictionaries.objectives import Outcome
+from stages.dictionaries.plugs import Activation, Regulariser
 from stages.dictionaries.trainer import Recipe, Trainer
 from stages.errors import UserError
 
@@ -99,6 +101,8 @@ def train(
     log_every: int = 50,
     checkpoint: Path | None = None,
     checkpoint_every: int = 1000,
+    regularisers: Mapping[str, Regulariser] | None = None,
+    activations: Mapping[str, Activation] | None = None,
 ) -> dict[str, Any]:
     """``train_dictionary`` to a recipe.
 
@@ -106,17 +110,18 @@ def train(
         metadata: written into the cfg.
         log: called with training metrics every ``log_every`` steps and at the last.
         checkpoint: folder to save the state in, every ``checkpoint_every`` steps; what is there is resumed.
+        regularisers, activations: functions of one's own, by the names the recipe uses (``plugs``).
     """
     _check(acts, recipe)
     order = BatchOrder(len(acts), recipe.batch, seed)
     acts = acts.detach().to(torch.float32)
     scale = scale_of(acts)
     if checkpoint is not None and checkpoint.is_dir():
-        trainer = Trainer.resume(checkpoint, recipe)
+        trainer = Trainer.resume(checkpoint, recipe, regularisers, activations)
         if trainer.seed != seed:
             raise UserError(f"{checkpoint} was trained with seed {trainer.seed}, not {seed}: delete it to start anew")
     else:
-        trainer = Trainer(recipe, acts.mean(0) * scale, seed)
+        trainer = Trainer(recipe, acts.mean(0) * scale, seed, regularisers, activations)
     for step in range(trainer.n_steps, recipe.steps):
         x = acts.index_select(0, order.indices(step)).mul_(scale)
         out = trainer.step(x)
@@ -164,6 +169,10 @@ def inference_form(trainer: Trainer, scale: float, metadata: dict[str, str] | No
         cfg["architecture"] = "jumprelu"
         details |= {"k": recipe.sparsity, "topk_threshold_lr": recipe.threshold_lr}
         extra["threshold"] = torch.full_like(b_enc, trainer.threshold / scale)
+    if recipe.regularisers:
+        details["regularisers"] = dict(recipe.regularisers)
+    if recipe.activation:  # SAELens has no such class, and must not take it for one with ReLU
+        cfg |= {"architecture": OWN, "activation": recipe.activation}
     cfg["metadata"] = {
         "sae_lens_version": version("sae-lens"),
         "training_architecture": recipe.architecture,
