@@ -12,6 +12,7 @@ group = typer.Typer(
     no_args_is_help=True,
 )
 
+KINDS = "standard, topk or batchtopk; or a baseline: identity (neurons), ica, pca, random."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
@@ -32,7 +33,7 @@ def train(
     target: Annotated[str, typer.Argument(help="Name of a target with cached activations.")],
     hook: Annotated[str, typer.Argument(help="Name of a cached hook point.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to save it in.")],
-    architecture: Annotated[str, typer.Option("--architecture", help="standard, topk or batchtopk.")] = "topk",
+    architecture: Annotated[str, typer.Option("--architecture", help=KINDS)] = "topk",
     n_latents: Annotated[int, typer.Option("--n-latents", min=2, max=65_536, help="Size of the dictionary.")] = 256,
     sparsity: Annotated[
         float, typer.Option("--sparsity", help="Latents per row; for standard: the L1 coefficient.")

@@ -9,6 +9,7 @@ import torch
 from stages import paths
 from stages.activations import ActivationCache
 from stages.activations.order import generator_for
+from stages.dictionaries.baselines import BASELINES, baseline
 from stages.dictionaries.evaluation import (
     codec_of,
     evaluate,
@@ -87,11 +88,14 @@ def train_one(
     torch.set_num_threads(1)
     target = load_target(target_name)
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
-    dictionary = train(
-        cache.read().acts, recipe_for(architecture, n_latents, sparsity, steps, batch, lr), seed,
-        metadata={"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
-                  "activations_key": cache.manifest.key},
-    )  # fmt: skip
+    about = {"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
+             "activations_key": cache.manifest.key}  # fmt: skip
+    if architecture in BASELINES:
+        dictionary = baseline(architecture, cache.read().acts, n_latents, int(sparsity), seed)
+        dictionary["cfg"]["metadata"] |= about
+    else:
+        recipe = recipe_for(architecture, n_latents, sparsity, steps, batch, lr)
+        dictionary = train(cache.read().acts, recipe, seed, metadata=about)
     save_dictionary(dictionary, out)
     return {"folder": str(out), "seed": seed} | evaluate_dictionary(str(out), seed=seed)
 

@@ -2,7 +2,7 @@
 
 A batch of a TopK dictionary has k of F latents active per row, so decoding it and both weight gradients need k/F of the
 dense work. Selection uses numpy's vectorised partial sort (several times faster than ``torch.topk`` on CPU), products
-use ``embedding_bag`` and ``sampled_addmm``; everything is deterministic, on any number of threads.
+use ``embedding_bag`` and ``sampled_addmm``; everything is deterministic.
 
 Shape legend: B = rows of the batch, D = width, F = latents, A = active entries of the batch.
 """

@@ -25,7 +25,7 @@ from stages.dictionaries.plugs import Activation, Regulariser
 from stages.dictionaries.trainer import Recipe, Trainer
 from stages.errors import UserError
 
-__all__ = ["ARCHITECTURES", "inference_form", "recipe_for", "scale_of", "train", "train_dictionary"]
+__all__ = ["ARCHITECTURES", "check_rows", "inference_form", "recipe_for", "scale_of", "train", "train_dictionary"]
 
 ARCHITECTURES = ("standard", "topk", "batchtopk")
 WARM_UP, DECAY = 0.05, 0.2
@@ -197,6 +197,11 @@ def _check(acts: Tensor, recipe: Recipe) -> None:
         raise UserError(f"sparsity = {sparsity:g} of {architecture} is out of range; allowed: {allowed}")
     if architecture == "topk" and sparsity != int(sparsity):
         raise UserError(f"sparsity = {sparsity:g}: topk takes whole numbers; use batchtopk for an average")
+    check_rows(acts)
+
+
+def check_rows(acts: Tensor) -> None:
+    """Raise UserError where rows are NaN, infinite or all the same."""
     finite = torch.isfinite(acts).all(dim=1)
     if not finite.all():
         raise UserError(

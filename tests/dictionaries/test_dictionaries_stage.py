@@ -14,6 +14,7 @@ from stages.activations import ActivationCache, write_caches
 from stages.dictionaries import bench, encode, inspect, load_dictionaries, stage
 from stages.dictionaries.evaluation import codec_of, evaluate, held_out, spliced_logits
 from stages.dictionaries.subjects import distinct_examples, subjects
+from stages.dictionaries.transcoders import aligned
 from stages.errors import UserError
 from stages.params import load
 from stages.targets import ZOO, Target, save_target
@@ -286,3 +287,17 @@ def test_the_benchmark_measures_both_to_the_same_loss(tmp_path: Path) -> None:
             row = bench.compare_training(cache, architecture, 32, 200, 20, 1)
         assert row["final_loss"] == pytest.approx(row["peer_final_loss"], rel=0.01)
         assert row["samples_per_s"] > 0 and row["peer_samples_per_s"] > 0 and row["ratio"] > 0
+
+
+def test_caches_of_one_target_are_aligned_and_others_refused(finished: Finished) -> None:
+    def cache(target: str, hook: str, split: str = "train") -> ActivationCache:
+        return ActivationCache.open(target, hook, split)
+
+    one, other = aligned(cache("digits_mlp", "layers.0.hook_post"), cache("digits_mlp", "layers.1.hook_post"))
+    assert len(one) == len(other) and one.shape[1] != 0
+    for wrong in (
+        cache("digits_few_shot", HOOKS["digits_few_shot"]),
+        cache("digits_mlp", "layers.1.hook_post", "validation"),
+    ):
+        with pytest.raises(UserError, match="do not belong to the same examples"):
+            aligned(cache("digits_mlp", "layers.0.hook_post"), wrong)
