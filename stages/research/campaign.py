@@ -6,6 +6,7 @@ journal alone.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from stages.execution import load_arms
 from stages.interpretation.composed import Spec
 from stages.research.gate import Gate
 from stages.research.journal import Journal
+from stages.research.orphans import die_with_parent
 from stages.research.researchers import Researcher
 from stages.research.trial import Settings, judge_arms, run_trial
 from stages.reward import Judged, leaderboard_row, task_row
@@ -62,7 +64,7 @@ class Campaign:
         """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order."""
         if self.journal.first("started") is None:
             self.journal.append("started", researcher=self.researcher.name, seed=self.researcher.seed)
-        with Parallel(n_jobs=self.jobs) as pool:
+        with Parallel(n_jobs=self.jobs, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
             for iteration in range(self.budget):
                 result = self.journal.first("result", iteration=iteration)
                 if result is None:

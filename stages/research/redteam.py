@@ -38,10 +38,10 @@ from stages.interpretation.stage import interpret
 from stages.metering import Calibration, calibrate
 from stages.research.apart import Apart, answer_apart, interpret_apart, layer_of
 from stages.research.house_rows import house_rows
+from stages.research.orphans import die_with_parent
 from stages.research.stage import jobs, settings
 from stages.research.trial import Settings, cached_target, cached_task
 from stages.reward import judge, noise_floor
-from stages.sandbox import die_with_parent
 from stages.tasks import list_tasks
 
 __all__ = ["COLUMNS", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
@@ -115,8 +115,7 @@ def _attack(
     path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration, orchestrator: int
 ) -> dict[str, Any]:
     """One exploit (or any method file): its row."""
-    if os.getpid() != orchestrator:
-        die_with_parent()
+    die_with_parent(orchestrator)
     facts = _constants(path)
     cases = cases[: int(facts.get("N_TASKS", 1))]
     row: dict[str, Any] = {"name": path.stem, "kind": "exploit", "tests": list(facts.get("TESTS", ()))}
@@ -172,8 +171,7 @@ def _control(
     path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration, orchestrator: int
 ) -> dict[str, Any]:
     """One honest method, in the sandbox and in this process: its row."""
-    if os.getpid() != orchestrator:
-        die_with_parent()
+    die_with_parent(orchestrator)
     inside, outside, floors, charged, layer, reason, ok = [], [], [], 0.0, "", "", True
     targets = sorted({t for _, t in cases})
     method = from_file(path)
@@ -235,7 +233,7 @@ def red_team(
     exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
     controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]
     progress(f"{len(exploits)} exploits and {len(controls)} controls")
-    with Parallel(n_jobs=jobs()) as pool:
+    with Parallel(n_jobs=jobs(), initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         rows: list[dict[str, Any]] = pool(
             [delayed(_attack)(path, cases, chosen, rates, os.getpid()) for path in exploits]
             + [delayed(_control)(path, cases[:2], chosen, rates, os.getpid()) for path in controls]

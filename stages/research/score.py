@@ -18,10 +18,10 @@ from stages.interpretation.methods import BUILT_IN
 from stages.metering import Calibration, calibrate
 from stages.research.apart import Apart, Frozen, answer_apart, interpret_apart
 from stages.research.fresh import fresh_gap
+from stages.research.orphans import die_with_parent
 from stages.research.stage import jobs, settings
 from stages.research.trial import Settings, cached_target, cached_task, judge_arms
 from stages.reward import Judged, leaderboard_row, task_row
-from stages.sandbox import die_with_parent
 from stages.tasks import list_tasks
 
 __all__ = ["score_method", "verdict_text"]
@@ -43,8 +43,7 @@ def _one(
     fresh: bool,
 ) -> tuple[str, Apart, MethodArms, dict[str, Any] | None]:
     """One task: the answer from a process of its own, then the arms."""
-    if os.getpid() != orchestrator:
-        die_with_parent()
+    die_with_parent(orchestrator)
     task, model = cached_task(family, target), cached_target(target)
     apart = answer_apart(source, name, frozen, task, model, timeout_s, trust, rates)
     baseline = load_baseline(paths.execution_dir("baseline"), task.name)
@@ -94,7 +93,7 @@ def score_method(
     progress("interpret")
     made = interpret_apart(path, path.stem, sorted({target for _, target in tasks}), chosen, timeout_s, trust)
     progress("answers, assisted and placebo arms")
-    with Parallel(n_jobs=jobs()) as pool:
+    with Parallel(n_jobs=jobs(), initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
         done = pool(
             delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, os.getpid(), fresh)
             for f, t in tasks

@@ -4,12 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from stages.sandbox.bubblewrap import layers, why_unavailable
-from stages.sandbox.groups import die_with_parent
 
 if TYPE_CHECKING:
     from stages.sandbox.host import Limits, MethodProcess, Reply
 
-__all__ = ["Limits", "MethodProcess", "Reply", "die_with_parent", "layers", "why_unavailable"]
+__all__ = ["Limits", "MethodProcess", "Reply", "layers", "why_unavailable"]
 
 
 def __getattr__(name: str) -> Any:

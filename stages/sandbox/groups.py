@@ -1,13 +1,11 @@
 """What a process group uses, seen from outside: a cgroup v2 where one may be made, /proc and CPU clocks otherwise."""
 
 import contextlib
-import ctypes
 import os
-import signal
 import time
 from pathlib import Path
 
-__all__ = ["Group", "Usage", "cpu_seconds", "descendants", "die_with_parent", "writable_group"]
+__all__ = ["Group", "Usage", "cpu_seconds", "descendants", "writable_group"]
 
 ROOT = Path("/sys/fs/cgroup")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -122,9 +120,3 @@ def cpu_seconds(pid: int) -> float:
         except OSError:
             continue
     return total
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when the one that started it ends, however that ends."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG

@@ -1,6 +1,12 @@
 """The three meters together, fresh instances, and the seals."""
 
+import os
+import random
+import subprocess
+import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +15,13 @@ from stages.metering import Calibration, Unexplained, calibrate
 from stages.research import Journal
 from stages.research.apart import answer_apart, interpret_apart, unchanged
 from stages.research.fresh import fresh_gap, fresh_task
+from stages.research.redteam import CONTROLS
 from stages.research.stage import settings
 from stages.research.trial import cached_target, cached_task
+from stages.sandbox.groups import descendants
 from stages.tasks.making import instance_keys
+from tests import toy
+from tests.sandbox.test_killed import gone
 from tests.sandbox.walls import TRUST, needs_sandbox
 
 RATES = Calibration(1e11, 2e9, 0.1, 9)
@@ -162,3 +172,30 @@ def test_an_edited_journal_is_void(tmp_path):
         path.write_text(edited, encoding="utf-8")
         with pytest.raises(UserError, match="does not follow from the lines before it"):
             Journal(path)
+
+
+@needs_sandbox
+def test_killing_the_orchestrator_leaves_neither_processes_nor_half_results(graph):
+    """kill -9 of `score` at random moments, with workers and sandboxes below it; then it simply runs again."""
+    code = (
+        "import sys; from pathlib import Path; from stages.research.score import score_method;"
+        " print('started', flush=True); score_method(Path(sys.argv[1]), progress=lambda said: None); print('done')"
+    )
+    method = CONTROLS / "numpy_heavy.py"
+    before = {file: file.stat().st_mtime_ns for file in graph.rglob("*") if file.is_file()}
+    rng = random.Random(2)
+    for _ in range(int(os.environ.get("LENSMITH_KILL_MOMENTS", "2"))):
+        one = subprocess.Popen(
+            [sys.executable, "-c", code, str(method)],
+            cwd=toy.ROOT,
+            env=os.environ | {"LENSMITH_JOBS": "2"},
+            stdout=subprocess.PIPE,
+        )
+        assert one.stdout is not None and one.stdout.readline() == b"started\n"
+        time.sleep(rng.uniform(0.5, 14.0))
+        below = set(descendants(one.pid))
+        one.kill()
+        one.wait()
+        left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes()[:200] for pid in gone(below, 20.0)}
+        assert left == {}
+        assert {file: file.stat().st_mtime_ns for file in graph.rglob("*") if file.is_file()} == before
