@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flows.environment import child_environment, prepare_dvc
-from flows.graph import read_graph, stage_of, stale_nodes
+from flows.graph import read_graph, stale_nodes
 from flows.outcome import Outcome
 from flows.times import Times, load_times, save_times
 from flows.walk import Children, repro, walk
@@ -147,11 +147,3 @@ def _shown(console: Console, total: int) -> Iterator[_Shown]:
     with Progress(*columns, console=console, transient=True) as progress:
         yield _Shown(console, progress, total)
     sys.stdout.flush()
-
-
-def by_stage(graph_outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
-    """Outcomes of the arms of each stage together, in graph order."""
-    grouped: dict[str, list[Outcome]] = {}
-    for outcome in graph_outcomes:
-        grouped.setdefault(stage_of(outcome.node), []).append(outcome)
-    return grouped

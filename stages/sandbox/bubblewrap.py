@@ -20,7 +20,7 @@ from typing import NamedTuple
 import stages
 from stages.sandbox.seccomp import program, supported
 
-__all__ = ["INSTALL", "Layer", "arguments", "available", "command", "layers", "why_unavailable"]
+__all__ = ["INSTALL", "Layer", "arguments", "command", "layers", "why_unavailable"]
 
 INSTALL = "install bubblewrap (Debian: `apt-get install bubblewrap`)"
 ROOMS = ("activations", "dictionaries", "interpretation", "metering", "sandbox", "targets")
@@ -151,10 +151,6 @@ def why_unavailable() -> str:
         " (sysctl kernel.unprivileged_userns_clone=1; in a container: run it with --security-opt seccomp=unconfined"
         " or --privileged)"
     )
-
-
-def available() -> bool:
-    return not why_unavailable()
 
 
 def layers() -> list[Layer]:
