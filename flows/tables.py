@@ -123,7 +123,8 @@ def print_iterations(console: Console, rows: Sequence[Row], title: str) -> None:
     table = _slim(title, ("proposal",), right, ("proposed", ""))
     for row in rows:
         spec: Mapping[str, Any] = row.get("spec") or {}
-        parts = [str(spec.get("representation"))] + [str(key) for key, value in spec.items() if value is True]
+        first = spec.get("file") or spec.get("representation")
+        parts = [str(first)] + [str(key) for key, value in spec.items() if value is True]
         low, high = _signed(row.get("validation_low")), _signed(row.get("validation_high"))
         status = str(row.get("status", ""))
         table.add_row(
@@ -131,7 +132,7 @@ def print_iterations(console: Console, rows: Sequence[Row], title: str) -> None:
             _signed(row.get("train_reward")),
             _signed(row.get("validation_reward")),
             f"{low}..{high}",
-            f"x{_number(row.get('flop_ratio')):.2f}",
+            "-" if row.get("flop_ratio") is None else f"x{_number(row['flop_ratio']):.2f}",
             "+".join(part for part in parts if part != "none"),
             "accepted" if row.get("accepted") else "" if status == "ok" else f"{status} {row.get('reason', '')}"[:60],
         )

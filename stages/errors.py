@@ -1,4 +1,4 @@
-"""The two kinds of failure a command distinguishes: the user's (exit code 2) and ours (exit code 1)."""
+"""The kinds of failure that are told apart: the user's (exit code 2), a method's, and ours (exit code 1)."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-__all__ = ["MethodError", "UserError", "run_stage"]
+__all__ = ["InfraError", "MethodError", "UserError", "run_stage"]
 
 
 class UserError(ValueError):
@@ -30,6 +30,10 @@ class MethodError(UserError):
     def __reduce__(self) -> tuple[type["MethodError"], tuple[str, str, str, str]]:
         # An exception with its own signature does not survive the trip back from a worker process by itself.
         return (MethodError, (self.method, self.place, self.cause, self.remedy))
+
+
+class InfraError(RuntimeError):
+    """The machinery failed, not the method: there is no score, and nothing is learned from it. Run it again."""
 
 
 def run_stage(main: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "dictionaries_dir",
     "execution_dir",
     "interpretation_dir",
+    "meters_file",
     "metrics_file",
     "mlruns_dir",
     "params_file",
@@ -97,6 +98,11 @@ def mlruns_dir() -> Path:
 def work_dir() -> Path:
     """Work in progress that is neither an output nor worth keeping: unfinished campaigns, stage times."""
     return root() / ".lensmith"
+
+
+def meters_file(method: str) -> Path:
+    """What the meters said when a method was scored last; no output of a stage, since CPU time varies."""
+    return work_dir() / "meters" / f"{method}.json"
 
 
 def require(path: Path, made_by: str) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 from stages import paths
 
-__all__ = ["EXPERIMENT", "Run", "enabled", "end_orphans", "open_store", "prepare", "stage_run", "uri"]
+__all__ = ["EXPERIMENT", "Run", "enabled", "end_orphans", "open_store", "stage_run", "uri"]
 
 EXPERIMENT = "lensmith"
 FLUSH_POINTS = 1000
@@ -65,15 +65,6 @@ def open_store() -> tuple[Any, str]:
         # Without a location artifacts would go to ./mlruns/<id> of whatever directory is current.
         location = (paths.mlruns_dir() / "artifacts").as_uri() if uri().startswith("sqlite:") else None
         return client, str(client.create_experiment(EXPERIMENT, artifact_location=location))
-
-
-def prepare() -> None:
-    """Make schema and experiment before stages fan out: the first touch takes seconds. Warns where it cannot."""
-    if enabled():
-        try:
-            open_store()
-        except Exception as error:  # any failure of the store is a warning, by design
-            _warn(error)
 
 
 @contextmanager

@@ -69,8 +69,11 @@ def score(
             print_leaderboard(console, rows, f"{result['method']} beside the built-in methods, {split} families")
     print_per_task(console, result["per_task"], f"{result['method']}, per task")
     console.print(f"verdict: {result['verdict_text']}", highlight=False, soft_wrap=True)
+    console.print(f"FLOPs by meter: {result['meters_file']}", highlight=False, soft_wrap=True)
     if out is not None:
         _write_json(out, result)
+    if result["outcome"] == "infra":
+        raise RuntimeError(f"no score: {result['reason']}; run it again")
 
 
 def _write_json(out: Path, result: dict[str, Any]) -> None:
@@ -91,6 +94,10 @@ def research(
     name: Annotated[
         str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
     ] = "",
+    methods: Annotated[
+        Path | None,
+        typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
+    ] = None,
 ) -> None:
     """Run a campaign that looks for a better method. Killed and run again, it continues where it was.
 
@@ -105,7 +112,9 @@ def research(
     from stages import paths
     from stages.errors import UserError
 
-    name = name or f"{researcher}-{seed}"
+    if methods is not None and not methods.is_dir():
+        raise UserError(f"{methods} is not a folder: give one with one method per Python file")
+    name = name or f"{researcher if methods is None else 'files'}-{seed}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
         raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
     console = Console()
@@ -119,6 +128,7 @@ def research(
                 seed=seed,
                 name=name,
                 progress=lambda said: console.print(str(said), markup=False, highlight=False),
+                methods=methods,
             )
     if isinstance(result, dict):
         rows = result.get("iterations") or result.get("rows")

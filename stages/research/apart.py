@@ -1,11 +1,9 @@
 """A method nobody has reviewed, from file to answers: interpret, freeze, answer, each in a process of its own.
 
 The three meters meet here. (a) is the ledger of the target, which lives in this process; (b) is what the method's
-process says
-it computed; (c) is that process's CPU time, read from outside. A result is ``ok``, ``declined``, ``failed`` (the
-method's fault: the
-baseline's score at best, and what it used is charged) or ``void`` (tampering, or a broken postcondition: no score at
-all).
+process says it computed; (c) is that process's CPU time, read from outside. A result is ``ok``, ``declined``,
+``failed`` (the method's fault: the baseline's score at best, and what it used is charged), ``void`` (tampering, or a
+broken postcondition: no score at all) or ``infra`` (the machinery's fault: no score either, and nothing is learned).
 """
 
 from collections.abc import Sequence
@@ -21,14 +19,14 @@ from stages.errors import MethodError
 from stages.execution import Answered, checked
 from stages.interpretation.artifact import pack, unpack
 from stages.metering import Calibration, Ledger, MeteredAccess, Unexplained
-from stages.research.trial import Settings, cached_target
+from stages.research.settings import Settings, cached_target
 from stages.sandbox import MethodProcess, Reply
 from stages.targets import Target, digest_of
 from stages.tasks import Task
 
 __all__ = ["Apart", "Frozen", "Outcome", "answer_apart", "interpret_apart", "layer_of", "unchanged"]
 
-Outcome = Literal["ok", "declined", "failed", "void"]
+Outcome = Literal["ok", "declined", "failed", "void", "infra"]
 PROBE = 16
 """Inputs whose outputs are compared before and after."""
 
@@ -57,6 +55,12 @@ class Apart:
     """What stopped or caught it; empty where nothing did."""
     facts: dict[str, Any]
     """FLOPs by layer (a), (b), (c), CPU seconds, calls; for side files and MLflow, since (c) varies from run to run."""
+
+    @classmethod
+    def infra(cls, task: str, error: BaseException) -> "Apart":
+        """A failure of the machinery, in its own words."""
+        reason = f"the machinery failed on {task}: {type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        return cls("infra", reason, Answered("failed", None, 0.0, 0.0, reason), "infra", {"task": task})
 
 
 class unchanged:  # (used like a function: `with unchanged(target) as fault:`)

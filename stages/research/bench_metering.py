@@ -17,8 +17,7 @@ from stages.metering import Ledger, MeteredAccess, calibrate
 from stages.research.apart import Frozen, answer_apart
 from stages.research.redteam import CONTROLS
 from stages.research.score import score_method
-from stages.research.stage import settings
-from stages.research.trial import cached_target, cached_task
+from stages.research.settings import cached_target, cached_task, settings
 from stages.sandbox import MethodProcess, why_unavailable
 from stages.tasks import list_tasks
 

@@ -3,6 +3,9 @@
 The journal is the truth. An iteration is a ``proposed`` event and a ``result`` event; a process killed between them
 repeats the work of that iteration and nothing else, and proposes the same method, since proposals depend on seed and
 journal alone.
+
+A proposal ends ``ok``, ``failed``, ``void`` or ``infra``. The last two are no scores: nothing of them is shown to the
+researcher, and what failed for the machinery's sake is tried again before it is given up.
 """
 
 import json
@@ -15,16 +18,19 @@ from typing import Any
 from joblib import Parallel
 
 from stages.execution import load_arms
-from stages.interpretation.composed import Spec
 from stages.research.gate import Gate
 from stages.research.journal import Journal
 from stages.research.orphans import die_with_parent
+from stages.research.proposals import as_json, from_json, shown
 from stages.research.researchers import Researcher
-from stages.research.trial import Settings, judge_arms, run_trial
+from stages.research.settings import INFRA, Settings
+from stages.research.trial import Trial, judge_arms, run_trial
 from stages.reward import Judged, leaderboard_row, task_row
 
 __all__ = ["Campaign", "objective"]
 
+ATTEMPTS = 3
+"""Times one iteration is tried where the machinery fails."""
 Progress = Callable[[str], None]
 
 
@@ -60,19 +66,20 @@ class Campaign:
         self.budget, self.progress, self.jobs = budget, progress, jobs
         self.journal = Journal(folder / "events.jsonl")
 
-    def run(self, on_result: Callable[[dict[str, Any]], None]) -> None:
-        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order."""
+    def run(self, on_result: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> None:
+        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order, with the
+        meters of each task where the method ran in the sandbox just now."""
         if self.journal.first("started") is None:
             self.journal.append("started", researcher=self.researcher.name, seed=self.researcher.seed)
-        with Parallel(n_jobs=self.jobs, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
-            for iteration in range(self.budget):
-                result = self.journal.first("result", iteration=iteration)
-                if result is None:
-                    result = self._iterate(iteration, pool)
-                    self.progress(describe(result, self.budget))
-                self.researcher.update(result["choices"], result["objective"])
-                self._save_theta()
-                on_result(dict(result))
+        for iteration in range(self.budget):
+            meters: list[dict[str, Any]] = []
+            result = self.journal.first("result", iteration=iteration)
+            if result is None:
+                result, meters = self._iterate(iteration)
+                self.progress(describe(result, self.budget))
+            self.researcher.update(result["choices"], result["objective"])
+            self._save_theta()
+            on_result(dict(result), meters)
 
     def incumbent(self) -> dict[str, Any] | None:
         """The result that last passed the gate."""
@@ -86,18 +93,22 @@ class Campaign:
         arms = {name: load_arms(folder, name) for name in names}
         return judge_arms(arms, self.tasks[split], self.settings.reward)
 
-    def _iterate(self, iteration: int, pool: Parallel) -> dict[str, Any]:
+    def _iterate(self, iteration: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         proposed = self.journal.first("proposed", iteration=iteration)
         if proposed is None:
-            spec, choices = self.researcher.propose(iteration)
+            proposal, choices = self.researcher.propose(iteration)
             name = f"{self.researcher.name}-{iteration:02d}"
             proposed = self.journal.append(
-                "proposed", iteration=iteration, name=name, spec=spec.model_dump(), choices=choices
+                "proposed", iteration=iteration, name=name, spec=as_json(proposal), choices=choices
             )
         folder = self.folder / "arms" / f"{iteration:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
         both = [*self.tasks["train"], *self.tasks["validation"]]
-        trial = run_trial(Spec(**proposed["spec"]), proposed["name"], both, self.settings, pool, folder)
+        trial = self._try(iteration, proposed, both, folder)
+        if trial.status in ("void", "infra"):
+            none = dict.fromkeys(("train", "validation", "feedback", "gate", "objective"))
+            facts: dict[str, Any] = {"interpret_bytes": trial.n_bytes, "accepted": False, "per_task": [], **none}
+            return self._append(proposed, trial, facts), trial.meters
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
         validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
         best = self.incumbent()
@@ -107,24 +118,35 @@ class Campaign:
         seed = self.settings.reward.seed
         train_row = leaderboard_row(proposed["name"], "train", train, seed)
         validation_row = leaderboard_row(proposed["name"], "validation", validation, seed)
-        known = trial.status in ("ok", "failed")
-        return self.journal.append(
-            "result",
-            iteration=iteration,
-            name=proposed["name"],
-            spec=proposed["spec"],
-            choices=proposed["choices"],
-            status=trial.status,
-            reason=trial.reason,
-            interpret_bytes=trial.n_bytes,
-            train=train_row,
-            validation=validation_row,
-            feedback=decision.feedback,
-            gate={"difference": decision.difference, "low": decision.low, "high": decision.high},
-            accepted=decision.accepted and trial.status == "ok",
-            objective=objective(train_row["reward_mean"], decision.feedback) if known else None,
-            per_task=[task_row(proposed["name"], j) for j in (*train, *validation)],
-        )
+        facts = {
+            "interpret_bytes": trial.n_bytes,
+            "train": train_row,
+            "validation": validation_row,
+            "feedback": decision.feedback,
+            "gate": {"difference": decision.difference, "low": decision.low, "high": decision.high},
+            "accepted": decision.accepted and trial.status == "ok",
+            "objective": objective(train_row["reward_mean"], decision.feedback),
+            "per_task": [task_row(proposed["name"], j) for j in (*train, *validation)],
+        }
+        return self._append(proposed, trial, facts), trial.meters
+
+    def _append(self, proposed: Mapping[str, Any], trial: Trial, facts: Mapping[str, Any]) -> dict[str, Any]:
+        same = {key: proposed[key] for key in ("iteration", "name", "spec", "choices")}
+        return self.journal.append("result", **same, status=trial.status, reason=trial.reason, **facts)
+
+    def _try(
+        self, iteration: int, proposed: Mapping[str, Any], tasks: Sequence[tuple[str, str]], folder: Path
+    ) -> Trial:
+        """The trial, repeated where the machinery fails; each such failure is an event."""
+        for _ in range(ATTEMPTS):
+            try:
+                with Parallel(n_jobs=self.jobs, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+                    return run_trial(from_json(proposed["spec"]), proposed["name"], tasks, self.settings, pool, folder)
+            except INFRA as error:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+                self.journal.append("infra", iteration=iteration, reason=reason)
+                self.progress(f"iteration {iteration + 1}/{self.budget}: the machinery failed ({reason[:120]})")
+        return Trial("infra", f"the machinery failed {ATTEMPTS} times: {reason}", 0, {})
 
     def _save_theta(self) -> None:
         text = json.dumps(self.researcher.theta(), indent=1, sort_keys=True) + "\n"
@@ -135,12 +157,19 @@ class Campaign:
 
 def describe(result: dict[str, Any], budget: int) -> str:
     """One line about an iteration."""
-    spec = result["spec"]
-    extras = [name for name in ("gradient", "attention", "logit_lens") if spec[name]]
-    parts = "+".join([spec["representation"], *extras]) if spec["representation"] != "none" else "+".join(extras)
+    what = f"iteration {result['iteration'] + 1}/{budget} {_parts(shown(result['spec']))}"
+    if result["validation"] is None:
+        return f"{what}: {result['status']}, no score: {result['reason']}"
     row, train = result["validation"], result["train"]["reward_mean"]
     return (
-        f"iteration {result['iteration'] + 1}/{budget} {parts or 'nothing'}: train {train:+.3f},"
+        f"{what}: train {train:+.3f},"
         f" validation {result['feedback']:+.3f} [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}]"
         f"{' -> incumbent' if result['accepted'] else ''}{' ' + result['status'] if result['status'] != 'ok' else ''}"
     )
+
+
+def _parts(spec: Mapping[str, Any]) -> str:
+    if "file" in spec:
+        return str(spec["file"])
+    extras = [name for name in ("gradient", "attention", "logit_lens") if spec[name]]
+    return "+".join([*([] if spec["representation"] == "none" else [spec["representation"]]), *extras]) or "nothing"

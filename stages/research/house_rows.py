@@ -22,8 +22,9 @@ from stages.metering.op_table import OpTable, count_flops
 from stages.research.apart import unchanged
 from stages.research.gate import Gate
 from stages.research.journal import Journal
-from stages.research.stage import Config, fingerprint
-from stages.research.trial import Settings, cached_target, cached_task
+from stages.research.researchers import make_researcher
+from stages.research.settings import Settings, cached_target, cached_task
+from stages.research.stage import fingerprint
 from stages.reward import Judged, judge
 from stages.reward.resampling import interval
 
@@ -57,11 +58,11 @@ def house_rows(case: tuple[str, str], chosen: Settings) -> list[dict[str, Any]]:
             return _refusal(lambda: Journal(path))
 
     def weights_of_the_reward_edited() -> str:
-        config = Config(researcher="search", budget=2, seed=0)
+        author = make_researcher("search", 0)
         edited = Settings(
             chosen.interpretation, chosen.execution, chosen.reward.model_copy(update={"flop_weight": 9.0})
         )
-        same = fingerprint(config, chosen) == fingerprint(config, edited)
+        same = fingerprint(author, 2, chosen) == fingerprint(author, 2, edited)
         return "" if same else "another fingerprint: the campaign does not continue"
 
     def labels_from_score_differences() -> str:

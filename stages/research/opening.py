@@ -11,10 +11,11 @@ from stages import paths
 from stages.execution import Answered, Baseline, MethodArms, arms_of, ask_in_process, baseline_of
 from stages.interpretation import load_interpretation
 from stages.interpretation.artifact import unpack
-from stages.interpretation.composed import Spec
 from stages.research.campaign import Campaign
 from stages.research.orphans import die_with_parent
-from stages.research.trial import Settings, cached_target, cached_task, freeze_spec, method_of
+from stages.research.proposals import Proposal, Source, from_json, shown
+from stages.research.settings import Settings, cached_target, cached_task
+from stages.research.trial import ask_source, freeze_spec, method_of
 from stages.reward import judge, leaderboard_row, task_row
 
 __all__ = ["best_found", "open_test"]
@@ -36,11 +37,13 @@ def _baseline(family: str, target: str, settings: Settings) -> Baseline:
 
 
 def _arms(
-    method: Spec | str, name: str, baseline: Baseline, family: str, target: str, settings: Settings
+    method: Proposal | str, name: str, baseline: Baseline, family: str, target: str, settings: Settings
 ) -> MethodArms:
     task, model = cached_task(family, target), cached_target(target)
     if method == ORACLE:
         answered = Answered("ok", task.truth.values.numpy()[..., None], 0.0, 0.0)
+    elif isinstance(method, Source):
+        answered = ask_source(method, name, task, model, settings)
     else:
         if isinstance(method, str):
             interpretation = load_interpretation(paths.interpretation_dir(method), target)
@@ -62,11 +65,11 @@ def open_test(
     if done is not None:
         return {"rows": done["rows"], "per_task": done["per_task"]}
     star = best_found(campaign)
-    contenders: dict[str, Spec | str] = {name: name for name in (*methods, ORACLE)}
+    contenders: dict[str, Proposal | str] = {name: name for name in (*methods, ORACLE)}
     if star is not None:
-        contenders[star["name"]] = Spec(**star["spec"])
+        contenders[star["name"]] = from_json(star["spec"])
     # An opening that was cut short goes on with the same contenders; other contenders are a second opening.
-    asked = {"methods": sorted(contenders), "found": None if star is None else star["spec"]}
+    asked = {"methods": sorted(contenders), "found": None if star is None else shown(star["spec"])}
     opened = campaign.journal.of("test_opened")
     if not opened or {key: opened[-1].get(key) for key in asked} != asked:
         campaign.journal.append("test_opened", **asked)

@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages import tracking
+from stages.research.proposals import shown
 from stages.reward import Judged
 
-__all__ = ["Projection"]
+__all__ = ["Projection", "meter_points"]
+
+METERS = ("flops_a", "flops_b", "flops_c", "charged_flops", "cpu_s", "cpu_allowed_s", "calls", "ops")
+
+
+def meter_points(meters: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the three layers said of each task, as MLflow metrics."""
+    return {f"{of['task']}/meter/{key}": float(of[key]) for of in meters for key in METERS}
 
 
 class Projection:
@@ -46,21 +54,26 @@ class Projection:
         parents = [run for run in runs if run.data.tags.get("lensmith.kind") == "campaign"]
         return str(parents[0].info.run_id) if parents else ""
 
-    def iteration(self, result: Mapping[str, Any], judged: Sequence[Judged]) -> None:
-        """One finished iteration as a child run of the campaign."""
+    def iteration(
+        self, result: Mapping[str, Any], judged: Sequence[Judged], meters: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """One finished iteration as a child run of the campaign; ``meters`` are FLOPs by layer, of each task."""
         number = str(result["iteration"])
         if not self._parent or number in self._done:
             return
-        run = tracking.Run(str(result["name"]), {"spec": result["spec"], "status": result["status"]}, self._parent)
+        run = tracking.Run(
+            str(result["name"]), {"spec": shown(result["spec"]), "status": result["status"]}, self._parent
+        )
         run.tag({"lensmith.campaign": self.campaign, "lensmith.iteration": number, "lensmith.kind": "iteration"})
         run.tag({"outcome": str(result["status"]), "accepted": str(result["accepted"]).lower()})
-        metrics: dict[str, float] = {
-            "train_reward": result["train"]["reward_mean"],
-            "validation_reward": result["feedback"],
-            "train_placebo": result["train"]["placebo_reward"],
-            "train_flop_ratio": result["train"]["flop_ratio"],
-            "interpret_bytes": result["interpret_bytes"],
-        }
+        metrics: dict[str, float] = {"interpret_bytes": result["interpret_bytes"], **meter_points(meters)}
+        if result["train"] is not None:
+            metrics |= {
+                "train_reward": result["train"]["reward_mean"],
+                "validation_reward": result["feedback"],
+                "train_placebo": result["train"]["placebo_reward"],
+                "train_flop_ratio": result["train"]["flop_ratio"],
+            }
         for of_task in judged:
             task = of_task.task.name
             metrics[f"{task}/reward"] = float(of_task.reward[0])

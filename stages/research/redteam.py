@@ -39,8 +39,7 @@ from stages.metering import Calibration, calibrate
 from stages.research.apart import Apart, answer_apart, interpret_apart, layer_of
 from stages.research.house_rows import house_rows
 from stages.research.orphans import die_with_parent
-from stages.research.stage import jobs, settings
-from stages.research.trial import Settings, cached_target, cached_task
+from stages.research.settings import Settings, cached_target, cached_task, jobs, settings
 from stages.reward import judge, noise_floor
 from stages.tasks import list_tasks
 

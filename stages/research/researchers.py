@@ -1,16 +1,18 @@
 """M1: who proposes the next method. A researcher's parameters theta are its trials so far; they are persisted.
 
 ``random`` is the control every other researcher must beat. ``search`` is a tree-structured Parzen estimator
-(Bergstra et al. 2011, NeurIPS 24) through Optuna.
+(Bergstra et al. 2011, NeurIPS 24) through Optuna. ``files`` hands in method files that somebody else wrote.
 """
 
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from stages.errors import UserError
 from stages.interpretation.composed import Spec
+from stages.research.proposals import Proposal, Source
 from stages.research.space import draw_spec
 
 __all__ = ["RESEARCHERS", "Researcher", "make_researcher"]
@@ -32,8 +34,8 @@ class Researcher(ABC):
         self.trials: list[dict[str, Any]] = []
 
     @abstractmethod
-    def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
-        """(spec, the choices behind it) for one iteration."""
+    def propose(self, iteration: int) -> tuple[Proposal, dict[str, Any]]:
+        """(method, the choices behind it) for one iteration."""
 
     def update(self, choices: dict[str, Any], value: float | None) -> None:
         """Learn what a proposal was worth; None where the run says nothing about it (void or infra)."""
@@ -49,6 +51,29 @@ class RandomResearcher(Researcher):
 
     def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
         return _new([], self.trials, "random", self.seed, iteration)
+
+
+class FilesResearcher(Researcher):
+    """Method files of a folder, in the order of their names.
+
+    Args:
+        folder: one Python file with one Method each; what is proposed is the text at that moment.
+
+    Raises:
+        UserError: the folder holds no Python file.
+    """
+
+    name = "files"
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        super().__init__(seed)
+        self.files = sorted(folder.glob("*.py"))
+        if not self.files:
+            raise UserError(f"{folder} holds no Python file: put one file with one subclass of Method each into it")
+
+    def propose(self, iteration: int) -> tuple[Proposal, dict[str, Any]]:
+        file = self.files[iteration]
+        return Source(file.name, file.read_text(encoding="utf-8")), {"file": file.name}
 
 
 class SearchResearcher(Researcher):

@@ -1,27 +1,31 @@
 """``lensmith score``: a method of the user's own, on train and validation tasks, next to the built-in ones.
 
-The method runs in a process of its own, with a time limit; target, labels, meter and scoring stay here.
+The method runs in a process of its own, with a time limit; target, labels, meter and scoring stay here. What the three
+meters said goes to MLflow and to a side file, since CPU time varies from run to run.
 """
 
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
 
-from stages import paths
-from stages.errors import UserError
-from stages.execution import MethodArms, arms_of, load_baseline
+from stages import paths, tracking
+from stages.errors import InfraError, UserError
+from stages.execution import MethodArms, arms_of
 from stages.interpretation.methods import BUILT_IN
 from stages.metering import Calibration, calibrate
 from stages.research.apart import Apart, Frozen, answer_apart, interpret_apart
 from stages.research.fresh import fresh_gap
 from stages.research.orphans import die_with_parent
-from stages.research.stage import jobs, settings
-from stages.research.trial import Settings, cached_target, cached_task, judge_arms
+from stages.research.projection import meter_points
+from stages.research.settings import INFRA, Settings, cached_baseline, cached_target, cached_task, jobs, settings
+from stages.research.trial import judge_arms
 from stages.reward import Judged, leaderboard_row, task_row
+from stages.reward.stage import read_rows
 from stages.tasks import list_tasks
 
 __all__ = ["score_method", "verdict_text"]
@@ -42,12 +46,16 @@ def _one(
     orchestrator: int,
     fresh: bool,
 ) -> tuple[str, Apart, MethodArms, dict[str, Any] | None]:
-    """One task: the answer from a process of its own, then the arms."""
+    """One task: the answer from a process of its own, then the arms. A failure of the machinery is an outcome."""
     die_with_parent(orchestrator)
-    task, model = cached_task(family, target), cached_target(target)
-    apart = answer_apart(source, name, frozen, task, model, timeout_s, trust, rates)
-    baseline = load_baseline(paths.execution_dir("baseline"), task.name)
-    gap = fresh_gap(source, name, frozen, apart, task, model, chosen, timeout_s, trust, rates) if fresh else None
+    task, model, gap = cached_task(family, target), cached_target(target), None
+    baseline = cached_baseline(paths.execution_dir("baseline"), task.name)
+    try:
+        apart = answer_apart(source, name, frozen, task, model, timeout_s, trust, rates)
+        if fresh:
+            gap = fresh_gap(source, name, frozen, apart, task, model, chosen, timeout_s, trust, rates)
+    except INFRA as error:
+        apart = Apart.infra(task.name, error)
     return task.name, apart, arms_of(task, baseline, apart.answered, chosen.execution), gap
 
 
@@ -72,13 +80,15 @@ def score_method(
 
     Returns:
         {"method", "rows": leaderboard rows of it and the built-in methods, "per_task": its rows, "verdict",
-        "verdict_text", "outcome": ok, failed or void, "reason", "meters": FLOPs of each task by layer, "calibration",
-        "fresh_gap": rows per task}.
-        A void result has no rows of its own.
+        "verdict_text", "outcome": ok, failed, void or infra, "reason", "meters": FLOPs of each task by layer,
+        "calibration", "fresh_gap": rows per task}.
+        A result that is void or infra has no rows of its own. The meters also go to MLflow and, as "meters_file" says,
+        to .lensmith/meters/<method>.json.
 
     Raises:
         UserError: the graph has not been run, or there is no sandbox and no ``trust``.
         MethodError: the file does not import, or interpret fails. (Failing to answer is a result, not an error.)
+        InfraError: no method starts here, or a worker process was killed. (On a single task it is a result.)
     """
     path = Path(path)
     if not path.is_file():
@@ -91,45 +101,68 @@ def score_method(
     paths.require(paths.execution_dir("baseline"), "baseline")
     rates = calibrate()
     progress("interpret")
-    made = interpret_apart(path, path.stem, sorted({target for _, target in tasks}), chosen, timeout_s, trust)
+    try:
+        made = interpret_apart(path, path.stem, sorted({target for _, target in tasks}), chosen, timeout_s, trust)
+    except OSError as error:
+        raise InfraError(f"no method's process could be made ({error}): run it again") from error
     progress("answers, assisted and placebo arms")
-    with Parallel(n_jobs=jobs(), initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
-        done = pool(
-            delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, os.getpid(), fresh)
-            for f, t in tasks
-        )
+    work = [
+        delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, os.getpid(), fresh)
+        for f, t in tasks
+    ]
+    try:
+        with Parallel(n_jobs=jobs(), initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+            done = pool(work)
+    except BrokenProcessPool as error:
+        raise InfraError(f"a worker process was killed ({' '.join(str(error).split())[:200]}): run it again") from error
     arms = {task_name: of_task for task_name, _, of_task, _ in done}
     name = path.stem if path.stem not in BUILT_IN else f"{path.stem}_of_yours"
     judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
     void = [apart for _, apart, _, _ in done if apart.outcome == "void"]
-    mine = [] if void else [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    rows = mine + [row for file in ("train", "leaderboard") for row in _rows(file)]
+    infra = [apart for _, apart, _, _ in done if apart.outcome == "infra"]
+    mine = (
+        [] if void or infra else [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
+    )
+    rows = mine + [row for file in ("train", "leaderboard") for row in read_rows(file)]
     rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
     failed = [apart for _, apart, _, _ in done if apart.outcome == "failed"]
-    worst = next(iter([*void, *failed]), None)
+    worst = next(iter([*void, *infra, *failed]), None)
+    outcome = "void" if void else "infra" if infra else "failed" if failed else "ok"
+    meters = [apart.facts | {"outcome": apart.outcome} for _, apart, _, _ in done]
     return {
         "method": name,
+        "meters_file": _keep(name, outcome, meters, rates),
         "interpret_bytes": sum(frozen.n_bytes for frozen in made.values()),
         "interpret_cpu_s": round(sum(frozen.seconds for frozen in made.values()), 3),
         "rows": rows,
-        "per_task": [task_row(name, j) for split in judged for j in judged[split]],
-        "outcome": "void" if void else "failed" if failed else "ok",
+        "per_task": [task_row(name, j) for split in judged for j in judged[split]] if mine else [],
+        "outcome": outcome,
         "reason": worst.reason if worst else "",
         "layer": worst.layer if worst else "",
-        "meters": [apart.facts | {"outcome": apart.outcome} for _, apart, _, _ in done],
+        "meters": meters,
         "fresh_gap": [gap for _, _, _, gap in done if gap is not None],
         "calibration": rates.facts(),
-        "verdict": mine[-1]["verdict"] if mine else "void",
+        "verdict": mine[-1]["verdict"] if mine else outcome,
         "verdict_text": verdict_text(mine[-1], judged[mine[-1]["split"]])
         if mine
-        else f"{name} is void, which is no score: {void[0].reason}.",
+        else f"{name} is {outcome}, which is no score: {worst.reason if worst else ''}."
+        + ("" if void else " That is not the method's fault: run it again."),
     }
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    file = paths.metrics_file(name)
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return rows
+def _keep(name: str, outcome: str, meters: list[dict[str, Any]], rates: Calibration) -> str:
+    """Write what the meters said beside the results and to MLflow; returns the file, relative to the working copy."""
+    file = paths.meters_file(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"method": name, "outcome": outcome, "meters": meters, "calibration": rates.facts()}
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(file)
+    with tracking.stage_run(f"score {name}", {"method": name}) as log:
+        log.tag({"lensmith.kind": "score", "outcome": outcome})
+        log(meter_points([of for of in meters if "flops_a" in of]))
+        log({f"calibration/{key}": value for key, value in rates.facts().items()})
+    return file.relative_to(paths.root()).as_posix()
 
 
 def verdict_text(row: dict[str, Any], judged: Sequence[Judged]) -> str:

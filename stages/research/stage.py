@@ -7,7 +7,6 @@ complete: killed and run again with nothing changed, it continues; complete, it 
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import warnings
@@ -18,20 +17,19 @@ from pydantic import Field
 
 from stages import paths
 from stages.errors import UserError
-from stages.execution.stage import Config as ExecutionConfig
-from stages.interpretation.stage import Config as InterpretationConfig
 from stages.params import Params, load
 from stages.research.campaign import Campaign, Progress
 from stages.research.opening import best_found, open_test
 from stages.research.projection import Projection
-from stages.research.researchers import make_researcher
-from stages.research.trial import Settings
-from stages.reward.stage import Config as RewardConfig
-from stages.reward.stage import write_rows
+from stages.research.proposals import shown
+from stages.research.researchers import FilesResearcher, Researcher, make_researcher
+from stages.research.settings import Settings, jobs, settings
+from stages.reward.stage import read_rows, write_rows
+from stages.sandbox import require_sandbox
 from stages.targets import load_target
 from stages.tasks import list_tasks
 
-__all__ = ["Config", "campaign", "jobs", "main", "run", "settings"]
+__all__ = ["Config", "campaign", "main", "run"]
 
 
 class Config(Params):
@@ -41,23 +39,11 @@ class Config(Params):
     seed: int = Field(ge=0)
 
 
-def jobs() -> int:
-    """Worker processes: LENSMITH_JOBS, else one per core."""
-    return max(1, int(os.environ.get("LENSMITH_JOBS") or os.cpu_count() or 1))
-
-
-def settings() -> tuple[Settings, tuple[str, ...]]:
-    """The stages' configurations, and the methods on the leaderboard."""
-    reward = load("reward", RewardConfig)
-    return Settings(
-        load("interpretation", InterpretationConfig), load("execution", ExecutionConfig), reward
-    ), reward.methods
-
-
-def fingerprint(config: Config, chosen: Settings) -> str:
+def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
     """What a campaign depends on: its settings, the targets, and the baseline arm it is measured against."""
     sha = hashlib.sha256()
-    for part in (config, chosen.interpretation, chosen.execution, chosen.reward):
+    sha.update(json.dumps([researcher.name, researcher.seed, budget]).encode())
+    for part in (chosen.interpretation, chosen.execution, chosen.reward):
         sha.update(part.model_dump_json().encode())
     for name in chosen.interpretation.targets:
         sha.update(load_target(name).digest.encode())
@@ -68,11 +54,12 @@ def fingerprint(config: Config, chosen: Settings) -> str:
     return sha.hexdigest()
 
 
-def _conduct(config: Config, folder: Path, progress: Progress, key: str) -> tuple[Campaign, Projection]:
+def _conduct(
+    researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str
+) -> tuple[Campaign, Projection]:
     chosen, _ = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
-    researcher = make_researcher(config.researcher, config.seed)
-    one = Campaign(folder, researcher, splits, chosen, config.budget, progress, jobs())
+    one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs())
     started = one.journal.first("started")
     if started is not None and one.journal.first("fingerprint", key=key) is None:
         raise UserError(
@@ -83,45 +70,45 @@ def _conduct(config: Config, folder: Path, progress: Progress, key: str) -> tupl
         one.journal.append("fingerprint", key=key)
     resumed = len(one.journal.of("result"))
     if resumed:
-        progress(f"continuing after iteration {resumed} of {config.budget}")
-    projection = Projection(key, config.model_dump())
+        progress(f"continuing after iteration {resumed} of {budget}")
+    projection = Projection(key, {"researcher": researcher.name, "seed": researcher.seed, "budget": budget})
 
-    def project(result: dict[str, Any]) -> None:
-        both = [*one.judged(result["iteration"], "train"), *one.judged(result["iteration"], "validation")]
-        projection.iteration(result, both)
+    def project(result: dict[str, Any], meters: list[dict[str, Any]]) -> None:
+        known = ("train", "validation") if result["train"] is not None else ()
+        judged = [of_task for split in known for of_task in one.judged(result["iteration"], split)]
+        projection.iteration(result, judged, meters)
 
     one.run(project)
     return one, projection
 
 
-def summary(one: Campaign, config: Config, name: str) -> dict[str, Any]:
+def summary(one: Campaign, name: str) -> dict[str, Any]:
     """metrics/campaign.json."""
     iterations, best = [], 0.0
     for result in one.journal.of("result"):
         best = max(best, result["feedback"]) if result["accepted"] else best
+        train, validation = result["train"] or {}, result["validation"] or {}
         iterations.append(
-            {
-                key: result[key]
-                for key in ("iteration", "name", "spec", "status", "reason", "accepted", "interpret_bytes")
-            }
+            {key: result[key] for key in ("iteration", "name", "status", "reason", "accepted", "interpret_bytes")}
             | {
-                "train_reward": result["train"]["reward_mean"],
+                "spec": shown(result["spec"]),
+                "train_reward": train.get("reward_mean"),
                 "validation_reward": result["feedback"],
-                "validation_low": result["validation"]["reward_low"],
-                "validation_high": result["validation"]["reward_high"],
-                "flop_ratio": result["validation"]["flop_ratio"],
+                "validation_low": validation.get("reward_low"),
+                "validation_high": validation.get("reward_high"),
+                "flop_ratio": validation.get("flop_ratio"),
                 "best_so_far": best,
             }
         )
-    star, leaders = best_found(one), _leaderboard()
+    star, leaders = best_found(one), read_rows("leaderboard")
     found = None
     if star is not None:
-        found = {"name": star["name"], "spec": star["spec"], "iteration": star["iteration"]}
+        found = {"name": star["name"], "spec": shown(star["spec"]), "iteration": star["iteration"]}
         found |= {"validation_reward": star["feedback"], "accepted": star["accepted"]}
     return {
         "campaign": name,
-        "researcher": config.researcher,
-        "seed": config.seed,
+        "researcher": one.researcher.name,
+        "seed": one.researcher.seed,
         "iterations": iterations,
         "incumbent": found,
         "best_built_in": {k: leaders[0][k] for k in ("method", "reward_mean")} if leaders else None,
@@ -129,34 +116,44 @@ def summary(one: Campaign, config: Config, name: str) -> dict[str, Any]:
     }
 
 
-def _leaderboard() -> list[dict[str, Any]]:
-    file = paths.metrics_file("leaderboard")
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return rows
+def campaign(
+    researcher: str, budget: int, seed: int, name: str, progress: Progress = print, methods: Path | None = None
+) -> dict[str, Any]:
+    """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
+    Args:
+        researcher: by name; taken for ``files`` where ``methods`` is given.
+        budget: iterations; with ``methods`` at most one per file.
+        methods: folder of method files to hand in; each runs in the sandbox.
 
-def campaign(researcher: str, budget: int, seed: int, name: str, progress: Progress = print) -> dict[str, Any]:
-    """A campaign of one's own, in data/research/<name>/; it never opens the test split."""
-    config = Config(researcher=make_researcher(researcher, seed).name, budget=budget, seed=seed)
+    Raises:
+        UserError: no such researcher or folder, no sandbox for the files, or a campaign of that name with other
+            settings.
+    """
+    author = make_researcher(researcher, seed) if methods is None else FilesResearcher(seed, methods)
+    if isinstance(author, FilesResearcher):
+        budget = min(budget, len(author.files))
+        require_sandbox(f"{methods} holds code nobody has reviewed")
     chosen, _ = settings()
-    key = fingerprint(config.model_copy(update={"budget": 1}), chosen)  # a larger budget continues the same campaign
-    one, _ = _conduct(config, paths.campaign_dir(name), progress, key)
-    return summary(one, config, name)
+    key = fingerprint(author, 1, chosen)  # a larger budget continues the same campaign
+    one, _ = _conduct(author, budget, paths.campaign_dir(name), progress, key)
+    return summary(one, name)
 
 
 def run(config: Config, progress: Progress = print) -> dict[str, Any]:
     """The campaign of the graph, and the sealed test split."""
     chosen, methods = settings()
-    key = fingerprint(config, chosen)
+    author = make_researcher(config.researcher, config.seed)
+    key = fingerprint(author, config.budget, chosen)
     folder = paths.work_dir() / "campaigns" / key[:16]
-    one, projection = _conduct(config, folder, progress, key)
+    one, projection = _conduct(author, config.budget, folder, progress, key)
     test = open_test(one, methods, list_tasks("test"), chosen)
     projection.test(test["rows"])
     out = paths.campaign_dir("campaign")
     out.mkdir(parents=True, exist_ok=True)
     for file in ("events.jsonl", "theta.json"):
         shutil.copyfile(folder / file, out / file)
-    result = summary(one, config, "campaign")
+    result = summary(one, "campaign")
     write_rows(result, "campaign")
     write_rows(test["rows"], "test")
     write_rows(test["per_task"], "test_per_task")
@@ -168,4 +165,12 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # joblib replaces a worker whose memory has grown and says so each time; nothing is lost by it.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-    run(load("research", Config))
+    if sys.argv[1:] == ["fresh"]:
+        from stages.research import fresh
+
+        for row in fresh.run():
+            if row["task"] == "all":
+                gap = row.get("gap", "-")
+                print(f"{row['method']}: {row['outcome']}, gap {gap} over {row['n_tasks']} tasks", flush=True)
+    else:
+        run(load("research", Config))

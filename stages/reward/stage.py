@@ -18,7 +18,7 @@ from stages.reward.formula import FORMS, Form
 from stages.reward.judging import Judged, RewardConfig, judge, leaderboard_row, rounded, task_row
 from stages.tasks import list_tasks, load_task
 
-__all__ = ["Config", "main", "run", "sensitivity", "write_rows"]
+__all__ = ["Config", "main", "read_rows", "run", "sensitivity", "write_rows"]
 
 
 class Config(RewardConfig):
@@ -33,6 +33,13 @@ def write_rows(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], name: str)
     path = paths.metrics_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """Rows of metrics/<name>.json; none where it has not been made."""
+    path = paths.metrics_file(name)
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return rows
 
 
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 from stages.sandbox.bubblewrap import layers, why_unavailable
 
 if TYPE_CHECKING:
-    from stages.sandbox.host import Limits, MethodProcess, Reply
+    from stages.sandbox.host import Limits, MethodProcess, Reply, require_sandbox
 
-__all__ = ["Limits", "MethodProcess", "Reply", "layers", "why_unavailable"]
+__all__ = ["Limits", "MethodProcess", "Reply", "layers", "require_sandbox", "why_unavailable"]
 
 
 def __getattr__(name: str) -> Any:
     # The host needs torch, which takes seconds to import; `lensmith doctor` asks for the layers alone.
-    if name in ("Limits", "MethodProcess", "Reply"):
+    if name in ("Limits", "MethodProcess", "Reply", "require_sandbox"):
         return getattr(import_module("stages.sandbox.host"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

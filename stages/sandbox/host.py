@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from stages.errors import MethodError, UserError
+from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.contract import Interpretation, Query
 from stages.metering import MeteredAccess
 from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
@@ -27,11 +27,13 @@ from stages.sandbox.codec import Disconnected, MessageError, TimedOut, receive, 
 from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
 from stages.targets import Intervention, Objective
 
-__all__ = ["Limits", "MethodProcess", "Reply"]
+__all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
 
 START_SECONDS = 120.0
 """A process that has not imported its method by then is stopped."""
 WATCH_SECONDS = 0.2
+PROBE = "nothing"
+"""A built-in method that always starts: where even it does not, the fault is not the method's."""
 OPERATIONS = ("corpus", "dictionaries", "forward", "gradients", "has_variant", "weights")
 
 
@@ -90,16 +92,16 @@ class MethodProcess:
     Raises:
         UserError: there is no sandbox here and ``trust`` was not given.
         MethodError: it does not start, or a job fails; says how.
+        InfraError: no method's process starts on this machine now.
     """
 
     def __init__(
         self, source: str | Path, name: str, timeout_s: float, *, trust: bool = False, limits: Limits | None = None
     ) -> None:
         self.name, self.timeout_s, self.limits = name, timeout_s, limits or Limits()
-        if not trust and why_unavailable():
-            raise UserError(
-                f"method {name!r} is code nobody has reviewed, and there is no sandbox to run it in:"
-                f" {why_unavailable()}; or give --trust to run it with your own rights"
+        if not trust:
+            require_sandbox(
+                f"method {name!r} is code nobody has reviewed", "; or give --trust to run it with your own rights"
             )
         ours, theirs = socket.socketpair()
         self._connection, self._closed = ours, False
@@ -114,8 +116,10 @@ class MethodProcess:
             go = {"limits": {} if trust else self.limits.rlimits()}
             self._send(go, "import")
             hello = self._receive("import", time.monotonic() + max(START_SECONDS, timeout_s), timeout_s)
-        except MethodError:
+        except MethodError as error:
             self.close()
+            if source == PROBE or not _starts(trust):
+                raise InfraError(f"no method's process starts here: {error.cause}") from error
             raise
         if "error" in hello:
             self.close()
@@ -287,6 +291,21 @@ class MethodProcess:
         return MethodError(
             self.name, place, f"its process ended (exit code {code}; {how})", "It may not exit or be killed."
         )
+
+
+def require_sandbox(why: str, otherwise: str = "") -> None:
+    """Raise UserError where there is no sandbox; the message says how to get one."""
+    if why_unavailable():
+        raise UserError(f"{why}, and there is no sandbox to run it in: {why_unavailable()}{otherwise}")
+
+
+def _starts(trust: bool) -> bool:
+    """Whether a method that is known to start does."""
+    try:
+        MethodProcess(PROBE, PROBE, START_SECONDS, trust=trust).close()
+    except (InfraError, OSError):
+        return False
+    return True
 
 
 def _serve(message: dict[str, Any], access: MeteredAccess) -> dict[str, Any]:

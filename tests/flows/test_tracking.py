@@ -22,7 +22,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("LENSMITH_ROOT", str(root))
         patch.setenv("LENSMITH_TRACKING", "on")
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.prepare()
+        tracking.open_store()
     return root / "mlruns"
 
 

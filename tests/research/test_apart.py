@@ -1,5 +1,6 @@
 """The three meters together, fresh instances, and the seals."""
 
+import json
 import os
 import random
 import subprocess
@@ -10,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from stages import paths
 from stages.errors import UserError
 from stages.metering import Calibration, Unexplained, calibrate
 from stages.research import Journal
 from stages.research.apart import answer_apart, interpret_apart, unchanged
 from stages.research.fresh import fresh_gap, fresh_task
 from stages.research.redteam import CONTROLS
-from stages.research.stage import settings
-from stages.research.trial import cached_target, cached_task
+from stages.research.settings import cached_target, cached_task, settings
 from stages.sandbox.groups import descendants
 from stages.tasks.making import instance_keys
 from tests import toy
@@ -174,6 +175,11 @@ def test_an_edited_journal_is_void(tmp_path):
             Journal(path)
 
 
+def results(graph: Path) -> dict[Path, int]:
+    """Everything but work in progress, with its time of writing."""
+    return {f: f.stat().st_mtime_ns for f in graph.rglob("*") if f.is_file() and paths.work_dir() not in f.parents}
+
+
 @needs_sandbox
 def test_killing_the_orchestrator_leaves_neither_processes_nor_half_results(graph):
     """kill -9 of `score` at random moments, with workers and sandboxes below it; then it simply runs again."""
@@ -182,7 +188,7 @@ def test_killing_the_orchestrator_leaves_neither_processes_nor_half_results(grap
         " print('started', flush=True); score_method(Path(sys.argv[1]), progress=lambda said: None); print('done')"
     )
     method = CONTROLS / "numpy_heavy.py"
-    before = {file: file.stat().st_mtime_ns for file in graph.rglob("*") if file.is_file()}
+    before = results(graph)
     rng = random.Random(2)
     for _ in range(int(os.environ.get("LENSMITH_KILL_MOMENTS", "2"))):
         one = subprocess.Popen(
@@ -198,4 +204,6 @@ def test_killing_the_orchestrator_leaves_neither_processes_nor_half_results(grap
         one.wait()
         left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes()[:200] for pid in gone(below, 20.0)}
         assert left == {}
-        assert {file: file.stat().st_mtime_ns for file in graph.rglob("*") if file.is_file()} == before
+        assert results(graph) == before
+        for file in paths.work_dir().rglob("*.json"):
+            json.loads(file.read_text(encoding="utf-8"))

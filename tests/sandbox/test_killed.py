@@ -84,7 +84,7 @@ def test_killing_the_server_ends_the_sandbox(tmp_path):
     path = tmp_path / "busy.py"
     path.write_text(METHOD, encoding="utf-8")
     rng = random.Random(1)
-    for _ in range(max(1, MOMENTS // 2)):
+    for _ in range(MOMENTS):
         server = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SERVER), str(path)],
             cwd=Path(__file__).resolve().parents[2],

@@ -1,0 +1,166 @@
+"""Outcomes are kept apart: ok, failed, void and infra, in a campaign over method files and in `score`."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from stages import paths
+from stages.errors import InfraError, UserError
+from stages.metering import calibrate
+from stages.research import Journal
+from stages.research.apart import interpret_apart
+from stages.research.researchers import FilesResearcher
+from stages.research.score import _one, score_method
+from stages.research.settings import settings
+from stages.research.stage import campaign
+from stages.sandbox.groups import descendants
+from tests.sandbox.walls import needs_sandbox
+
+HEAD = """
+import torch
+from stages.interpretation import Interpretation, Method, Represent
+
+class Mine(Method):
+    def interpret(self, target, budget):
+        return Interpretation()
+
+"""
+HONEST = """
+def answer(self, query, interpretation, target):
+    return target.forward(query.inputs).outputs.flatten(1) if isinstance(query, Represent) else None
+"""
+RAISES = """
+def answer(self, query, interpretation, target):
+    raise RuntimeError("not today")
+"""
+TAMPERS = """
+def answer(self, query, interpretation, target):
+    from stages.metering import own
+    for counter in list(vars(own).values()):
+        pass
+    import numpy as np
+    a = np.random.default_rng(0).normal(size=(1500, 1500))
+    for _ in range(12):
+        a = a @ a / 1500
+    return torch.ones(query.inputs.shape[0], 1) * float(a[0, 0] > 1e9)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, body in (("a_honest", HONEST), ("b_raises", RAISES), ("c_hides_work", TAMPERS)):
+        text = HEAD + textwrap.indent(textwrap.dedent(body), "    ")
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+@needs_sandbox
+def test_method_files_of_a_folder_are_a_campaign_and_each_outcome_is_itself(graph, folder):
+    summary = campaign("search", 99, 0, "handed-in", lambda said: None, methods=folder)
+    events = Journal(paths.campaign_dir("handed-in") / "events.jsonl")
+    results = events.of("result")
+    assert [r["status"] for r in results] == ["ok", "failed", "void"]
+    honest, raises, void = results
+    assert honest["spec"]["source"] == (folder / "a_honest.py").read_text(encoding="utf-8")
+    assert "not today" in raises["reason"] and raises["train"]["reward_mean"] <= 0 and not raises["accepted"]
+    assert void["train"] is void["validation"] is void["feedback"] is void["objective"] is None
+    assert "CPU" in void["reason"]
+    theta = json.loads((paths.campaign_dir("handed-in") / "theta.json").read_text(encoding="utf-8"))
+    assert [trial["value"] is None for trial in theta["trials"]] == [False, False, True]
+    assert [row["spec"]["file"] for row in summary["iterations"]] == ["a_honest.py", "b_raises.py", "c_hides_work.py"]
+    assert json.loads(json.dumps(summary)) == summary
+
+    # Run again with nothing left to do: the same events, and what a file says now changes no past result.
+    (folder / "b_raises.py").write_text("nonsense(", encoding="utf-8")
+    before = (paths.campaign_dir("handed-in") / "events.jsonl").read_bytes()
+    assert campaign("search", 99, 0, "handed-in", lambda said: None, methods=folder) == summary
+    assert (paths.campaign_dir("handed-in") / "events.jsonl").read_bytes() == before
+
+
+def test_a_folder_without_methods_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no Python file"):
+        FilesResearcher(0, tmp_path)
+
+
+def workers() -> set[int]:
+    found = set()
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if b"loky" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
+
+
+def test_a_killed_worker_is_infra_is_tried_again_and_changes_no_result(graph, monkeypatch):
+    undisturbed = campaign("random", 1, 0, "undisturbed", lambda said: None)
+    monkeypatch.setenv("LENSMITH_JOBS", "2")
+    stop = threading.Event()
+
+    def kill_one() -> None:
+        while not stop.is_set():
+            for pid in workers():
+                with contextlib.suppress(OSError):
+                    if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+                        return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        disturbed = campaign("random", 1, 0, "disturbed", lambda said: None)
+    finally:
+        stop.set()
+        killer.join()
+    infra = Journal(paths.campaign_dir("disturbed") / "events.jsonl").of("infra")
+    assert len(infra) == 1 and infra[0]["iteration"] == 0
+    assert disturbed["iterations"] == undisturbed["iterations"]
+
+
+@contextlib.contextmanager
+def few_files():
+    """No more file descriptors than are open: nothing can be started."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) - 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@needs_sandbox
+def test_a_task_the_machinery_fails_on_is_infra_and_no_score(graph, folder):
+    chosen, _ = settings()
+    source, case = folder / "a_honest.py", ("few_shot_shapley", "digits_few_shot")
+    frozen = interpret_apart(source, "honest", [case[1]], chosen, 60, False)[case[1]]
+    rates = calibrate()
+    arguments = (source, "honest", frozen, *case, chosen, 60.0, False, rates, os.getpid(), False)
+    _one(*arguments)  # what is read from disk is read now
+    with few_files():
+        name, apart, arms, gap = _one(*arguments)
+    assert apart.outcome == "infra" and "Too many open files" in apart.reason and gap is None
+    assert name == "few_shot_shapley.digits_few_shot" and arms.status == "failed"
+
+
+@needs_sandbox
+def test_where_nothing_starts_score_says_so_and_blames_no_method(graph, folder):
+    with few_files(), pytest.raises((InfraError, OSError)):
+        score_method(folder / "a_honest.py", fresh=False, progress=lambda said: None)
+    assert not paths.meters_file("a_honest").exists()
+
+
+@needs_sandbox
+def test_what_the_meters_said_is_kept_beside_the_results(graph, folder):
+    result = score_method(folder / "a_honest.py", fresh=False, progress=lambda said: None)
+    kept = json.loads((paths.root() / result["meters_file"]).read_text(encoding="utf-8"))
+    assert kept["outcome"] == result["outcome"] == "ok"
+    assert kept["meters"] == result["meters"] and {"flops_a", "flops_b", "flops_c", "cpu_s"} <= set(kept["meters"][0])
+    assert kept["calibration"]["dense_flops_per_s"] > 0
