@@ -15,10 +15,10 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -39,7 +39,7 @@ from stages.dictionaries.gallery import gallery_of
 from stages.dictionaries.geometry import MATCHED, matched_cosines, random_likeness
 from stages.dictionaries.intervals import estimate, over_items
 from stages.dictionaries.storage import save_dictionary
-from stages.dictionaries.training import recipe_for, train
+from stages.dictionaries.training import ARCHITECTURES, recipe_for, train
 from stages.errors import UserError
 from stages.params import Params, load
 from stages.targets import Target, load_target
@@ -54,8 +54,8 @@ Row = dict[str, Any]
 
 
 class ArchitectureConfig(Params):
-    name: Literal["standard", "topk", "batchtopk"]
-    """standard is ReLU with an L1 penalty."""
+    name: str
+    """One of ``training.ARCHITECTURES``; standard is ReLU with an L1 penalty."""
     sparsity: float = Field(gt=0)
     """L1 coefficient (standard) or latents per row (topk, batchtopk)."""
     label: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
@@ -64,6 +64,13 @@ class ArchitectureConfig(Params):
     """Coefficients of regularisers added to the loss, by name (stages/dictionaries/plugs.py)."""
     activation: str = ""
     """Name of an activation in place of ReLU (standard only)."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ARCHITECTURES:
+            raise ValueError(f"architecture {name!r} is unknown; known: {', '.join(ARCHITECTURES)}")
+        return name
 
     @property
     def called(self) -> str:
@@ -96,8 +103,8 @@ class Config(Params):
     """Bootstrap resamples per interval."""
     n_probe_rows: int = Field(ge=20)
     """Rows that probes are trained on, and at most tested on."""
-    n_gallery: int = Field(ge=0, le=1000)
-    """Latents per dictionary in the gallery."""
+    n_gallery: int = Field(ge=0, le=2000)
+    """Latents per dictionary in the gallery, at most; each is about 1.3 kB there."""
 
 
 def run(config: Config, target_name: str) -> list[Row]:
@@ -199,8 +206,8 @@ def _hook(
                 decoders[architecture.called][seed] = live_decoder(codec, held)
                 values = evaluate(codec, held, config.n_resamples, seed)
                 if kept:
-                    pages = gallery_of(codec, held, config.n_gallery)
-                    galleries.append(common | {"architecture": architecture.called, "seed": seed, "latents": pages})
+                    which = {"architecture": architecture.called, "sparsity": architecture.sparsity, "seed": seed}
+                    galleries.append(common | which | gallery_of(codec, held, config.n_gallery))
             about = {"architecture": architecture.called, "sparsity": architecture.sparsity, "seed": seed}
             rows.append(common | about | finish(values, nulls, raw))
             print(_line(rows[-1], held, time.monotonic() - start), flush=True)
