@@ -177,23 +177,6 @@ def test_classes_looked_up_are_the_labels(finished: Finished) -> None:
     assert torch.equal(subjects(target, "validation", rows).classes, rows.label)
 
 
-@pytest.mark.parametrize("target", HOOKS)
-def test_the_gallery_shows_distinct_images_strongest_first(finished: Finished, target: str) -> None:
-    gallery = json.loads((finished.root / "data/dictionaries" / target / "gallery.json").read_text())
-    assert [page["architecture"] for page in gallery["dictionaries"]] == ["standard", "topk", "batchtopk"]
-    for dictionary in gallery["dictionaries"]:
-        assert 1 <= len(dictionary["latents"]) <= 6
-        for page in dictionary["latents"]:
-            images = [tuple(map(tuple, image)) for image in page["images"]]
-            assert len(set(images)) == len(images) <= 9
-            assert all(len(image) == 8 and all(0 <= v <= 16 for row in image for v in row) for image in images)
-            assert page["activations"] == sorted(page["activations"], reverse=True) and page["activations"][-1] > 0
-            assert len(page["classes"]) == len(page["positions"]) == len(images)
-            assert max(page["class_histogram"]) / sum(page["class_histogram"]) == pytest.approx(
-                page["purity"], abs=1e-5
-            )
-
-
 def test_a_rerun_writes_the_same_bytes(finished: Finished) -> None:
     folder = finished.root / "data/dictionaries/digits_mlp"
     before = {file.name + file.parent.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
