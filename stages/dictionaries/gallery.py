@@ -129,7 +129,7 @@ def directions_of(codec: Codec, chosen: Tensor) -> Tensor:
         origin = codec.decode(torch.zeros(1, codec.n_latents))
         parts = [
             codec.decode(torch.nn.functional.one_hot(some, codec.n_latents).float()) - origin
-            for some in chosen.split(EFFECT_BATCH)
+            for some in torch.split(chosen, EFFECT_BATCH)
         ]
     return torch.cat(parts) if parts else torch.zeros(0, codec.decoder.shape[1])
 
@@ -171,7 +171,7 @@ def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> 
         [
             _shifted(held, held.inputs[some], amount.unsqueeze(-1) * direction[of].unsqueeze(1))
             for some, amount, of in zip(
-                example.split(EFFECT_BATCH), multiple.split(EFFECT_BATCH), owner.split(EFFECT_BATCH), strict=True
+                *(torch.split(part, EFFECT_BATCH) for part in (example, multiple, owner)), strict=True
             )
         ]
     )
@@ -234,12 +234,12 @@ def _histogram(z: Tensor, classes: Tensor, largest: float) -> list[list[int]]:
     on = z > 0
     place = (z[on].double() / largest * N_BINS).ceil().long().clamp(1, N_BINS) - 1
     counts = torch.bincount(place * N_CLASSES + classes[on], minlength=N_BINS * N_CLASSES)
-    return counts.reshape(N_BINS, N_CLASSES).tolist()  # type: ignore[no-any-return]
+    return counts.reshape(N_BINS, N_CLASSES).tolist()
 
 
 def _heat(z: Tensor, largest: float) -> list[list[int]]:
     """(images, T) activation in percent of the largest."""
-    return (z.double() / largest * 100).round().clamp(0, 100).int().tolist()  # type: ignore[no-any-return]
+    return (z.double() / largest * 100).round().clamp(0, 100).int().tolist()
 
 
 def _top_rows(values: Tensor, image: Tensor) -> Tensor:
