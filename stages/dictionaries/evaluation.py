@@ -15,6 +15,7 @@ from torch import Tensor
 from stages.activations import ActivationCache, Rows, rows_of
 from stages.activations.order import generator_for
 from stages.dictionaries import geometry, metrics
+from stages.dictionaries.absorption import absorption
 from stages.dictionaries.codec import OWN, decode, encode
 from stages.dictionaries.intervals import estimate, over_items, percentiles, resamples
 from stages.dictionaries.storage import load_dictionary
@@ -24,7 +25,9 @@ from stages.targets import Target
 
 __all__ = ["Codec", "HeldOut", "codec_of", "evaluate", "held_out", "live_decoder", "load_codec", "random_dictionary"]
 
-K_SPARSE = (1, 5)
+K_SPARSE = (1, 2, 5)
+JACKKNIFE = 10
+"""Groups of examples left out in turn for the interval of the description length."""
 
 
 class Codec(NamedTuple):
@@ -161,8 +164,9 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[s
     """All metrics of one dictionary: {"<metric>": {"value", "low", "high", "null"}}, and counts as plain numbers.
 
     Intervals (95%, bootstrap) are over examples, except for monosemanticity, class purity, class entropy, max_cosine
-    and dead_ratio, whose population is the latents. ``<metric>_shuffled`` of the first three is the same latents over
-    shuffled images or classes. "null" is left empty for the caller, who knows the random dictionary.
+    and dead_ratio, whose population is the latents, and splitting and absorption, whose population is the classes; that
+    of the description length is a jackknife over groups of examples. ``<metric>_shuffled`` of the first three is the
+    same latents over shuffled images or classes. "null" is left empty for the caller, who knows the random dictionary.
     """
     generator = generator_for("evaluation", seed)
     acts, x = held.rows.acts, held.rows.acts.double()
@@ -181,21 +185,42 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[s
             metrics.explained_variance(acts, reconstruction), *_variance_interval(x, reconstruction.double(), per_row)
         ),
         "dead_ratio": estimate(*over_items((~alive).double(), n_resamples, generator)),
-        "reconstruction_bias": estimate(metrics.reconstruction_bias(acts, reconstruction)),
-        "l2_ratio": estimate(geometry.l2_ratio(acts, reconstruction)),
+        **_shrinkage(acts, reconstruction, per_row),
         "density_histogram": geometry.density_histogram(metrics.density(latents)),
         "max_cosine": estimate(*over_items(geometry.max_cosine(codec.decoder[alive]), n_resamples, generator)),
     }
-    length = geometry.description_length(acts, latents, reconstruction, codec.decoder)
-    out |= {
-        "description_length": estimate(length.total),
-        "description_length_codes": estimate(length.codes),
-        "description_length_raw": estimate(length.raw),
-    }
+    out |= _lengths(acts, latents, reconstruction, codec.decoder, held)
     out |= _behaviour(codec, held, weights)
     out |= _meaning(latents[:, alive], held, n_resamples, generator)
-    out |= _probes(codec, held, latents, per_row)
+    out |= _probes(codec, held, latents, per_row, n_resamples, generator)
     return out
+
+
+def _shrinkage(acts: Tensor, reconstruction: Tensor, per_row: Tensor) -> dict[str, Any]:
+    x, y = acts.double(), reconstruction.double()
+    bias = (per_row @ y.square().sum(-1)) / (per_row @ (x * y).sum(-1))
+    lengths = x.norm(dim=-1)
+    kept = per_row * (lengths >= geometry.SHORT)
+    ratio = kept @ (y.norm(dim=-1) / lengths.clamp_min(geometry.SHORT)) / kept.sum(-1)
+    return {
+        "reconstruction_bias": estimate(metrics.reconstruction_bias(acts, reconstruction), *percentiles(bias)),
+        "l2_ratio": estimate(geometry.l2_ratio(acts, reconstruction), *percentiles(ratio)),
+    }
+
+
+def _lengths(
+    acts: Tensor, latents: Tensor, reconstruction: Tensor, decoder: Tensor, held: HeldOut
+) -> dict[str, dict[str, Any]]:
+    """Description length in bits per row, with one group of examples left out at a time for the intervals."""
+    groups = min(JACKKNIFE, held.n_examples)
+    without = torch.stack([(held.cluster % groups != group).double() for group in range(groups)])
+    weights = torch.cat([torch.ones(1, len(acts), dtype=torch.float64), without])
+    codes, residual, raw = geometry.description_lengths(acts, latents, reconstruction, decoder, weights)
+    named = {"": codes + residual, "_codes": codes, "_raw": raw}
+    return {
+        f"description_length{suffix}": estimate(float(bits[0]), *geometry.jackknife(float(bits[0]), bits[1:]))
+        for suffix, bits in named.items()
+    }
 
 
 def _variance_interval(x: Tensor, y: Tensor, per_row: Tensor) -> tuple[float, float]:
@@ -220,6 +245,7 @@ def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> dict[str, Any]:
         name: (logits.argmax(-1) == held.labels).double() for name, logits in (("clean", held.clean), ("s", spliced))
     }
     drop = right["clean"] - right["s"]
+    worst = metrics.divergences(held.clean, held.ablated)
     return {
         "loss_recovered": estimate(point.ratio, *percentiles(ratio)),
         "loss_clean": estimate(point.clean, *percentiles(mean["clean"])),
@@ -227,7 +253,10 @@ def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> dict[str, Any]:
         "loss_ablated": estimate(point.ablated, *percentiles(mean["ablated"])),
         "loss_recovered_small_denominator": point.small_denominator,
         "ablation": "zero",
-        "kl_recovered": estimate(metrics.kl_recovered(held.clean, spliced, held.ablated)),
+        "kl_recovered": estimate(
+            metrics.kl_recovered(held.clean, spliced, held.ablated),
+            *percentiles(1.0 - (weights @ metrics.divergences(held.clean, spliced)) / (weights @ worst)),
+        ),
         "accuracy_drop": estimate(drop.mean().item(), *percentiles(weights @ drop / weights.sum(-1))),
         "top1_agreement": estimate(
             metrics.top1_agreement(held.clean, spliced), *percentiles(weights @ same / weights.sum(-1))
@@ -274,8 +303,10 @@ def _meaning(latents: Tensor, held: HeldOut, n_resamples: int, generator: torch.
     }
 
 
-def _probes(codec: Codec, held: HeldOut, latents: Tensor, per_row: Tensor) -> dict[str, Any]:
-    """Class of the image from k latents (balanced accuracy, chance 0.5) and from all (accuracy)."""
+def _probes(
+    codec: Codec, held: HeldOut, latents: Tensor, per_row: Tensor, n_resamples: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """Class of the image from k latents (balanced accuracy, chance 0.5) and from all (accuracy); absorption."""
     train_acts, train_classes = held.probe_train
     with torch.no_grad():
         train = codec.encode(train_acts)
@@ -290,7 +321,11 @@ def _probes(codec: Codec, held: HeldOut, latents: Tensor, per_row: Tensor) -> di
         )
     right = metrics.full_probing(train, train_classes, test, classes).double()
     out["probe_full"] = estimate(right.mean().item(), *percentiles(weights @ right / weights.sum(-1)))
-    return out
+    found = absorption(
+        (train, train_acts), train_classes, (test, held.rows.acts[held.probe_test]), classes, codec.decoder, N_CLASSES
+    )
+    named = {"splitting": found.splitting, "absorption": found.fraction, "absorption_full": found.full}
+    return out | {name: estimate(*over_items(of, n_resamples, generator)) for name, of in named.items()}
 
 
 def raw_probe(held: HeldOut) -> float:

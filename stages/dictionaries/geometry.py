@@ -12,10 +12,13 @@ from torch import Tensor
 
 __all__ = [
     "MATCHED",
+    "SHORT",
     "DescriptionLength",
     "Likeness",
     "density_histogram",
     "description_length",
+    "description_lengths",
+    "jackknife",
     "l2_ratio",
     "likeness",
     "matched_cosines",
@@ -23,6 +26,8 @@ __all__ = [
     "random_likeness",
 ]
 
+SHORT = 1e-6
+"""Rows shorter than this have no length to compare with."""
 MATCHED = 0.7
 """|cosine| from which two latents are called the same (2505.20254 and others)."""
 BINS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -47,7 +52,7 @@ def l2_ratio(acts: Tensor, reconstruction: Tensor) -> float:
     right or wrong. NaN where no row counts.
     """
     lengths = acts.double().norm(dim=-1)
-    kept = lengths >= 1e-6
+    kept = lengths >= SHORT
     if not kept.any():
         return math.nan
     return float((reconstruction.double().norm(dim=-1)[kept] / lengths[kept]).mean())
@@ -135,23 +140,54 @@ def description_length(
     Raises:
         ValueError: the activations are constant.
     """
+    everything = torch.ones(1, len(acts), dtype=torch.float64)
+    lengths = description_lengths(acts, latents, reconstruction, decoder, everything, precision)
+    return DescriptionLength(*(float(part[0]) for part in lengths))
+
+
+def description_lengths(
+    acts: Tensor, latents: Tensor, reconstruction: Tensor, decoder: Tensor, weights: Tensor, precision: float = 0.1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, residual, raw) of ``description_length``, each (G,), for G weightings of the rows.
+
+    Args:
+        weights: (G, N) float64, such as rows left out for a jackknife.
+    """
     x = acts.double()
-    variance = x.var(0, correction=0)
-    delta = precision * math.sqrt(float(variance.mean()))
+    delta = precision * math.sqrt(float(x.var(0, correction=0).mean()))
     if delta == 0.0:
         raise ValueError("the activations are constant: there is nothing to describe")
+    total = weights.sum(-1, keepdim=True)
     levels = (latents.double() * (decoder.double().norm(dim=-1) / delta)).round().long()
-    codes = sum(_entropy(column) for column in levels.T if bool((column != 0).any()))
-    residual = (x - reconstruction.double()).var(0, correction=0)
+    rows, columns = levels.nonzero(as_tuple=True)
+    # A symbol is (latent, level). Rows without it hold the level 0 of that latent.
+    symbols, symbol = torch.unique(torch.stack([columns, levels[rows, columns]]), dim=1, return_inverse=True)
+    counts = torch.zeros(len(weights), symbols.shape[1], dtype=torch.float64).index_add_(1, symbol, weights[:, rows])
+    fired = torch.zeros(len(weights), latents.shape[1], dtype=torch.float64).index_add_(1, symbols[0], counts)
+    codes = _bits(counts / total).sum(-1) + _bits((total - fired) / total).sum(-1)
 
-    def gaussian(variance: Tensor) -> float:
-        return float(0.5 * torch.log2(1.0 + 12.0 * variance / delta**2).sum())
+    def gaussian(values: Tensor) -> Tensor:
+        values = values - values.mean(0)  # so that the difference of squares below keeps its digits
+        mean = weights @ values / total
+        variance = (weights @ values.square() / total - mean.square()).clamp_min(0.0)
+        bits: Tensor = 0.5 * torch.log2(1.0 + 12.0 * variance / delta**2).sum(-1)
+        return bits
 
-    return DescriptionLength(codes, gaussian(residual), gaussian(variance))
+    return codes, gaussian(x - reconstruction.double()), gaussian(x)
 
 
-def _entropy(symbols: Tensor) -> float:
-    """Bits per symbol, of the frequencies seen."""
-    counts = torch.unique(symbols, return_counts=True)[1].double()
-    shares = counts / counts.sum()
-    return float(-(shares * shares.log2()).sum())
+def _bits(shares: Tensor) -> Tensor:
+    """-p log2 p; rounding below 0 counts as 0."""
+    p = shares.clamp_min(0.0)
+    bits: Tensor = -torch.special.xlogy(p, p) / math.log(2.0)
+    return bits
+
+
+def jackknife(point: float, left_out: Tensor) -> tuple[float, float]:
+    """95% interval from values with one of G groups of examples left out each (delete-a-group jackknife).
+
+    For quantities that resampling with replacement biases: plug-in entropies fall where rows repeat.
+    """
+    groups = len(left_out)
+    error = math.sqrt((groups - 1) / groups * float((left_out - left_out.mean()).square().sum()))
+    return point - 1.96 * error, point + 1.96 * error

@@ -18,11 +18,13 @@ __all__ = [
     "class_purity",
     "dead_ratio",
     "density",
+    "divergences",
     "explained_variance",
     "full_probing",
     "k_sparse_probing",
     "kl_recovered",
     "l0",
+    "logistic",
     "loss_recovered",
     "monosemanticity",
     "reconstruction_bias",
@@ -126,13 +128,14 @@ def kl_recovered(clean: Tensor, spliced: Tensor, ablated: Tensor) -> float:
     Returns:
         NaN where ablation changes nothing.
     """
+    worst = divergences(clean, ablated).mean().item()
+    return (worst - divergences(clean, spliced).mean().item()) / worst if worst > 0.0 else float("nan")
+
+
+def divergences(clean: Tensor, other: Tensor) -> Tensor:
+    """(N,) KL(clean || other) in nats of each example; arguments are (N, C) logits."""
     reference = clean.double().log_softmax(-1)
-
-    def divergence(logits: Tensor) -> float:
-        return (reference.exp() * (reference - logits.double().log_softmax(-1))).sum(-1).mean().item()
-
-    worst = divergence(ablated)
-    return (worst - divergence(spliced)) / worst if worst > 0.0 else float("nan")
+    return (reference.exp() * (reference - other.double().log_softmax(-1))).sum(-1)
 
 
 def top1_agreement(clean: Tensor, spliced: Tensor) -> float:
@@ -237,14 +240,14 @@ def k_sparse_probing(
             continue
         gap = (x[positive].mean(0) - x[~positive].mean(0)).abs()
         chosen = gap.argsort(descending=True, stable=True)[: min(k, x.shape[1])]
-        answers = _logistic(x[:, chosen], positive, z[:, chosen], balanced=True)
+        answers, _ = logistic(x[:, chosen], positive, z[:, chosen], balanced=True)
         right[:, label] = answers == truth
     return right
 
 
 def full_probing(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Tensor:
     """Multinomial logistic regression on everything: (N_test,) bool, right or wrong. Arguments as above."""
-    return _logistic(train.double(), train_labels, test.double(), balanced=False) == test_labels
+    return logistic(train.double(), train_labels, test.double(), balanced=False)[0] == test_labels
 
 
 def balanced_accuracy(right: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -267,12 +270,20 @@ def balanced_accuracy(right: Tensor, labels: Tensor, weights: Tensor | None = No
     return value if weights is not None else value[0]
 
 
-def _logistic(train: Tensor, labels: Tensor, test: Tensor, *, balanced: bool) -> Tensor:
-    """scikit-learn's L2 logistic regression, C = 1, on features scaled to unit deviation (constant ones left alone)."""
+def logistic(
+    train: Tensor, labels: Tensor, test: Tensor, *, balanced: bool, direction: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """scikit-learn's L2 logistic regression, C = 1, on features scaled to unit deviation (constant ones left alone).
+
+    Returns:
+        (N_test,) answers; and, if asked for and the labels are two, the (D,) unit direction it reads along.
+    """
     from sklearn.linear_model import LogisticRegression
 
     centre, scale = train.mean(0), train.std(0)
     scale = torch.where(scale > 1e-9, scale, 1.0)
     model = LogisticRegression(C=1.0, max_iter=1000, tol=1e-3, class_weight="balanced" if balanced else None)
     model.fit(((train - centre) / scale).numpy(), labels.numpy())
-    return torch.from_numpy(model.predict(((test - centre) / scale).numpy()))
+    answers = torch.from_numpy(model.predict(((test - centre) / scale).numpy()))
+    along = torch.from_numpy(model.coef_[0]) / scale if direction and len(model.classes_) == 2 else None
+    return answers, None if along is None or not along.any() else along / along.norm()
