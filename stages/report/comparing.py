@@ -107,7 +107,7 @@ def pareto(rows: Sequence[Row], ranges: Mapping[str, tuple[float, float]]) -> Pl
         plot.line(x2, y1, x2, y2, "front")
     if front:
         plot.line(points[front[-1]][0], points[front[-1]][1], x.high, points[front[-1]][1], "front")
-    plot.mark(1.0, 0.0, "baseline", "baseline: no method, all of its FLOPs", radius=14, square=True)
+    plot.mark(1.0, 0.0, "baseline", "baseline: no method, all of its FLOPs", radius=14, shape="square")
     # Drawn from the last place to the first, so that the best is never hidden.
     for i, row in reversed(list(enumerate(rows))):
         kind = "on-front" if i + 1 in front else "off-front"
@@ -153,7 +153,7 @@ def cost_curve(rows: Sequence[Row], places: Mapping[str, int]) -> Plot:
         numbers = f"{number(value)} {spread(one['baseline_low'], one['baseline_high'])}"
         plot.mark(
             cost, value, "baseline", f"baseline: score {numbers} at {flops(cost)}",
-            y_interval=(one["baseline_low"], one["baseline_high"]), radius=3.5, square=True,
+            y_interval=(one["baseline_low"], one["baseline_high"]), radius=3.5, shape="square",
         )  # fmt: skip
     everything = [*line, *((cost, value) for cost, value, _ in points)]
     front = set(pareto_front(everything))

@@ -8,10 +8,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from stages.report import exploring, listing, wording
+from stages.report import circuits, exploring, latents, listing, proxies, sweeps, wording
 from stages.report.comparing import arms, cost_curve, forest, pareto, pareto_front, task_caption
 from stages.report.drawing import Plot
-from stages.report.images import strip
 from stages.report.results import Results, Row
 from stages.report.tables import Cell, Column
 
@@ -43,7 +42,7 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
     failed = listing.failures(per_task, results.campaign, results.controls)
     text: str = environment.get_template("index.html").render(
         style=Markup((PAGE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((PAGE / "page.js").read_text(encoding="utf-8")),
+        script=Markup("".join((PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "latents.js"))),
         results=results,
         lacks={note.name: note for note in results.missing},
         summary=wording.summary(board) if board else None,
@@ -61,7 +60,11 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         controls=listing.controls_table(results.controls) if results.controls else None,
         n_passed=sum(bool(row["passed"]) for row in results.controls),
         dictionaries=_dictionaries(results.dictionaries),
-        galleries=_galleries(results.galleries, n_gallery),
+        explorer=latents.explorer(results.galleries, n_gallery),
+        proxies=_proxies(results.proxies),
+        circuits=circuits.circuit_table(results.circuits) if results.circuits else None,
+        drawings=_drawings(results.drawings),
+        fates=circuits.FATES,
         failures=failed[:max_failures],
         n_failures=len(failed),
         declined=[(row["method"], row["n_declined"], row["n_tasks"]) for row in board if row.get("n_declined")],
@@ -231,17 +234,6 @@ def _test(results: Results) -> dict[str, Any] | None:
         row = rows[place]
         found = f"The campaign's best, {row['method']}, is number {place + 1} of {len(rows)}:"
         found = f"{found} {_reward(row)}, {row['verdict']}."
-    every = [row for n in sorted({row.get("opening", 0) for row in results.test}, reverse=True)
-             for row in _ranked([row for row in results.test if row.get("opening", 0) == n])]  # fmt: skip
-    opening = Column("opening", lambda row: Cell(str(row.get("opening", "")), row.get("opening", 0)), True)
-    place = next((i for i, row in enumerate(rows) if row.get("found")), None)
-    found = None
-    if place is not None:
-        row = rows[place]
-        numbers = f"{wording.signed(row['reward_mean'])} {wording.interval(row['reward_low'], row['reward_high'])}"
-        found = (
-            f"The campaign's best, {row['method']}, is number {place + 1} of {len(rows)}: {numbers}, {row['verdict']}."
-        )
     return {
         "plot": _drawn(forest(rows)),
         "summary": wording.summary(rows),
@@ -290,57 +282,65 @@ def _sensitivity(values: Row) -> dict[str, Any] | None:
 
 
 def _dictionaries(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Per hook point one panel per metric; a metric that no row has is said to be missing."""
     if not rows:
         return None
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["target"], row["hook_point"]), []).append(row)
     kept = [row for of in groups.values() for row in of if row["seed"] == min(one["seed"] for one in of)]
+    style = sweeps.styles(str(row["architecture"]) for row in rows)
+    places = []
+    for (target, hook), of in sorted(groups.items()):
+        drawn = [(metric, title, sweeps.sweep(of, metric, title, style)) for metric, title in sweeps.PANELS]
+        places.append(
+            {
+                "target": target,
+                "hook_point": hook,
+                "small": any(row.get("loss_recovered_small_denominator") for row in of),
+                "panels": [
+                    {"metric": metric, "title": title, "plot": _drawn(plot) if plot else None}
+                    for metric, title, plot in drawn
+                ],
+            }
+        )
     return {
-        "panels": [
-            {"target": target, "hook_point": hook, "plot": _drawn(exploring.dictionaries(of))}
-            for (target, hook), of in sorted(groups.items())
-        ],
+        "places": places,
         "kept": listing.dictionary_table(kept),
         "every": listing.dictionary_table(rows) if len(rows) > len(kept) else None,
         "n_seeds": len({row["seed"] for row in rows}),
-        "architectures": [name for name in exploring.ARCHITECTURES if any(row["architecture"] == name for row in rows)],
+        "legend": [(name, Markup(sweeps.key(one))) for name, one in style.items()],
     }
 
 
-def _galleries(galleries: Sequence[Row], n_gallery: int) -> list[dict[str, Any]]:
+def _proxies(rows: Sequence[Row]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    ordered = proxies.ranked(rows)
+    targets = sorted({str(row.get("target", "")) for row in ordered})
+    return {
+        "panels": [
+            (name, _drawn(proxies.proxy_forest([row for row in ordered if str(row.get("target", "")) == name])))
+            for name in targets
+        ],
+        "table": proxies.proxy_table(ordered),
+        "n_clear": sum(_excludes_zero(row.get("spearman") or {}) for row in ordered),
+        "n": len(ordered),
+    }
+
+
+def _excludes_zero(value: Row) -> bool:
+    low, high = value.get("low"), value.get("high")
+    return low is not None and high is not None and low * high > 0
+
+
+def _drawings(drawings: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
-            "target": one["target"],
-            "hook_point": one["hook_point"],
-            "architecture": one["architecture"],
-            "n_latents": one["n_latents"],
-            "latents": [_latent(latent) for latent in one["latents"][:n_gallery]],
+            "title": one.get("title", "circuit"),
+            "svg": Markup(circuits.draw_circuit(one)),
+            "note": one.get("note", ""),
+            "counts": circuits.fates(one["edges"]),
         }
-        for one in galleries
-        if one["latents"] and n_gallery
+        for one in drawings
     ]
-
-
-def _latent(latent: Row) -> dict[str, Any]:
-    n = len(latent["images"])
-    return {
-        "number": latent["latent"],
-        "digit": latent["class"],
-        "strip": strip(latent["images"]) if n else "",
-        "n": n,
-        "images": [
-            {
-                "shift": round(100 * i / (n - 1), 3) if n > 1 else 0,
-                "activation": wording.number(activation, 2),
-                "said": f"digit {digit}" if digit >= 0 else "digit unknown",
-            }
-            for i, (activation, digit) in enumerate(zip(latent["activations"], latent["classes"], strict=True))
-        ],
-        "histogram": Markup(exploring.histogram(latent["class_histogram"], latent["class"])),
-        "n_firings": f"{sum(latent['class_histogram']):,}",
-        "selectivity": wording.number(latent["selectivity"], 2),
-        "purity": wording.number(latent["purity"], 2),
-        "density": wording.number(100 * latent["density"], 1) if latent["density"] is not None else wording.DASH,
-        "monosemanticity": wording.number(latent["monosemanticity"], 2),
-    }

@@ -9,9 +9,26 @@ from typing import Literal
 
 from stages.report.scales import Scale
 
-__all__ = ["Plot"]
+__all__ = ["Plot", "Shape", "symbol"]
 
 Anchor = Literal["start", "middle", "end"]
+Shape = Literal["circle", "square", "triangle", "diamond"]
+
+
+def symbol(shape: Shape, x: str, y: float, radius: float) -> str:
+    """A marker around (x, y), an SVG length and pixels; all shapes cover about the same area."""
+    if shape == "circle":
+        return f'<circle class="dot" cx="{x}" cy="{y}" r="{radius}"/>'
+    if shape == "square":
+        side = 2 * radius - 1
+        return (
+            f'<rect class="dot" x="{x}" y="{y}" width="{side}" height="{side}"'
+            f' transform="translate({-side / 2} {-side / 2})"/>'
+        )
+    r = round(radius * 1.2, 2)
+    path = f"M0 {-r}L{r} 0L0 {r}L{-r} 0Z" if shape == "diamond" else f"M0 {-r}L{r} {0.8 * r:g}L{-r} {0.8 * r:g}Z"
+    # A path has no percentages: a nested element carries it to its place.
+    return f'<svg x="{x}" y="{y}" overflow="visible"><path class="dot" d="{path}"/></svg>'
 
 
 class Plot:
@@ -64,9 +81,10 @@ class Plot:
         width = 100 * (self.x.at(high) - self.x.at(low))
         self._add(f'<rect class="{kind}" x="{self.px(low)}" width="{width:.2f}%" y="0" height="{self.height}"/>')
 
-    def band_y(self, low: float, high: float, kind: str) -> None:
-        top, bottom = self.py(high), self.py(low)
-        self._add(f'<rect class="{kind}" x="0" width="100%" y="{top}" height="{round(bottom - top, 1)}"/>')
+    def tick(self, x: float, y: float, half: float, kind: str) -> None:
+        """A short upright line at a point: something to compare a mark with."""
+        top, bottom = self.py(y) - half, self.py(y) + half
+        self._add(f'<line class="{kind}" x1="{self.px(x)}" x2="{self.px(x)}" y1="{top}" y2="{bottom}"/>')
 
     def mark(
         self,
@@ -78,7 +96,7 @@ class Plot:
         y_interval: "tuple[float | None, float | None] | None" = None,
         radius: float = 5,
         text: str = "",
-        square: bool = False,
+        shape: Shape = "circle",
     ) -> None:
         """A data point with its intervals; ``title`` is shown on hover and read aloud."""
         parts = [f"<title>{escape(title)}</title>"]
@@ -89,14 +107,7 @@ class Plot:
         if y_interval and y_interval[0] is not None and y_interval[1] is not None:
             low_y, high_y = self.py(y_interval[0]), self.py(y_interval[1])
             parts.append(f'<line class="whisker" x1="{at_x}" x2="{at_x}" y1="{low_y}" y2="{high_y}"/>')
-        if square:
-            side = 2 * radius - 1
-            parts.append(
-                f'<rect class="dot" x="{at_x}" y="{at_y}" width="{side}" height="{side}"'
-                f' transform="translate({-side / 2} {-side / 2})"/>'
-            )
-        else:
-            parts.append(f'<circle class="dot" cx="{at_x}" cy="{at_y}" r="{radius}"/>')
+        parts.append(symbol(shape, at_x, at_y, radius))
         if text:
             parts.append(
                 f'<text class="inside" x="{at_x}" y="{at_y}" dy=".35em" text-anchor="middle">{escape(text)}</text>'

@@ -1,16 +1,14 @@
-"""Plots of what was made on the way: the campaign's learning curve, dictionaries, class histograms of latents."""
+"""Plots of what was made on the way: the campaign's learning curve."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 from stages.report.drawing import Plot
 from stages.report.results import Row
-from stages.report.scales import Scale, linear, logarithmic
-from stages.report.wording import interval, number, signed, spread
+from stages.report.scales import Scale, linear
+from stages.report.wording import interval, signed
 
-__all__ = ["ARCHITECTURES", "campaign_curve", "dictionaries", "histogram"]
-
-ARCHITECTURES = ("standard", "topk", "batchtopk", "random")
+__all__ = ["campaign_curve"]
 
 
 def campaign_curve(campaign: Row) -> Plot:
@@ -51,47 +49,3 @@ def campaign_curve(campaign: Row) -> Plot:
             y_interval=(low, high), radius=6 if one["accepted"] else 4.5,
         )  # fmt: skip
     return plot
-
-
-def dictionaries(rows: Sequence[Row]) -> Plot:
-    """Explained variance against L0 of the dictionaries at one hook point; pale points are further seeds."""
-
-    def known(name: str) -> list[float]:
-        return [row[name][key] for row in rows for key in ("value", "low", "high") if row[name].get(key) is not None]
-
-    x, y = logarithmic(known("l0")), linear(known("explained_variance"), n_ticks=4)
-    place = f"{rows[0]['target']}, {rows[0]['hook_point']}"
-    plot = Plot(x, 190, f"Explained variance against L0 of the dictionaries at {place}", y)
-    plot.axis_y()
-    plot.axis_x("L0: latents active per row (log scale)")
-    kept = min(row["seed"] for row in rows)
-    # The kept dictionary last, on top.
-    for row in sorted(rows, key=lambda row: (row["seed"] == kept, row["architecture"])):
-        l0, variance = row["l0"], row["explained_variance"]
-        if l0["value"] is None or variance["value"] is None:
-            continue
-        plot.mark(
-            l0["value"], variance["value"], f"dictionary {row['architecture']}{'' if row['seed'] == kept else ' pale'}",
-            f"{row['architecture']}, seed {row['seed']}:"
-            f" L0 {number(l0['value'], 2)} {spread(l0['low'], l0['high'], 2)},"
-            f" explained variance {number(variance['value'])} {spread(variance['low'], variance['high'])},"
-            f" n = {row['n_validation_rows']} rows of {row['n_validation_examples']} examples",
-            x_interval=(l0["low"], l0["high"]) if row["seed"] == kept else None,
-            y_interval=(variance["low"], variance["high"]) if row["seed"] == kept else None,
-            radius=5.5 if row["seed"] == kept else 3.5, square=row["architecture"] == "random",
-        )  # fmt: skip
-    return plot
-
-
-def histogram(counts: Sequence[int], best: "int | None") -> str:
-    """Firings per digit as ten bars with the digits below; the bar of class ``best`` stands out."""
-    top = max([*counts, 1])
-    bars = "".join(
-        f'<rect class="{"bar best" if i == best else "bar"}" x="{10 * i + 1}%" width="8%"'
-        f' y="{round(34 * (1 - n / top), 1)}" height="{round(max(34 * n / top, 0.5), 1)}">'
-        f"<title>{i}: {n} firings</title></rect>"
-        f'<text class="digit" x="{10 * i + 5}%" y="44" text-anchor="middle">{i}</text>'
-        for i, n in enumerate(counts)
-    )
-    said = ", ".join(f"{i}: {n}" for i, n in enumerate(counts))
-    return f'<svg class="histogram" role="img" aria-label="firings per digit: {said}" height="48">{bars}</svg>'

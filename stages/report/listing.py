@@ -206,6 +206,7 @@ def dictionary_table(rows: Sequence[Row]) -> Table:
         Column("target", lambda row: Cell(row["target"], row["target"], "name")),
         Column("hook point", lambda row: row["hook_point"]),
         Column("architecture", lambda row: row["architecture"]),
+        Column("sparsity", lambda row: Cell(f"{row['sparsity']:g}", row["sparsity"]), True, "L1 coefficient or k"),
         Column("seed", lambda row: Cell(str(row["seed"]), row["seed"]), True),
         Column("latents", lambda row: Cell(str(row["n_latents"]), row["n_latents"]), True),
         metric("l0", "L0", 1, "latents active per row"),
@@ -215,6 +216,7 @@ def dictionary_table(rows: Sequence[Row]) -> Table:
         metric("monosemanticity", "monosemanticity"),
         metric("class_purity", "class purity"),
         metric("probe_1_sparse", "probe, 1 latent"),
+        metric("probe_5_sparse", "probe, 5 latents"),
         metric("probe_full", "probe, all latents"),
         metric("probe_raw", "probe, activations"),
         Column(

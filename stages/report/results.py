@@ -24,6 +24,8 @@ FILES: dict[str, tuple[str, str]] = {
     "test": ("the sealed test split", "dvc repro research"),
     "test_per_task": ("every method on every test task", "dvc repro research"),
     "dictionaries": ("dictionary metrics", "dvc repro dictionary_metrics"),
+    "proxies": ("how well each metric of a dictionary predicts reward", "dvc repro proxies"),
+    "circuits": ("how well circuit discovery recovers known circuits", "dvc repro circuits"),
 }
 
 
@@ -52,7 +54,11 @@ class Results:
     sensitivity: Row = field(default_factory=dict)
     campaign: Row = field(default_factory=dict)
     galleries: Sequence[Row] = ()
-    """One per dictionary: target, hook_point, architecture, n_latents, seed, latents."""
+    """One per dictionary: target, hook_point, architecture, n_latents, seed, images, latents and counts."""
+    proxies: Sequence[Row] = ()
+    circuits: Sequence[Row] = ()
+    drawings: Sequence[Row] = ()
+    """Circuits to draw: title, nodes, edges, note."""
     missing: Sequence[Missing] = ()
 
     def lacks(self, name: str) -> Missing | None:
@@ -83,9 +89,13 @@ def load_results() -> Results:
             galleries += [{"target": value.get("target"), **one} for one in value.get("dictionaries", [])]
     if not galleries:
         missing.append(Missing("galleries", "top images of the latents", "dvc repro dictionaries"))
+    path = paths.root() / "data" / "circuits" / "drawings.json"
+    drawings = _read(path, dict).get("circuits", []) if path.is_file() else []
+    if not drawings:
+        missing.append(Missing("drawings", "drawings of circuits", "dvc repro circuits", empty=path.is_file()))
     if not found and not galleries:
         raise UserError(f"there is no result in {paths.metrics_file('any').parent}: make them with `lensmith run`")
-    return Results(**found, galleries=galleries, missing=missing)
+    return Results(**found, galleries=galleries, drawings=drawings, missing=missing)
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -1,4 +1,4 @@
-"""Stage ``report``: metrics/*.json and data/dictionaries/*/gallery.json -> report/index.html.
+"""Stage ``report``: metrics/*.json, data/dictionaries/*/gallery.json, data/circuits/drawings.json -> report/index.html.
 
 Byte-stable: the same result files give the same page, so it carries no date and no random identifiers. A result file
 that is not there leaves its section empty, with the command that makes it. ``figure`` writes docs/leaderboard.svg.
@@ -19,8 +19,8 @@ __all__ = ["Config", "figure", "main", "run"]
 
 
 class Config(Params):
-    n_gallery: int = Field(ge=0, le=256)
-    """Latents shown per dictionary, most class-selective first; each adds about 2 kB."""
+    n_gallery: int = Field(ge=0, le=2000)
+    """Latents shown per dictionary, most class-selective first; each adds about 1 kB."""
     max_failures: int = Field(ge=1, le=10_000)
     """Failures listed one by one; the rest are counted."""
 

@@ -178,72 +178,151 @@ HOOKS = (
     ("digits_mlp", "layers.0.hook_post", 128),
     ("digits_mlp", "layers.1.hook_post", 128),
 )
-SHAPES = {"standard": (14.0, 0.86), "topk": (8.0, 0.9), "batchtopk": (7.8, 0.915), "random": (8.0, 0.31)}
+SHAPES = {
+    "standard": (14.0, 0.86), "topk": (8.0, 0.9), "batchtopk": (7.8, 0.915), "random": (8.0, 0.31), "pca": (8.0, 0.7),
+    "identity": (8.0, 0.5), "ica": (8.0, 0.62),
+}  # fmt: skip
+SPARSITIES = (4.0, 8.0, 16.0)
 
 
 def dictionaries(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Trained architectures at three sparsities, three seeds each; baselines once."""
     rows = []
     for target, hook, n_latents in HOOKS:
         for architecture, (l0, variance) in sorted(SHAPES.items()):
-            for seed in (0, 1, 2):
-                null = None if architecture == "random" else 0.31
-                v = variance + rng.normal(0, 0.01)
-                rows.append(
-                    {
-                        "target": target, "hook_point": hook, "n_latents": n_latents, "architecture": architecture,
-                        "sparsity": 8.0, "seed": seed, "n_validation_rows": 8500, "n_validation_examples": 500,
-                        "l0": _metric(l0 + rng.normal(0, 0.2), 0.15, null and 8.0),
-                        "explained_variance": _metric(v, 0.012, null), "dead_ratio": _metric(0.06, 0.02, null and 0.01),
-                        "loss_recovered": _metric(0.97, 0.01, null and 0.4),
-                        "probe_full": _metric(0.94, 0.02, null and 0.7),
-                        "monosemanticity": _metric(0.51, 0.03, 0.2), "class_purity": _metric(0.62, 0.03, 0.14),
-                        "probe_1_sparse": _metric(0.78, 0.02, null and 0.55),
-                        "probe_raw": {"value": 0.95, "low": None, "high": None, "null": None},
-                        "loss_recovered_small_denominator": False, "ablation": "zero", "n_images": 450,
-                    }
-                )  # fmt: skip
+            trained = architecture in ("standard", "topk", "batchtopk")
+            for sparsity in SPARSITIES if trained else (8.0,):
+                for seed in (0, 1, 2) if trained else (0,):
+                    null = None if architecture == "random" else 0.31
+                    v = 1 - (1 - variance) * (8 / sparsity) ** 0.7 + rng.normal(0, 0.01)
+                    rows.append(
+                        {
+                            "target": target, "hook_point": hook, "n_latents": n_latents, "architecture": architecture,
+                            "sparsity": sparsity, "seed": seed, "n_validation_rows": 8500,
+                            "n_validation_examples": 500,
+                            "l0": _metric(l0 * sparsity / 8 + rng.normal(0, 0.2), 0.15, null and 8.0),
+                            "explained_variance": _metric(v, 0.012, null),
+                            "dead_ratio": _metric(0.06, 0.02, null and 0.01),
+                            "loss_recovered": _metric(0.97 - 0.3 * (1 - v), 0.01, null and 0.4),
+                            "probe_full": _metric(0.94, 0.02, null and 0.7),
+                            "monosemanticity": _metric(0.51, 0.03, 0.2), "class_purity": _metric(0.62, 0.03, 0.14),
+                            "probe_1_sparse": _metric(0.78, 0.02, null and 0.55),
+                            "probe_5_sparse": _metric(0.7 + 0.2 * v + rng.normal(0, 0.01), 0.02, null and 0.55),
+                            "probe_raw": {"value": 0.95, "low": None, "high": None, "null": None},
+                            "loss_recovered_small_denominator": False, "ablation": "zero", "n_images": 450,
+                        }
+                    )  # fmt: skip
     return rows
 
 
-def gallery(target: str) -> dict[str, Any]:
-    """Real digits, so that the page is looked at as it will be."""
+def latents(rng: np.random.Generator, n: int, n_latents: int, grid: "tuple[int, int] | None") -> dict[str, Any]:
+    """A gallery of n of n_latents latents over real digits, so that the page is looked at as it will be."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    images: dict[str, int] = {}
+    positions = grid[0] * grid[1] if grid else 1
+    numbers = rng.choice(n_latents, n, replace=False)
+    pages = []
+    for i, number in enumerate(numbers.tolist()):
+        digit = int(rng.integers(10))
+        n_top = 4 if i == 1 else 9
+        chosen = rng.choice(np.flatnonzero(digits.target == digit), n_top, replace=False)
+        shown = ["".join("0123456789abcdefg"[int(v)] for v in digits.data[k]) for k in chosen]
+        largest = float(rng.uniform(1, 4))
+        share = np.where(np.arange(10) == digit, 0.6, 0.06)
+        counts = rng.poisson(np.outer(40 * np.exp(-np.arange(10) / 3), share))
+        others = rng.choice(numbers, min(6, n), replace=False)
+        purity = float(counts[:, digit].sum() / counts.sum())
+        pages.append(
+            {
+                "latent": number, "class": digit, "n_images": int(rng.integers(1, 200)),
+                "selectivity": round(0.92 * (1 - i / n), 4), "purity": round(purity, 4), "entropy": 1.204,
+                "density": float(f"{10 ** rng.uniform(-3.5, -0.5):.4g}"),
+                "monosemanticity": None if i == 1 else round(float(rng.uniform(0.1, 0.8)), 4),
+                "max_cosine": 0.41, "mean_activation": float(f"{largest / 3:.4g}"),
+                "max_activation": float(f"{largest:.4g}"),
+                "class_histogram": counts.sum(0).tolist(), "histogram": counts.tolist(),
+                "images": [images.setdefault(one, len(images)) for one in shown],
+                "activations": [float(f"{v:.4g}") for v in np.linspace(largest, largest / 2, n_top)],
+                "classes": [digit] * n_top, "positions": rng.integers(0, positions, n_top).tolist(),
+                "examples": chosen.tolist(),
+                "heat": rng.integers(0, 101, (n_top, positions)).tolist() if grid else None,
+                "neighbours": [[int(k), 0.4 - 0.05 * j] for j, k in enumerate(others[others != number][:5])],
+                "logit_effect": [float(f"{v:.4g}") for v in rng.normal(0, 0.4, 10) + 1.5 * (np.arange(10) == digit)],
+                "ablation": {
+                    "logits": [float(f"{v:.4g}") for v in rng.normal(0, 0.05, 10) - 0.3 * (np.arange(10) == digit)],
+                    "loss": float(f"{rng.normal(0.02, 0.03):.4g}"), "changed": 0.125, "n": 8,
+                },
+            }
+        )  # fmt: skip
+    return {"images": list(images), "grid": grid, "n_rows": 8500, "n_examples": 500, "n_live": n, "latents": pages}
+
+
+def gallery(target: str) -> dict[str, Any]:
     rng = np.random.default_rng(len(target))
-    out = []
-    for name, hook, n_latents in HOOKS:
-        if name != target:
-            continue
-        for architecture in ("standard", "topk", "batchtopk"):
-            latents = []
-            for i in range(14):
-                digit = int(rng.integers(10))
-                n = 9 if i else 4
-                chosen = rng.choice(np.flatnonzero(digits.target == digit), n, replace=False)
-                histogram = rng.integers(0, 9, 10)
-                histogram[digit] += 60
-                latents.append(
-                    {
-                        "latent": int(rng.integers(n_latents)), "class": digit,
-                        "selectivity": round(0.92 - 0.03 * i, 6),
-                        "purity": 0.81, "density": 0.081234, "monosemanticity": None if i == 1 else 0.55,
-                        "class_histogram": histogram.tolist(), "images": digits.images[chosen].astype(int).tolist(),
-                        "activations": np.sort(rng.uniform(0.5, 4, n))[::-1].round(6).tolist(), "classes": [digit] * n,
-                        "positions": [0] * n, "examples": chosen.tolist(),
-                    }
-                )  # fmt: skip
-            out.append(
-                {
-                    "target": target,
-                    "hook_point": hook,
-                    "architecture": architecture,
-                    "n_latents": n_latents,
-                    "seed": 0,
-                    "latents": latents,
-                }
-            )
-    return {"target": target, "dictionaries": out}
+    grid = (1, 17) if target == "digits_few_shot" else None
+    return {
+        "target": target,
+        "dictionaries": [
+            {"target": target, "hook_point": hook, "architecture": architecture, "sparsity": 8.0, "seed": 0,
+             "n_latents": n_latents} | latents(rng, 14, n_latents, grid)
+            for name, hook, n_latents in HOOKS
+            if name == target
+            for architecture in ("standard", "topk", "batchtopk")
+        ],
+    }  # fmt: skip
+
+
+def proxies() -> list[dict[str, Any]]:
+    rng = np.random.default_rng(5)
+    names = ("explained_variance", "l0", "loss_recovered", "monosemanticity", "probe_5_sparse", "class_purity")
+    rows = []
+    for name, value in zip(names, (0.44, -0.61, 0.3, 0.05, 0.72, None), strict=True):
+        row: dict[str, Any] = {"metric": name, "n": 36, "target": "digits_mlp"}
+        for kind, scale in (("spearman", 1.0), ("partial_l0", 0.6), ("partial_compute", 0.8)):
+            of = None if value is None else value * scale + rng.normal(0, 0.02)
+            empty = {"value": None, "low": None, "high": None, "null": None}
+            row[kind] = empty if of is None else _metric(of, 0.2, round(float(rng.normal(0, 0.05)), 6))
+        rows.append(row)
+    return rows
+
+
+def circuits() -> list[dict[str, Any]]:
+    return [
+        {"card": card, "ablation": "resample", "length": 8, "method": method, "seeds": [0, 1, 2],
+         "exact_recovery": 1.0 if method == "acdc" else 0.333333, "edge_auc": 0.99, "seconds_per_seed": 1.25,
+         "forwards": 1200, "backwards": 0 if method == "acdc" else 24}
+        for card in ("induction", "modular_sum")
+        for method in ("acdc", "eap", "eap_ig")
+    ]  # fmt: skip
+
+
+def drawing(n_edges: int, known: bool = True) -> dict[str, Any]:
+    """A two-layer transformer with four heads; as many of its edges as asked for, with scores."""
+    rng = np.random.default_rng(7)
+    nodes = [{"name": "embed", "layer": 0, "slot": 0}, {"name": "pos", "layer": 0, "slot": 1}]
+    for layer in (0, 1):
+        nodes += [{"name": f"a{layer}.{head}", "layer": 2 * layer + 1, "slot": head} for head in range(4)]
+        nodes.append({"name": f"m{layer}", "layer": 2 * layer + 2, "slot": 0})
+    nodes.append({"name": "out", "layer": 5, "slot": 0})
+    every = [
+        (source["name"], f"{node['name']}.{port}" if port else node["name"])
+        for node in nodes
+        for source in nodes
+        if source["layer"] < node["layer"]
+        for port in (("q", "k", "v") if str(node["name"]).startswith("a") else ("",))
+    ]
+    edges = []
+    for i in sorted(rng.choice(len(every), n_edges, replace=False).tolist()):
+        truth, chosen = bool(rng.random() < 0.2), bool(rng.random() < 0.2)
+        edges.append(
+            {"source": every[i][0], "reader": every[i][1], "in_circuit": chosen or (truth and i % 3 > 0),
+             "in_truth": truth if known else None,
+             "score": round(float(rng.exponential(0.2) + truth) * (-1) ** i, 6)}
+        )  # fmt: skip
+    title = f"acdc on induction, {n_edges} edges"
+    return {"title": title, "nodes": nodes, "edges": edges, "note": "Threshold 0.01."}
 
 
 def write_results(root: Path) -> None:
@@ -261,7 +340,7 @@ def write_results(root: Path) -> None:
         "leaderboard": leaderboard, "train": board(tasks, "train"), "per_task": tasks, "controls": controls(),
         "sensitivity": sensitivity(leaderboard), "campaign": result, "test_per_task": test_tasks,
         "test": [row | {"found": row is found} for row in (found, oracle, *test)],
-        "dictionaries": dictionaries(rng),
+        "dictionaries": dictionaries(rng), "proxies": proxies(), "circuits": circuits(),
     }  # fmt: skip
     (root / "metrics").mkdir(parents=True)
     for name, value in files.items():
@@ -270,6 +349,9 @@ def write_results(root: Path) -> None:
         folder = root / "data" / "dictionaries" / target
         folder.mkdir(parents=True)
         (folder / "gallery.json").write_text(json.dumps(gallery(target)), encoding="utf-8")
+    drawings = root / "data" / "circuits" / "drawings.json"
+    drawings.parent.mkdir()
+    drawings.write_text(json.dumps({"circuits": [drawing(60), drawing(20, known=False)]}), encoding="utf-8")
 
 
 @pytest.fixture

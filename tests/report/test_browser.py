@@ -36,9 +36,6 @@ f.onload = () => {
   out.wide = wide.map((e) => e.outerHTML.slice(0, 80)).join(" ");
   const drawn = (e) => { const b = e.getBoundingClientRect(); return b.width > 0 && b.height > 0; };
   out.drawn = [...d.querySelectorAll("figure.plot .mark")].filter(drawn).length;
-  const images = [...d.querySelectorAll(".digit-image")];
-  const painted = (e) => w.getComputedStyle(e).backgroundImage.startsWith('url("data:image/png');
-  out.images = images.filter((e) => drawn(e) && painted(e)).length;
   const table = d.querySelector('table[data-table="leaderboard"]');
   const heads = [...table.tHead.rows[0].cells];
   const n = heads.findIndex((h) => h.textContent.startsWith("FLOP"));
@@ -46,7 +43,7 @@ f.onload = () => {
   out.sorted = [...table.tBodies[0].rows].map((r) => r.cells[n].dataset.key).join(",");
   out.direction = heads[n].getAttribute("aria-sort");
   const size = (t) => parseFloat(w.getComputedStyle(t).fontSize);
-  out.small = [...d.querySelectorAll("svg.canvas text")].filter((t) => size(t) < 10.5).length;
+  out.small = [...d.querySelectorAll("main svg text")].filter((t) => size(t) < 10.5).length;
 };
 </script>"""
 
@@ -76,7 +73,7 @@ class Page(HTMLParser):
             self._open.pop()
 
 
-def _open(page: Path, profile: Path) -> tuple[Page, str]:
+def opened(page: Path, profile: Path) -> tuple[Page, str]:
     """(DOM after scripts ran, console lines)."""
     assert CHROMIUM is not None
     done = subprocess.run(
@@ -94,7 +91,7 @@ def report(results_root: Path) -> Path:
 
 
 def test_every_plot_is_drawn_and_the_console_is_clean(report: Path, tmp_path: Path) -> None:
-    page, console = _open(report, tmp_path / "profile")
+    page, console = opened(report, tmp_path / "profile")
     assert console == ""
     results = load_results()
     n = len(results.leaderboard)
@@ -113,22 +110,25 @@ def test_every_plot_is_drawn_and_the_console_is_clean(report: Path, tmp_path: Pa
     assert page.marks["campaign"] == [len(results.campaign["iterations"])]
     assert page.marks["sensitivity"] == [len(results.sensitivity["rows"])]
     hooks = sorted({(row["target"], row["hook_point"]) for row in results.dictionaries})
-    assert page.marks["dictionary"] == [
-        sum((row["target"], row["hook_point"]) == hook for row in results.dictionaries) for hook in hooks
-    ]
+    for metric in ("explained_variance", "loss_recovered", "probe_5_sparse"):
+        assert page.marks[f"dictionary-{metric}"] == [
+            len({(r["architecture"], r["sparsity"]) for r in results.dictionaries if r["hook_point"] == hook})
+            for _, hook in hooks
+        ]
+    assert "dictionary-reward" not in page.marks
+    assert page.marks["proxies"] == [3 * sum(row["spearman"]["value"] is not None for row in results.proxies)]
 
 
 def test_on_a_phone_nothing_hangs_over_and_tables_sort(report: Path, tmp_path: Path) -> None:
     harness = report.with_name("harness.html")
     harness.write_text(HARNESS, encoding="utf-8")
-    page, console = _open(harness, tmp_path / "profile")
+    page, console = opened(harness, tmp_path / "profile")
     assert console == ""
     seen: dict[str, Any] = page.body
     assert int(seen["data-scroll-width"]) <= PHONE
     assert seen["data-wide"] == ""
     text = report.read_text(encoding="utf-8")
     assert int(seen["data-drawn"]) == sum(int(number) for number in re.findall(r'data-marks="(\d+)"', text)) > 0
-    assert int(seen["data-images"]) == text.count('class="digit-image"') > 0
     assert int(seen["data-small"]) == 0
     ratios = [float(value) for value in seen["data-sorted"].split(",")]
     assert ratios == sorted(ratios, reverse=True) and seen["data-direction"] == "descending"
@@ -138,5 +138,5 @@ def test_a_page_without_results_of_research_is_clean_too(results_root: Path, tmp
     for name in ("campaign", "test", "sensitivity", "controls", "train"):
         (results_root / "metrics" / f"{name}.json").unlink()
     run(Config(n_gallery=0, max_failures=10))
-    page, console = _open(results_root / "report" / "index.html", tmp_path / "profile")
+    page, console = opened(results_root / "report" / "index.html", tmp_path / "profile")
     assert console == "" and "campaign" not in page.marks and page.marks["forest"]

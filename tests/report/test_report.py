@@ -58,6 +58,8 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
         ("test", "dvc repro research"),
         ("test_per_task", "dvc repro research"),
         ("dictionaries", "dvc repro dictionary_metrics"),
+        ("proxies", "dvc repro proxies"),
+        ("circuits", "dvc repro circuits"),
     ],
 )
 @pytest.mark.parametrize("empty", [False, True])

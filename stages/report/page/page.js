@@ -1,5 +1,5 @@
 "use strict";
-// Sorting tables by a click on a column's name; everything else on the page works without scripts.
+// Sorting tables by a click on a column's name. Of the rest of the page only the explorer of latents needs scripts.
 for (const table of document.querySelectorAll("table[data-table]")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -21,4 +21,4 @@ for (const table of document.querySelectorAll("table[data-table]")) {
   });
 }
 // A link to a section inside a closed fold opens it.
-addEventListener("hashchange", () => document.querySelector(location.hash || "body").closest("details")?.setAttribute("open", ""));
+addEventListener("hashchange", () => document.getElementById(location.hash.slice(1))?.closest("details")?.setAttribute("open", ""));

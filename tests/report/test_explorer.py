@@ -1,0 +1,143 @@
+"""The explorer of latents in headless Chromium: found, sorted, linked, drawn; 2,000 latents, two widths."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.report.stage import Config, run
+from tests.report.conftest import latents, write_results
+from tests.report.test_browser import opened, pytestmark, report
+
+__all__ = ["pytestmark", "report"]  # a fixture and marks that are shared
+
+# Works the explorer of latents as a reader would, and writes down what it shows.
+EXPLORER = """<!doctype html><title>explorer</title>
+<iframe id="f" src="index.html#latent=CHOSEN" style="width:WIDTHpx;height:1400px;border:0"></iframe>
+<script>
+f.onload = async () => {
+  const d = f.contentDocument, w = f.contentWindow, out = document.body.dataset;
+  const root = d.getElementById("explorer"), form = root.querySelector("form");
+  const control = (name) => form.elements.namedItem(name);
+  const title = () => root.querySelector(".detail h3").textContent;
+  const column = (key) => [...root.querySelectorAll(`tbody td[data-key="${key}"]`)].map((c) => c.textContent).join(" ");
+  const numbers = () => [...root.querySelectorAll("tbody a")].map((a) => a.textContent).join(" ");
+  const set = (name, value, event) => {
+    control(name).value = value;
+    control(name).dispatchEvent(new w.Event(event, {bubbles: true}));
+  };
+  const pixels = (canvas) => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const inked = (canvas) => new Set(pixels(canvas)).size > 2;
+  const click = async (element) => { element.click(); await new Promise((done) => setTimeout(done, 50)); };
+  out.linked = title();
+  out.dictionary = control("dictionary").value;
+  out.rows = root.querySelectorAll("tbody tr").length;
+  out.painted = [...root.querySelectorAll("tbody canvas, .picture canvas:first-child")].every(inked);
+  out.pictures = root.querySelectorAll(".detail .picture").length;
+  out.heat = root.querySelectorAll(".detail .heat-map, .detail .heat-strip").length;
+  out.bars = root.querySelectorAll(".detail .by-class .bar").length;
+  out.logits = root.querySelectorAll(".detail .logits rect").length;
+  out.scores = root.querySelectorAll(".detail dl div").length;
+  out.near = root.querySelectorAll(".detail .near li").length;
+  const outside = (e) => !e.closest(".scroll") && e.getBoundingClientRect().right > WIDTH + .5;
+  const wide = [...root.querySelectorAll("*")].filter(outside);
+  out.wide = wide.map((e) => e.outerHTML.slice(0, 80)).join(" ");
+  for (const key of ["density", "monosemanticity", "class"]) {
+    set("sort", key, "change");
+    out["sort" + key] = column(key);
+  }
+  set("sort", "latent", "change"); out.first = numbers();
+  await click(root.querySelector("[name=on]")); out.second = numbers();
+  set("class", "3", "change"); out.classes = column("class"); out.count = root.querySelector(".count").textContent;
+  set("class", "", "change");
+  set("search", "class 7 density<0.05", "input"); out.both = column("class") + "|" + column("density");
+  set("search", "#" + WANTED, "input"); out.exact = numbers();
+  set("search", "nonsense", "input"); out.unknown = root.querySelector(".count").textContent;
+  set("search", "", "input");
+  const links = root.querySelectorAll("tbody a");
+  links[0].focus();
+  links[0].dispatchEvent(new w.KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true, cancelable: true}));
+  out.focused = d.activeElement.textContent; out.next = links[1].textContent;
+  await click(d.activeElement); out.shown = title(); out.hash = w.location.hash;
+  const other = control("dictionary").options[0].value;
+  set("dictionary", other, "change"); out.other = title(); out.otherrows = root.querySelectorAll("tbody tr").length;
+  out.done = "yes";
+};
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A report with a dictionary of 2,000 latents on a 6 x 6 grid, and that dictionary's gallery."""
+    root = tmp_path_factory.mktemp("large")
+    write_results(root)
+    about = {"target": "z_conv", "hook_point": "conv.hook_post", "architecture": "topk", "n_latents": 2400, "seed": 0}
+    made = about | latents(np.random.default_rng(0), 2000, 2400, (6, 6))
+    folder = root / "data" / "dictionaries" / "z_conv"
+    folder.mkdir()
+    (folder / "gallery.json").write_text(json.dumps({"target": "z_conv", "dictionaries": [made]}), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSMITH_ROOT", str(root))
+        size = run(Config(n_gallery=2000, max_failures=100))
+        assert size < 5_000_000
+        yield root / "report" / "index.html", made
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_two_thousand_latents_can_be_sorted_searched_and_linked(
+    large: tuple[Path, dict[str, Any]], width: int, tmp_path: Path
+) -> None:
+    report, made = large
+    pages = made["latents"]
+    chosen, wanted = pages[1234], pages[77]
+    harness = report.with_name(f"explorer-{width}.html")
+    text = EXPLORER.replace("CHOSEN", f"z_conv/conv.hook_post/topk/{chosen['latent']}").replace("WIDTH", str(width))
+    harness.write_text(text.replace("WANTED", str(wanted["latent"])), encoding="utf-8")
+    page, console = opened(harness, tmp_path / "profile")
+    assert console == ""
+    seen = {key.removeprefix("data-"): str(value) for key, value in page.body.items()}
+    assert seen["done"] == "yes" and seen["wide"] == ""
+    assert seen["linked"] == f"Latent {chosen['latent']} class {chosen['class']}"
+    assert seen["dictionary"] == "z_conv/conv.hook_post/topk"
+    assert seen["rows"] == "25" and seen["painted"] == "true"
+    assert int(seen["pictures"]) == int(seen["heat"]) == len(chosen["images"])
+    assert int(seen["bars"]) == sum(n > 0 for counts in chosen["histogram"] for n in counts)
+    assert int(seen["logits"]) == 20 and int(seen["scores"]) == 11
+    assert int(seen["near"]) == len(chosen["neighbours"])
+
+    def numbers(text: str) -> list[float]:
+        return [float(value.replace("\u2212", "-")) for value in text.split()]
+
+    def shown(value: float) -> float:
+        return float(f"{value:.3f}") if value >= 0.001 else float(f"{value:.1e}")
+
+    for key in ("density", "monosemanticity"):
+        best = sorted((one[key] for one in pages if one[key] is not None), reverse=True)[:25]
+        assert numbers(seen[f"sort{key}"]) == pytest.approx([shown(value) for value in best], abs=0.0011)
+    assert numbers(seen["sortclass"]) == [0.0] * 25
+    ordered = sorted(one["latent"] for one in pages)
+    assert numbers(seen["first"]) == ordered[:25] and numbers(seen["second"]) == ordered[25:50]
+    assert set(seen["classes"].split()) == {"3"}
+    assert seen["count"] == f"{sum(one['class'] == 3 for one in pages)} of 2,000 found."
+    classes, _, densities = seen["both"].partition("|")
+    assert set(classes.split()) == {"7"} and max(numbers(densities)) <= 0.05
+    assert seen["exact"] == str(wanted["latent"])
+    assert seen["unknown"].startswith("Not understood: nonsense.")
+    assert seen["focused"] == seen["next"] and seen["shown"].startswith(f"Latent {seen['next']} ")
+    assert seen["hash"] == f"#latent=z_conv/conv.hook_post/topk/{seen['next']}"
+    assert seen["other"] and seen["otherrows"] == "14"
+
+
+def test_a_link_to_a_latent_that_is_not_there_does_no_harm(report: Path, tmp_path: Path) -> None:
+    for number, hash_ in enumerate(("latent=digits_mlp/layers.0.hook_post/topk/99999", "latent=no/such/1", "latent=%")):
+        harness = report.with_name(f"dead-{number}.html")
+        harness.write_text(
+            f'<iframe id="f" src="index.html#{hash_}"></iframe><script>f.onload = () => document.body.dataset.title ='
+            ' f.contentDocument.querySelector(".detail h3").textContent</script>',
+            encoding="utf-8",
+        )
+        page, console = opened(harness, tmp_path / f"profile-{number}")
+        assert console == "" and str(page.body["data-title"]).startswith("Latent ")
