@@ -20,23 +20,37 @@ from stages.activations import ActivationCache, write_caches
 from stages.activations.manifest import Manifest
 from stages.activations.order import BatchOrder, generator_for
 from stages.activations.writer import write_shards
-from stages.dictionaries.objectives import SPARSE_BELOW
+from stages.dictionaries.objectives import SPARSE_BELOW, Weights
 from stages.dictionaries.trainer import Recipe, Trainer
-from stages.dictionaries.training import ARCHITECTURES, recipe_for, scale_of
+from stages.dictionaries.training import recipe_for, scale_of
 from stages.errors import UserError
 
-__all__ = ["SHAPES", "compare_training", "dense_peak", "run_cache", "run_training", "stacking", "write_mixture"]
+__all__ = [
+    "SHAPES",
+    "compare_training",
+    "dense_peak",
+    "run_cache",
+    "run_training",
+    "sae_lens_twin",
+    "stacking",
+    "write_mixture",
+]
 
 SHAPES = ((64, 512, 1024), (128, 2048, 2048))
 """(D, F, B)."""
 TURN = 5
 """Steps before the other one's turn."""
-SPARSITY = {"standard": 4.0, "topk": 32.0, "batchtopk": 32.0}
+SPARSITY = {
+    "standard": 4.0, "gated": 4.0, "topk": 32.0, "batchtopk": 32.0, "jumprelu": 32.0, "matryoshka": 32.0,
+    "abstopk": 32.0, "matching_pursuit": 8.0,
+}  # fmt: skip
+"""Of the architectures that SAELens trains too."""
 LIMITS = {
     True: "the encoder's product, then passes over (B, F) to select, then AuxK where latents are dead",
-    False: "five dense products, then passes over (B, F) for ReLU and its gradient",
+    False: "dense products, then passes over (B, F) for the activation and its gradient",
 }
 """What a step waits for, by profile: where few latents are active, and where many are."""
+PURSUIT_LIMIT = "one dense product per latent chosen, and a pass over (B, F) to choose it"
 Row = dict[str, Any]
 
 
@@ -54,7 +68,7 @@ def run_training(steps: int = 60, threads: int = 1, progress: Callable[[str], No
     with tempfile.TemporaryDirectory(prefix="lensmith-bench-") as folder:
         for width, n_latents, batch in SHAPES:
             cache = write_mixture(Path(folder) / str(width), width, n_rows=40 * batch)
-            for architecture in ARCHITECTURES:
+            for architecture in SPARSITY:
                 progress(f"{architecture}, d = {width}, {n_latents} latents, batch {batch}")
                 peak = max(peak, dense_peak())
                 rows.append(compare_training(cache, architecture, n_latents, batch, steps, threads))
@@ -147,55 +161,69 @@ def compare_training(
         "final_loss": sum(losses["ours"][-last:]) / last,
         "peer_final_loss": sum(losses["theirs"][-last:]) / last,
         "active_share": round(share, 4),
-        "limit": LIMITS[share <= SPARSE_BELOW],
-        "gflops": round(_work(share, dense) / step_s / 1e9, 2),
+        "limit": PURSUIT_LIMIT if architecture == "matching_pursuit" else LIMITS[share <= SPARSE_BELOW],
+        "gflops": round(_work(architecture, share, n_latents, dense) / step_s / 1e9, 2),
         "dense_gflops": round(12 * dense / step_s / 1e9, 2),
         "peer_dense_gflops": round(12 * dense / (statistics.median(other) / TURN) / 1e9, 2),
     }
 
 
-def _work(share: float, dense: int) -> float:
-    """FLOPs of a step's products: five dense ones, or the encoder's and four sparse ones (without AuxK)."""
-    return 10.0 * dense if share > SPARSE_BELOW else (2.0 + 8.0 * share) * dense
+def _work(architecture: str, share: float, n_latents: int, dense: int) -> float:
+    """FLOPs of a step's products (without AuxK): the encoder's, and four (gated: seven) that are sparse or dense.
+
+    Matching pursuit: one dense product per latent chosen.
+    """
+    if architecture == "matching_pursuit":
+        return 2.0 * share * n_latents * dense
+    more = 14.0 if architecture == "gated" else 8.0
+    return (2.0 + more * (1.0 if share > SPARSE_BELOW else share)) * dense
 
 
 def _peer(recipe: Recipe, ours: Trainer, scale: float) -> Any:
     """SAELens's trainer at the same weights, with the same schedules."""
-    from sae_lens import (
-        BatchTopKTrainingSAEConfig,
-        StandardTrainingSAEConfig,
-        TopKTrainingSAEConfig,
-        TrainingSAE,
-    )
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    weights, steps = ours.weights, recipe.steps
-    shape: dict[str, Any] = {"d_in": weights.decoder.shape[1], "d_sae": recipe.n_latents}
-    cfg: Any
-    if recipe.architecture == "standard":
-        warm = recipe.l1_warm_up // recipe.batch
-        cfg = StandardTrainingSAEConfig(**shape, l1_coefficient=recipe.sparsity, l1_warm_up_steps=warm)
-    elif recipe.architecture == "topk":
-        cfg = TopKTrainingSAEConfig(**shape, k=int(recipe.sparsity))
-    else:
-        cfg = BatchTopKTrainingSAEConfig(**shape, k=recipe.sparsity, topk_threshold_lr=recipe.threshold_lr)
-    with torch.random.fork_rng(devices=[]):
-        sae: Any = TrainingSAE.from_dict(cfg.to_dict())
-    with torch.no_grad():
-        for parameter, value in (
-            (sae.W_enc, weights.encoder.T), (sae.b_enc, weights.b_enc), (sae.W_dec, weights.decoder),
-            (sae.b_dec, weights.b_dec),
-        ):  # fmt: skip
-            parameter.copy_(value)
     settings = SAETrainerConfig(
-        total_training_samples=steps * recipe.batch, train_batch_size_samples=recipe.batch, lr=recipe.lr,
+        total_training_samples=recipe.samples, train_batch_size_samples=recipe.batch, lr=recipe.lr,
         lr_end=recipe.lr / 10, lr_warm_up_steps=recipe.warm_up // recipe.batch,
         lr_decay_steps=recipe.decay // recipe.batch, dead_feature_window=recipe.dead_window // recipe.batch,
     )  # fmt: skip
-    trainer: Any = SAETrainer(cfg=settings, sae=sae, data_provider=iter(()))
+    trainer: Any = SAETrainer(cfg=settings, sae=sae_lens_twin(recipe, ours.weights), data_provider=iter(()))
     trainer.activation_scaler.scaling_factor = scale
     return trainer
+
+
+def sae_lens_twin(recipe: Recipe, weights: Weights) -> Any:
+    """SAELens's training class of the same architecture and settings, at the same weights."""
+    from sae_lens import TrainingSAE
+    from sae_lens.registry import get_sae_training_class
+
+    name = {"matryoshka": "matryoshka_batchtopk"}.get(recipe.architecture, recipe.architecture)
+    warm = recipe.l1_warm_up // recipe.batch
+    by_name: dict[str, dict[str, Any]] = {
+        "standard": {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": warm},
+        "gated": {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": warm},
+        "topk": {"k": int(recipe.sparsity)},
+        "abstopk": {"k": int(recipe.sparsity)},
+        "batchtopk": {"k": recipe.sparsity, "topk_threshold_lr": recipe.threshold_lr},
+        "matryoshka": {"k": recipe.sparsity, "topk_threshold_lr": recipe.threshold_lr,
+                       "matryoshka_widths": [*recipe.widths, recipe.n_latents]},
+        "jumprelu": {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": recipe.sparsity,
+                     "l0_coefficient": recipe.l0_coefficient, "l0_warm_up_steps": warm,
+                     "jumprelu_bandwidth": recipe.bandwidth, "jumprelu_init_threshold": recipe.first_threshold},
+        "matching_pursuit": {"max_iterations": int(recipe.sparsity), "residual_threshold": recipe.residual_threshold,
+                             "decoder_init_norm": 1.0},
+    }  # fmt: skip
+    shape = {"d_in": weights.decoder.shape[1], "d_sae": recipe.n_latents}
+    cfg: Any = get_sae_training_class(name)[1](**shape, **by_name[recipe.architecture])
+    with torch.random.fork_rng(devices=[]):
+        sae: Any = TrainingSAE.from_dict(cfg.to_dict())
+    places = {"encoder": "W_enc", "decoder": "W_dec"} | ({"b_enc": "b_gate"} if recipe.architecture == "gated" else {})
+    with torch.no_grad():
+        for key, value in weights.named().items():
+            getattr(sae, places.get(key, key)).copy_(value.T if key == "encoder" else value)
+    return sae
 
 
 def dense_peak(size: int = 1024, repeats: int = 20) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-__all__ = ["Active", "active_top", "block_rows", "encode_positive", "encode_top", "encode_top_of_batch"]
+__all__ = ["Active", "active_top", "block_rows", "encode_above", "encode_top", "encode_top_of_batch"]
 
 
 @dataclass(frozen=True)
@@ -126,24 +126,32 @@ def active_top(pre: Tensor, k: int) -> Active:
     return found
 
 
-def encode_top(rows: Tensor, encoder: Tensor, bias: Tensor, k: int) -> tuple[Active, Tensor]:
-    """``active_top`` of rows @ encoder^T + bias, and the values there, block by block in the processor's cache."""
+def encode_top(rows: Tensor, encoder: Tensor, bias: Tensor, k: int, *, signed: bool = False) -> tuple[Active, Tensor]:
+    """``active_top`` of rows @ encoder^T + bias, and the values there, block by block in the processor's cache.
+
+    With ``signed``, the largest by magnitude.
+    """
     parts = []
     for block in torch.split(rows, block_rows(len(bias))):
         pre = torch.addmm(bias, block, encoder.T)
-        active = active_top(pre, k)
+        active = active_top(pre.abs() if signed else pre, k)
         parts.append((active, active.at(pre)))
     return _joined(parts)
 
 
-def encode_positive(rows: Tensor, encoder: Tensor, bias: Tensor, share: float) -> tuple[Active, Tensor] | None:
-    """Positive entries of rows @ encoder^T + bias; None where their share of the first block exceeds ``share``."""
+def encode_above(
+    rows: Tensor, encoder: Tensor, bias: Tensor, share: float, floor: Tensor | float = 0.0
+) -> tuple[Active, Tensor] | None:
+    """Entries of rows @ encoder^T + bias above ``floor``, a number or (F,); the positive ones by default.
+
+    None where their share of the first block exceeds ``share``.
+    """
     parts: list[tuple[Active, Tensor]] = []
     for block in torch.split(rows, block_rows(len(bias))):
         pre = torch.addmm(bias, block, encoder.T)
-        if not parts and torch.count_nonzero(pre > 0) > share * pre.numel():
+        if not parts and torch.count_nonzero(pre > floor) > share * pre.numel():
             return None
-        active = active_above(pre)
+        active = active_above(pre, floor)
         parts.append((active, active.at(pre)))
     return _joined(parts)
 

@@ -11,8 +11,6 @@ from stages.dictionaries import decode, encode, load_dictionary, save_dictionary
 from stages.dictionaries.baselines import BASELINES, baseline, directions_of
 from stages.dictionaries.geometry import likeness
 from stages.dictionaries.metrics import explained_variance
-from stages.dictionaries.training import recipe_for
-from stages.dictionaries.transcoders import train_transcoder, transcode
 from stages.errors import UserError
 
 
@@ -61,32 +59,3 @@ def test_an_unknown_baseline_and_k_out_of_range_are_reported(rows: Tensor) -> No
         baseline("nmf", rows, 16, 3, 0)
     with pytest.raises(UserError, match="k = 17 of 16 latents"):
         baseline("pca", rows, 16, 17, 0)
-
-
-@pytest.mark.parametrize("skip", [False, True])
-def test_a_transcoder_learns_the_map_and_loads_in_sae_lens(skip: bool, rows: Tensor, tmp_path: Path) -> None:
-    from sae_lens import SAE
-
-    x = rows / rows.std()
-    y = torch.relu(x @ draw(8, 20, seed=5)) @ draw(20, 6, seed=6) + x @ draw(8, 6, seed=7) + 1.0
-    recipe = recipe_for("standard", 64, 0.02, 400, 200, 1e-2)
-    made = train_transcoder(x, y, recipe, 0, skip=skip)
-    latents, out = transcode(made, x)
-    assert explained_variance(y, out) > 0.9
-    again = train_transcoder(x, y, recipe, 0, skip=skip)
-    assert all(torch.equal(made[name], again[name]) for name in made if name != "cfg")
-    save_dictionary(made, tmp_path)
-    theirs: Any = SAE.load_from_disk(str(tmp_path))
-    with torch.no_grad():
-        torch.testing.assert_close(theirs.encode(x), latents, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(theirs(x), out, atol=1e-4, rtol=1e-4)
-
-
-def test_a_transcoder_refuses_what_does_not_fit(rows: Tensor) -> None:
-    recipe = recipe_for("standard", 16, 0.1, 5, 100, 1e-3)
-    with pytest.raises(UserError, match="do not belong together"):
-        train_transcoder(rows, rows[:-1], recipe, 0)
-    with pytest.raises(UserError, match="architecture = standard"):
-        train_transcoder(rows, rows, recipe_for("topk", 16, 2, 5, 100, 1e-3), 0)
-    with pytest.raises(UserError, match="hold NaN"):
-        train_transcoder(rows, rows * float("nan"), recipe, 0)

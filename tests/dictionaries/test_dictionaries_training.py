@@ -11,12 +11,12 @@ from torch import Tensor
 from stages.dictionaries import ARCHITECTURES, decode, encode, load_dictionary, train_dictionary
 from stages.dictionaries.metrics import explained_variance, l0
 from stages.dictionaries.storage import save_dictionary
-from stages.dictionaries.training import recipe_for
+from stages.dictionaries.training import PENALISED, recipe_for
 from stages.dictionaries.training import train as train_to
 from stages.errors import UserError
 from stages.metering import count_flops
 
-SPARSITY = {"standard": 0.5, "topk": 4, "batchtopk": 4}
+SPARSITY = dict.fromkeys(ARCHITECTURES, 4.0) | dict.fromkeys(PENALISED, 0.5)
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +52,8 @@ def test_saved_equals_loaded_equals_sae_lens(mixture: Tensor, tmp_path: Path, ar
     with torch.no_grad():
         latents = theirs.encode(mixture)
         assert (latents != 0).any()
-        torch.testing.assert_close(encode(loaded, mixture), latents, atol=1e-6, rtol=0)
-        torch.testing.assert_close(encode(made, mixture), latents, atol=1e-6, rtol=0)
+        torch.testing.assert_close(encode(loaded, mixture), latents, atol=3e-6, rtol=0)
+        torch.testing.assert_close(encode(made, mixture), latents, atol=3e-6, rtol=0)
         torch.testing.assert_close(decode(loaded, latents), theirs.decode(latents), atol=1e-6, rtol=0)
     assert loaded["cfg"]["metadata"]["training_architecture"] == architecture
 
@@ -91,7 +91,7 @@ def test_training_explains_the_data_whatever_its_scale(mixture: Tensor, architec
     score = explained_variance(mixture, decode(small, encode(small, mixture)))
     scaled = explained_variance(1000.0 * mixture, decode(large, encode(large, 1000.0 * mixture)))
     assert score > 0.75 and scaled == pytest.approx(score, abs=0.05)
-    if architecture != "standard":
+    if architecture not in PENALISED:
         assert l0(encode(small, mixture)) == pytest.approx(4.0, rel=0.25)
 
 
@@ -146,8 +146,8 @@ def test_values_out_of_range_are_reported(
 
 
 def test_an_unknown_architecture_and_a_wrong_shape_are_reported(mixture: Tensor) -> None:
-    with pytest.raises(UserError, match="'gated' is unknown; known: standard, topk, batchtopk"):
-        train_dictionary(mixture, "gated", 8, 1.0, 1, 8, 1e-3, 0)
+    with pytest.raises(UserError, match="'lista' is unknown; known: standard, topk, batchtopk, gated"):
+        train_dictionary(mixture, "lista", 8, 1.0, 1, 8, 1e-3, 0)
     with pytest.raises(UserError, match=r"shape \(2000, 4, 4\)"):
         train(mixture.reshape(2000, 4, 4), "topk")
 
@@ -182,5 +182,6 @@ def test_every_operation_of_encode_and_decode_has_a_price(mixture: Tensor, archi
     dictionary = train(mixture, architecture, steps=1)
     with count_flops() as count:
         decode(dictionary, encode(dictionary, mixture[:10]))
-    products = 2 * 2 * 10 * 16 * 32  # two dense matrix products; the rest is per element
+    # Two dense matrix products (matching pursuit: one per iteration, and the decoder's); the rest is per element.
+    products = 2 * 10 * 16 * 32 * (5 if architecture == "matching_pursuit" else 2)
     assert products < count.flops < 2 * products

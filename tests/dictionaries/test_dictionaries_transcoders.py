@@ -1,0 +1,124 @@
+"""Transcoders: what they learn, that SAELens loads them, that they resume, and what they refuse."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.dictionaries import load_dictionary, save_dictionary
+from stages.dictionaries.metrics import explained_variance, l0
+from stages.dictionaries.trainer import Recipe, Trainer
+from stages.dictionaries.training import recipe_for
+from stages.dictionaries.transcoders import train_transcoder, transcode
+from stages.errors import UserError
+
+SPARSITY = {"standard": 0.02, "topk": 8.0, "batchtopk": 8.0}
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def pair() -> tuple[Tensor, Tensor]:
+    """(3000, 8) inputs, and (3000, 6) outputs: a hidden layer of 20 and a linear path."""
+    x = draw(3000, 8) + 0.5
+    return x, torch.relu(x @ draw(8, 20, seed=5)) @ draw(20, 6, seed=6) + x @ draw(8, 6, seed=7) + 1.0
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("architecture", SPARSITY)
+def test_a_transcoder_learns_the_map_and_loads_in_sae_lens(
+    architecture: str, skip: bool, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    from sae_lens import SAE
+
+    x, y = pair
+    recipe = recipe_for(architecture, 64, SPARSITY[architecture], 400, 200, 1e-2)
+    made = train_transcoder(x, y, recipe, 0, skip=skip)
+    latents, out = transcode(made, x)
+    assert explained_variance(y, out) > 0.9
+    if architecture != "standard":
+        assert l0(latents) <= 8 * 1.25
+    save_dictionary(made, tmp_path)
+    loaded = load_dictionary(tmp_path)
+    assert torch.equal(transcode(loaded, x)[1], out)
+    if architecture == "topk":  # SAELens has no such transcoder, and must not take it for another
+        with pytest.raises(KeyError, match="topk_"):
+            SAE.load_from_disk(str(tmp_path))
+        return
+    theirs: Any = SAE.load_from_disk(str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.encode(x), latents, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(theirs(x), out, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("architecture", SPARSITY)
+@pytest.mark.parametrize("n_rows", [32, 600])  # below and above where sparse products begin
+def test_gradients_are_those_of_a_graph(architecture: str, skip: bool, n_rows: int) -> None:
+    recipe = Recipe(architecture, 64, 0.3 if architecture == "standard" else 5.0, n_rows, n_rows, 1e-3, skip=skip)
+    trainer = Trainer(recipe, torch.zeros(8), 0, target_mean=torch.ones(6))
+    named = {name: draw(*tensor.shape, seed=i) for i, (name, tensor) in enumerate(trainer.weights.named().items())}
+    named["b_enc"] -= 6.0 if architecture == "standard" else 0.0  # few active latents
+    for name, tensor in trainer.weights.named().items():
+        tensor.copy_(named[name])
+    x, y = draw(n_rows, 8, seed=20), draw(n_rows, 6, seed=21)
+    ours = trainer.outcome(x, y)
+    leaves = {name: tensor.requires_grad_() for name, tensor in named.items()}
+    norms = leaves["decoder"].norm(dim=1)
+    pre = x @ leaves["encoder"].T + leaves["b_enc"]
+    if architecture == "standard":
+        z = pre.relu()
+        loss = 0.3 * (z * norms).sum(1).mean()
+    else:
+        flat = (pre * norms).relu() if architecture == "topk" else (pre * norms).relu().reshape(1, -1)
+        kept = flat.topk(5 if architecture == "topk" else 5 * n_rows, dim=-1)
+        z = torch.zeros_like(flat).scatter(-1, kept.indices, kept.values).reshape(pre.shape) / norms
+        loss = torch.zeros(())
+    made = z @ leaves["decoder"] + leaves["b_dec"] + (x @ leaves["skip"].T if skip else 0.0)
+    loss = loss + (made - y).square().sum(1).mean()
+    torch.autograd.backward(loss)
+    assert ours.loss == pytest.approx(loss.item(), rel=1e-5)
+    for name, gradient in ours.gradients.named().items():
+        torch.testing.assert_close(gradient, leaves[name].grad, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("architecture", SPARSITY)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    architecture: str, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    recipe = recipe_for(architecture, 32, SPARSITY[architecture], 30, 100, 1e-2, dead_window=500)
+    whole = train_transcoder(*pair, recipe, 3, skip=True)
+
+    class Killed(Exception):
+        pass
+
+    def kill(_: dict[str, float], step: int) -> None:
+        if step == 14:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_transcoder(*pair, recipe, 3, skip=True, log=kill, log_every=1, checkpoint=tmp_path / "a",
+                         checkpoint_every=1)  # fmt: skip
+    resumed = train_transcoder(*pair, recipe, 3, skip=True, checkpoint=tmp_path / "a")
+    assert resumed["cfg"] == whole["cfg"] and resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole if name != "cfg")
+
+
+def test_a_transcoder_refuses_what_does_not_fit(pair: tuple[Tensor, Tensor]) -> None:
+    x, y = pair
+    recipe = recipe_for("standard", 16, 0.1, 5, 100, 1e-3)
+    with pytest.raises(UserError, match="3000 rows of input and 2999 of output do not belong together"):
+        train_transcoder(x, y[:-1], recipe, 0)
+    with pytest.raises(UserError, match="with architecture = batchtopk, standard, topk, without plugs; not gated"):
+        train_transcoder(x, y, recipe_for("gated", 16, 2, 5, 100, 1e-3), 0)
+    with pytest.raises(UserError, match="without plugs"):
+        train_transcoder(x, y, replace(recipe, regularisers=(("hoyer", 1.0),)), 0)
+    with pytest.raises(UserError, match="hold NaN"):
+        train_transcoder(x, y * float("nan"), recipe, 0)
+    with pytest.raises(UserError, match="constant"):
+        train_transcoder(x, torch.ones_like(y), recipe, 0)
