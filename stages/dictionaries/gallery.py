@@ -39,7 +39,7 @@ def gallery_of(codec: Codec, held: HeldOut, n_latents: int) -> dict[str, Any]:
     Latents that fire for fewer than ``MIN_FIRINGS`` distinct images come after all others.
 
     Returns:
-        ``images``: each image that is shown once, 64 characters 0..g for ints 0..16, row by row;
+        ``images``: each image that is shown once, a character 0..g per pixel for ints 0..16, row by row, square;
         ``grid``: (h, w) of the positions that ``heat`` is over, None where the hook point has one row per example;
         ``n_rows``, ``n_examples`` everything is measured on; ``n_live``; and ``latents``, for each:
         ``latent``, ``class`` it is most correlated with, ``selectivity`` (that correlation), ``purity``, ``entropy``,

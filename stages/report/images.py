@@ -1,4 +1,4 @@
-"""8x8 digits as inline PNG: one strip per latent, shown image by image through the style sheet."""
+"""Small grey images as inline PNG: one strip of them."""
 
 import base64
 import struct
@@ -8,24 +8,25 @@ from collections.abc import Sequence
 __all__ = ["strip"]
 
 MAX_PIXEL = 16
-"""Brightest pixel of the scikit-learn digits."""
-SIDE = 8
+"""Brightest pixel."""
 
 
 def strip(images: Sequence[Sequence[Sequence[int]]]) -> str:
     """A data URI of all images beside each other, dark ink on white, four bits a pixel.
 
     Raises:
-        ValueError: an image is not 8 x 8.
+        ValueError: the images are not square, or not of one size.
     """
-    if any(len(image) != SIDE or any(len(row) != SIDE for row in image) for image in images):
-        raise ValueError(f"images have {[(len(i), len(i[0])) for i in images]} pixels; each must be {SIDE} x {SIDE}")
+    side = len(images[0])
+    if any(len(image) != side or any(len(row) != side for row in image) for image in images):
+        raise ValueError(f"images have {[(len(i), len(i[0])) for i in images]} pixels; each must be {side} x {side}")
     lines = []
-    for y in range(SIDE):
+    for y in range(side):
         shades = [15 - min(15, round(max(0, pixel) * 15 / MAX_PIXEL)) for image in images for pixel in image[y]]
+        shades += [15] * (len(shades) % 2)  # a line ends with a whole byte
         packed = bytes(a << 4 | b for a, b in zip(shades[::2], shades[1::2], strict=True))
         lines.append(b"\0" + packed)
-    header = struct.pack(">IIBBBBB", SIDE * len(images), SIDE, 4, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side * len(images), side, 4, 0, 0, 0, 0)
     data = (
         b"\x89PNG\r\n\x1a\n"
         + _chunk(b"IHDR", header)

@@ -5,12 +5,13 @@ and one of images, each image once. That is about 1 kB per latent.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from stages.report.images import SIDE, strip
+from stages.report.images import strip
 from stages.report.results import Row
 from stages.report.wording import number
 
@@ -79,15 +80,16 @@ def _names(galleries: Sequence[Row]) -> list[str]:
 
 
 def image_of(text: str) -> list[list[int]]:
-    """8 x 8 pixels, 0..16, of a gallery's 64 characters.
+    """Rows of pixels, 0..16, of a gallery's characters.
 
     Raises:
-        ValueError: it is no such image.
+        ValueError: their number is no square.
     """
-    if len(text) != SIDE * SIDE:
-        raise ValueError(f"an image has {SIDE * SIDE} characters, not {len(text)}: {text[:80]!r}")
+    side = math.isqrt(len(text))
+    if side * side != len(text):
+        raise ValueError(f"an image is square, but {len(text)} pixels are none: {text[:80]!r}")
     levels = [int(shade, 17) for shade in text]
-    return [levels[i : i + SIDE] for i in range(0, len(levels), SIDE)]
+    return [levels[i : i + side] for i in range(0, len(levels), side)]
 
 
 def _block(gallery: Row, n_latents: int, images: dict[str, int]) -> dict[str, Any]:

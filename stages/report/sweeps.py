@@ -32,7 +32,7 @@ class Style(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One architecture at one sparsity: means over seeds."""
+    """One architecture of one size at one sparsity: means over seeds."""
 
     l0: float
     value: float
@@ -41,29 +41,34 @@ class Point(NamedTuple):
     high: float | None
     sparsity: float
     n_seeds: int
+    n_latents: int
 
 
 def styles(architectures: Iterable[str]) -> dict[str, Style]:
-    """How each architecture is drawn, trained ones first."""
+    """How each architecture is drawn, trained ones first; baselines are alike whatever else there is."""
     names = set(architectures)
     trained = [name for name in ARCHITECTURES if name in names]
     trained += sorted(names - set(ARCHITECTURES) - set(BASELINES))
     place = {name: i for i, name in enumerate([*ARCHITECTURES, *(n for n in trained if n not in ARCHITECTURES)])}
-    out = {name: Style(f"s{place[name] % N_COLOURS}", SHAPES[place[name] % len(SHAPES)]) for name in trained}
+    out = {
+        name: Style(f"s{place[name] % N_COLOURS}", SHAPES[(place[name] + place[name] // N_COLOURS) % len(SHAPES)])
+        for name in trained
+    }
     return out | {name: Style(f"untrained u{i}", SHAPES[::-1][i]) for i, name in enumerate(BASELINES) if name in names}
 
 
 def points(rows: Sequence[Row], metric: str) -> dict[str, list[Point]]:
     """By architecture, ordered by L0. Rows without the metric are left out; a plain number counts as one without
     interval."""
-    groups: dict[tuple[str, float], list[tuple[Row, Mapping[str, Any]]]] = {}
+    groups: dict[tuple[str, int, float], list[tuple[Row, Mapping[str, Any]]]] = {}
     for row in rows:
         value = row.get(metric)
         value = value if isinstance(value, Mapping) else {"value": value}
         if value.get("value") is not None and row["l0"]["value"]:
-            groups.setdefault((row["architecture"], row.get("sparsity", 0.0)), []).append((row, value))
+            key = row["architecture"], row["n_latents"], row.get("sparsity", 0.0)
+            groups.setdefault(key, []).append((row, value))
     out: dict[str, list[Point]] = {}
-    for (architecture, sparsity), of in sorted(groups.items(), key=lambda item: item[0]):
+    for (architecture, n_latents, sparsity), of in sorted(groups.items(), key=lambda item: item[0]):
         ends = {end: [v[end] for _, v in of if v.get(end) is not None] for end in ("low", "high")}
         out.setdefault(architecture, []).append(
             Point(
@@ -73,9 +78,17 @@ def points(rows: Sequence[Row], metric: str) -> dict[str, list[Point]]:
                 max(ends["high"], default=None),
                 sparsity,
                 len({row["seed"] for row, _ in of}),
+                n_latents,
             )
         )
     return {name: sorted(of) for name, of in out.items()}
+
+
+def _line(of: Sequence[Point]) -> list[Point]:
+    """The points of the size that has most of them (of equals, the larger): only these lie on one curve."""
+    sizes = [point.n_latents for point in of]
+    size = max(set(sizes), key=lambda n: (sizes.count(n), n))
+    return [point for point in of if point.n_latents == size]
 
 
 def sweep(rows: Sequence[Row], metric: str, title: str, style: dict[str, Style]) -> Plot | None:
@@ -96,16 +109,18 @@ def sweep(rows: Sequence[Row], metric: str, title: str, style: dict[str, Style])
     plot.axis_x("L0: latents active per row (log scale)")
     # Baselines first, so that they lie below.
     for name in [n for n in reversed(style) if n in series]:
-        for one, other in pairwise(series[name]):
+        for one, other in pairwise(_line(series[name])):
             plot.line(one.l0, one.value, other.l0, other.value, f"trace {style[name].kind}")
     for name in [n for n in reversed(style) if n in series]:
+        line = _line(series[name])
         for point in series[name]:
+            kind = "" if point in line else " pale"
             said = f" {spread(point.low, point.high)}" if point.low is not None else ""
             plot.mark(
-                point.l0, point.value, f"dictionary {style[name].kind}",
-                f"{name}, sparsity {point.sparsity:g}: L0 {number(point.l0, 2)}, {title} {number(point.value)}{said},"
-                f" {point.n_seeds} seed{'s' if point.n_seeds > 1 else ''}",
-                y_interval=(point.low, point.high), radius=4.5, shape=style[name].shape,
+                point.l0, point.value, f"dictionary {style[name].kind}{kind}",
+                f"{name}, {point.n_latents} latents, sparsity {point.sparsity:g}: L0 {number(point.l0, 2)},"
+                f" {title} {number(point.value)}{said}, {point.n_seeds} seed{'s' if point.n_seeds > 1 else ''}",
+                y_interval=(point.low, point.high), radius=4.5 if point in line else 3.5, shape=style[name].shape,
             )  # fmt: skip
     return plot
 

@@ -4,7 +4,7 @@
 (() => {
   const root = document.getElementById("explorer");
   if (!root) return;
-  const PAGE = 25, SIDE = 8, CLASSES = 10, SHADES = 35, DASH = "\u2013";
+  const PAGE = 25, CLASSES = 10, SHADES = 35, DASH = "\u2013";
   const form = root.querySelector("form");
   const control = (name) => form.elements.namedItem(name);
   const [list, head, count] = [root.querySelector("tbody"), root.querySelector("thead tr"), root.querySelector(".count")];
@@ -18,7 +18,7 @@
   // Sortable columns: key in the data, name, whether the list shows it, what it is.
   const COLUMNS = [
     ["latent", "latent", true, "its number"],
-    ["class", "class", true, "the digit it is most correlated with"],
+    ["class", "class", true, "the class it is most correlated with"],
     ["selectivity", "selectivity", true],
     ["density", "density", true],
     ["monosemanticity", "mono\u00adsemanticity", true],
@@ -68,15 +68,16 @@
 
   // Dark ink on white, as on paper, beside each other with a transparent column between.
   const picture = (numbers, label) => {
-    const canvas = make("canvas", { width: Math.max(1, numbers.length * (SIDE + 1) - 1), height: SIDE, role: "img", "aria-label": label });
+    const side = numbers.length ? Math.sqrt(images[numbers[0]].length) : 1;
+    const canvas = make("canvas", { width: Math.max(1, numbers.length * (side + 1) - 1), height: side, role: "img", "aria-label": label });
     const context = canvas.getContext("2d");
     numbers.forEach((number, at) => {
-      const pixels = context.createImageData(SIDE, SIDE);
-      for (let i = 0; i < SIDE * SIDE; i++) {
+      const pixels = context.createImageData(side, side);
+      for (let i = 0; i < side * side; i++) {
         const shade = 255 - Math.round((parseInt(images[number][i], 17) * 255) / 16);
         pixels.data.set([shade, shade, shade, 255], 4 * i);
       }
-      context.putImageData(pixels, at * (SIDE + 1), 0);
+      context.putImageData(pixels, at * (side + 1), 0);
     });
     return canvas;
   };
@@ -193,7 +194,7 @@
     const positions = data.grid ? data.grid[0] * data.grid[1] : 0;
     const figures = columns.images[i].map((number, at) => {
       const digit = columns.classes[i][at];
-      const box = make("div", { class: "picture" }, picture([number], digit < 0 ? "class unknown" : `digit ${digit}`));
+      const box = make("div", { class: "picture" }, picture([number], digit < 0 ? "class unknown" : `class ${digit}`));
       if (data.grid) {
         const levels = [...columns.heat[i].slice(at * positions, (at + 1) * positions)].map((c) => parseInt(c, 36));
         box.append(heat(levels, columns.positions[i][at]));
@@ -224,7 +225,7 @@
         const height = Math.max(1, (14 * n) / top);
         const range = `${said((columns.max_activation[i] * bin) / bins)} to ${said((columns.max_activation[i] * (bin + 1)) / bins)}`;
         svg.append(draw("rect", { class: digit === columns.class[i] ? "bar best" : "bar", x: `${(100 * bin) / bins + 0.4}%`, width: `${100 / bins - 0.8}%`, y: base - height, height },
-          draw("title", { text: `digit ${digit}, activation ${range}: ${n} rows` })));
+          draw("title", { text: `class ${digit}, activation ${range}: ${n} rows` })));
       }
       svg.append(draw("text", { x: -8, y: base - 3, "text-anchor": "end", text: digit }), draw("text", { class: "soft", x: "100%", dx: 8, y: base - 3, text: sum.toLocaleString("en") }));
     }

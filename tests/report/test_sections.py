@@ -1,0 +1,219 @@
+"""Sweeps, proxies, circuits and the data of the explorer: what is drawn is what the rows say."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.report import load_results, render
+from stages.report.circuits import circuit_table, draw_circuit, fate, fates
+from stages.report.latents import LEVELS, explorer, image_of
+from stages.report.proxies import proxy_forest, proxy_table, ranked
+from stages.report.sweeps import BASELINES, points, styles, sweep
+from tests.report.conftest import circuits, drawing, latents, proxies
+
+
+def _row(architecture: str, sparsity: float, seed: int, l0: float, value: Any, n_latents: int = 64) -> dict[str, Any]:
+    return {
+        "target": "t", "hook_point": "h", "architecture": architecture, "sparsity": sparsity, "seed": seed, "m": value,
+        "n_latents": n_latents, "l0": {"value": l0, "low": None, "high": None, "null": None},
+    }  # fmt: skip
+
+
+def _value(value: float, low: float, high: float) -> dict[str, float | None]:
+    return {"value": value, "low": low, "high": high, "null": None}
+
+
+def test_a_point_is_the_mean_over_seeds_and_its_bar_spans_their_intervals() -> None:
+    rows = [
+        _row("topk", 8, 0, 7.0, _value(0.8, 0.7, 0.9)),
+        _row("topk", 8, 1, 9.0, _value(0.6, 0.55, 0.65)),
+        _row("topk", 4, 0, 4.0, _value(0.5, 0.4, 0.6)),
+        _row("topk", 4, 1, 4.0, None),
+        _row("pca", 8, 0, 8.0, 0.3),
+        _row("pca", 8, 0, 0.0, _value(0.3, 0.3, 0.3)),
+    ]
+    found = points(rows, "m")
+    assert list(found) == ["pca", "topk"]
+    low, high = found["topk"]
+    assert (low.l0, low.value, low.n_seeds) == (4.0, 0.5, 1)
+    assert (high.l0, high.value, high.low, high.high, high.n_seeds) == (8.0, pytest.approx(0.7), 0.55, 0.9, 2)
+    assert [(one.value, one.low) for one in found["pca"]] == [(0.3, None)]
+    assert points(rows, "reward") == {} and sweep(rows, "reward", "reward", styles(["topk", "pca"])) is None
+
+
+def test_a_line_joins_sparsities_of_one_size_only() -> None:
+    rows = [_row("topk", k, 0, float(k), _value(0.1 * k, 0.0, 1.0)) for k in (2, 4, 8)]
+    rows += [_row("topk", 4, 0, 4.2, _value(0.3, 0.2, 0.4), n_latents=32)]
+    plot = sweep(rows, "m", "metric", styles(["topk"]))
+    assert plot is not None and plot.n_marks == 4
+    assert plot.svg().count('class="trace') == 2 and plot.svg().count("pale") == 1
+
+
+def test_architectures_are_told_apart_and_baselines_look_like_baselines() -> None:
+    names = ["random", "topk", "zeta", "pca", "standard", "gated", "batchtopk", "identity", "ica", *"abcdefgh"]
+    found = styles(names)
+    assert set(found) == set(names) and len(set(found.values())) == len(names)
+    assert all(found[name].kind.startswith("untrained") == (name in BASELINES) for name in names)
+    assert styles(["topk"])["topk"] == found["topk"]  # its colour is its own
+
+
+def test_proxies_are_ranked_by_strength_and_drawn_with_their_nulls() -> None:
+    rows = ranked(proxies())
+    assert [row["metric"] for row in rows[:2]] == ["probe_5_sparse", "l0"] and rows[-1]["metric"] == "class_purity"
+    plot = proxy_forest(rows)
+    assert plot.n_marks == 15 and plot.svg().count('class="null"') == 15
+    cells = proxy_table(rows).rows
+    assert len(cells) == 6 and "null" in cells[0][2].text and cells[-1][2].text == "\u2013"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "truth", "expected"),
+    [
+        (True, True, "found"), (False, True, "missed"), (True, False, "extra"), (False, False, "left"),
+        (True, None, "chosen"), (False, None, "left"),
+    ],
+)  # fmt: skip
+def test_the_fate_of_an_edge(chosen: bool, truth: bool | None, expected: str) -> None:
+    assert fate({"in_circuit": chosen, "in_truth": truth}) == expected
+
+
+class Drawn(HTMLParser):
+    def __init__(self, svg: str) -> None:
+        super().__init__()
+        self.edges: list[str] = []
+        self.boxes: list[tuple[float, float, float, float]] = []
+        self.paths: list[list[float]] = []
+        self.size = (0.0, 0.0)
+        self.feed(svg)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        if tag == "svg":
+            self.size = float(given["width"]), float(given["height"])
+        if given.get("class", "").startswith("edge"):
+            self.edges.append(given["class"].split()[1])
+        if tag == "rect":
+            self.boxes.append(tuple(float(given[key]) for key in ("x", "y", "width", "height")))  # type: ignore[arg-type]
+        if tag == "path":
+            self.paths.append([float(value) for value in re.findall(r"-?[\d.]+", given["d"])])
+
+
+@pytest.mark.parametrize("n_edges", [1, 30, 100])
+def test_a_circuit_draws_every_edge_inside_the_frame_and_no_box_over_another(n_edges: int) -> None:
+    circuit = drawing(n_edges)
+    svg = draw_circuit(circuit)
+    assert svg == draw_circuit({**circuit, "edges": circuit["edges"][::-1], "nodes": circuit["nodes"][::-1]})
+    drawn = Drawn(svg)
+    assert len(drawn.edges) == n_edges and {kind: drawn.edges.count(kind) for kind in drawn.edges} == fates(
+        circuit["edges"]
+    )
+    width, height = drawn.size
+    assert len(drawn.boxes) == len(circuit["nodes"])
+    for i, (x, y, w, h) in enumerate(drawn.boxes):
+        assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
+        for x2, y2, w2, h2 in drawn.boxes[:i]:
+            assert x + w < x2 or x2 + w2 < x or y + h < y2 or y2 + h2 < y
+    for x1, y1, xa, ya, xb, yb, x2, y2 in drawn.paths:
+        t = np.linspace(0, 1, 50)
+        for ends, limit in (((x1, xa, xb, x2), width), ((y1, ya, yb, y2), height)):
+            a, b, c, d = ends
+            along = a * (1 - t) ** 3 + 3 * b * t * (1 - t) ** 2 + 3 * c * t**2 * (1 - t) + d * t**3
+            assert along.min() >= 0 and along.max() <= limit
+
+
+def test_edges_say_their_scores_and_thickness_follows_them() -> None:
+    circuit = {
+        "title": "<b>x</b>",
+        "nodes": [{"name": name, "layer": i, "slot": 0} for i, name in enumerate(("in", "a0.1", "out"))],
+        "edges": [
+            {"source": "in", "reader": "a0.1.q", "score": -0.5, "in_circuit": True, "in_truth": True},
+            {"source": "in", "reader": "out", "score": 0.25, "in_circuit": False, "in_truth": True},
+            {"source": "nobody", "reader": "out", "score": 1e-3, "in_circuit": True, "in_truth": None},
+        ],
+    }
+    svg = draw_circuit(circuit)
+    assert "in \u2192 a0.1.q: score \u22120.5000, found" in svg and "score +0.2500, missed" in svg
+    assert "1 not drawn" in svg and "<b>" not in svg
+    thick, thin = (float(re.search(rf'edge {kind}".*?stroke-width="([\d.]+)"', svg)[1]) for kind in ("found", "missed"))  # type: ignore[index]
+    assert thick > thin
+
+
+def test_circuits_are_a_table_with_numbers_to_sort_by() -> None:
+    table = circuit_table(circuits())
+    assert len(table.rows) == 6
+    names = [column.name for column in table.columns]
+    assert {"exact recovery", "edge AUC", "seconds per seed", "forwards", "seeds"} <= set(names)
+    assert table.rows[0][names.index("forwards")].text == "1,200" and table.rows[0][names.index("seeds")].text == "3"
+
+
+@pytest.mark.parametrize("grid", [None, (1, 17), (7, 7)])
+def test_the_explorer_holds_every_latent_and_each_image_once(grid: "tuple[int, int] | None") -> None:
+    made = latents(np.random.default_rng(1), 40, 64, grid)
+    about = {"target": "t", "hook_point": "h", "architecture": "topk", "n_latents": 64}
+    found = explorer([about | made, about | made | {"sparsity": 4.0}], 30)
+    assert found is not None and found["n"] == 60
+    assert [one["name"] for one in found["dictionaries"]] == ["t/h/topk/0", "t/h/topk/4"]
+    images = json.loads(found["images"])
+    assert len(set(images)) == len(images) <= len(made["images"])
+    block = json.loads(found["dictionaries"][0]["json"])
+    columns = block["columns"]
+    assert all(len(column) == 30 for column in columns.values())
+    for i, latent in enumerate(made["latents"][:30]):
+        assert columns["latent"][i] == latent["latent"]
+        assert [images[n] for n in columns["images"][i]] == [made["images"][n] for n in latent["images"]]
+        assert columns["ablation_loss"][i] == pytest.approx(latent["ablation"]["loss"], rel=6e-3)
+        assert [columns["histogram"][i][10 * b : 10 * b + 10] for b in range(10)] == latent["histogram"]
+        if grid:
+            percents = [percent for heat in latent["heat"] for percent in heat]
+            levels = [int(level, 36) * 100 / (len(LEVELS) - 1) for level in columns["heat"][i]]
+            assert levels == pytest.approx(percents, abs=1.5)
+    assert ("heat" in columns) == (grid is not None) == (block["grid"] is not None)
+
+
+def test_nothing_in_a_result_can_end_a_script_of_the_page() -> None:
+    made = latents(np.random.default_rng(1), 3, 64, None)
+    evil = "</script><script>alert(1)</script>"
+    made["latents"][0]["class"] = evil
+    found = explorer([made | {"target": evil, "hook_point": "h", "architecture": "a", "n_latents": 64}], 3)
+    assert found is not None and "<" not in found["dictionaries"][0]["json"]
+    assert json.loads(found["dictionaries"][0]["json"])["columns"]["class"][0] == evil
+
+
+def test_no_latent_no_explorer() -> None:
+    assert explorer([], 5) is None
+    made = latents(np.random.default_rng(1), 3, 64, None)
+    assert explorer([made | {"target": "t", "hook_point": "h", "architecture": "a", "n_latents": 64}], 0) is None
+
+
+def test_an_image_is_square() -> None:
+    assert image_of("0g81") == [[0, 16], [8, 1]]
+    with pytest.raises(ValueError, match="square"):
+        image_of("012")
+
+
+def test_the_page_works_without_scripts(results_root: Path) -> None:
+    page = render(load_results(), n_gallery=14)
+    plain = page[page.index("<noscript>") : page.index("</noscript>")]
+    assert plain.count("<table") == 12 and plain.count("data:image/png;base64,") == 12 * 4
+    assert '<div id="explorer" class="explorer" hidden>' in page
+
+
+def test_a_metric_that_no_row_has_is_named(results_root: Path) -> None:
+    path = results_root / "metrics" / "dictionaries.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    assert render(load_results()).count("No row of metrics/dictionaries.json has <code>reward</code>") == 4
+    for row in rows:
+        row["reward"] = {"value": 0.1, "low": 0.0, "high": 0.2, "null": None} if row["architecture"] == "topk" else None
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    page = render(load_results())
+    assert "No row of metrics" not in page and page.count('data-plot="dictionary-reward"') == 4
+
+
+def test_drawings_may_be_missing(results_root: Path) -> None:
+    (results_root / "data" / "circuits" / "drawings.json").unlink()
+    assert "Drawings of circuits: not there yet. <code>dvc repro circuits</code>" in render(load_results())
