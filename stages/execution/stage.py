@@ -6,7 +6,7 @@ Writes data/execution/<baseline | method>/<family>.<target>.safetensors and .jso
 import os
 import sys
 
-from joblib import Parallel, delayed
+from joblib import delayed
 from pydantic import Field
 
 from stages import paths
@@ -15,6 +15,7 @@ from stages.execution.arms import ExecutorConfig
 from stages.execution.results import load_baseline, save_arms, save_baseline
 from stages.execution.runs import arms_of, baseline_of
 from stages.interpretation import built_in, load_interpretation
+from stages.orphans import processes
 from stages.params import load
 from stages.targets import load_target
 from stages.tasks import list_tasks, load_task
@@ -53,7 +54,7 @@ def run(config: ExecutorConfig, arm: str, jobs: int = 1) -> None:
     """All train and validation tasks of one arm, ``jobs`` processes at a time. The test split stays sealed."""
     tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
     work = (delayed(_one)(config, arm, family, target) for family, target in tasks)
-    for line in Parallel(n_jobs=jobs, return_as="generator")(work):
+    for line in processes(jobs, return_as="generator")(work):
         print(f"{arm}: {line}", flush=True)
 
 

@@ -9,18 +9,15 @@ researcher, and what failed for the machinery's sake is tried again before it is
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel
-
 from stages.execution import load_arms
+from stages.orphans import processes
 from stages.research.gate import Gate
 from stages.research.journal import Journal
-from stages.research.orphans import die_with_parent
 from stages.research.proposals import as_json, from_json, shown
 from stages.research.researchers import Researcher
 from stages.research.settings import INFRA, Settings
@@ -140,7 +137,7 @@ class Campaign:
         """The trial, repeated where the machinery fails; each such failure is an event."""
         for _ in range(ATTEMPTS):
             try:
-                with Parallel(n_jobs=self.jobs, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+                with processes(self.jobs) as pool:
                     return run_trial(from_json(proposed["spec"]), proposed["name"], tasks, self.settings, pool, folder)
             except INFRA as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from stages import paths
 from stages.execution import Answered, ask_in_process, split
@@ -27,6 +27,7 @@ from stages.interpretation import built_in, load_interpretation
 from stages.interpretation.artifact import pack, unpack
 from stages.interpretation.composed import Spec
 from stages.metering import Calibration
+from stages.orphans import processes
 from stages.research.apart import Apart, Frozen, answer_apart
 from stages.research.settings import Settings, cached_target, cached_task, jobs, settings
 from stages.research.trial import freeze_spec, method_of
@@ -153,7 +154,7 @@ def run() -> list[dict[str, Any]]:
         for _, parts in sorted(frozen[target].items()):
             sha.update(b"".join(parts))
     seed = int.from_bytes(sha.digest()[:6], "big")
-    done: Sequence[list[tuple[dict[str, Any], FloatArray | None]]] = Parallel(n_jobs=jobs())(
+    done: Sequence[list[tuple[dict[str, Any], FloatArray | None]]] = processes(jobs())(
         delayed(_one)(contenders, frozen[target], family, target, seed, chosen) for family, target in tasks
     )
     rows = [row for of_task in done for row, _ in of_task]

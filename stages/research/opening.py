@@ -1,18 +1,17 @@
 """The sealed test split: opened once a campaign, for I*, every built-in method and every control; each opening is an
 event."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from stages import paths
 from stages.execution import Answered, Baseline, MethodArms, arms_of, ask_in_process, baseline_of
 from stages.interpretation import load_interpretation
 from stages.interpretation.artifact import unpack
+from stages.orphans import processes
 from stages.research.campaign import Campaign
-from stages.research.orphans import die_with_parent
 from stages.research.proposals import Proposal, Source, from_json, shown
 from stages.research.settings import Settings, cached_target, cached_task
 from stages.research.trial import ask_source, freeze_spec, method_of
@@ -74,7 +73,7 @@ def open_test(
     if not opened or {key: opened[-1].get(key) for key in asked} != asked:
         campaign.journal.append("test_opened", **asked)
     campaign.progress(f"opening the test split for {len(contenders)} methods on {len(tasks)} tasks")
-    with Parallel(n_jobs=campaign.jobs, initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+    with processes(campaign.jobs) as pool:
         baselines = pool(delayed(_baseline)(family, target, settings) for family, target in tasks)
         work = [(name, i) for name in contenders for i in range(len(tasks))]
         found = pool(delayed(_arms)(contenders[name], name, baselines[i], *tasks[i], settings) for name, i in work)

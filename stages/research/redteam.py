@@ -22,12 +22,11 @@ nothing), EXPECT
 
 import ast
 import operator
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from stages import paths
 from stages.errors import MethodError, UserError
@@ -36,9 +35,9 @@ from stages.interpretation.artifact import pack, unpack
 from stages.interpretation.loading import from_file
 from stages.interpretation.stage import interpret
 from stages.metering import Calibration, calibrate
+from stages.orphans import processes
 from stages.research.apart import Apart, answer_apart, interpret_apart, layer_of
 from stages.research.house_rows import house_rows
-from stages.research.orphans import die_with_parent
 from stages.research.settings import Settings, cached_target, cached_task, jobs, settings
 from stages.reward import judge, noise_floor
 from stages.tasks import list_tasks
@@ -110,11 +109,8 @@ def _judged(arms: MethodArms, family: str, target: str, chosen: Settings) -> tup
     )
 
 
-def _attack(
-    path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration, orchestrator: int
-) -> dict[str, Any]:
+def _attack(path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration) -> dict[str, Any]:
     """One exploit (or any method file): its row."""
-    die_with_parent(orchestrator)
     facts = _constants(path)
     cases = cases[: int(facts.get("N_TASKS", 1))]
     row: dict[str, Any] = {"name": path.stem, "kind": "exploit", "tests": list(facts.get("TESTS", ()))}
@@ -166,11 +162,8 @@ def _attack(
     }
 
 
-def _control(
-    path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration, orchestrator: int
-) -> dict[str, Any]:
+def _control(path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration) -> dict[str, Any]:
     """One honest method, in the sandbox and in this process: its row."""
-    die_with_parent(orchestrator)
     inside, outside, floors, charged, layer, reason, ok = [], [], [], 0.0, "", "", True
     targets = sorted({t for _, t in cases})
     method = from_file(path)
@@ -232,10 +225,10 @@ def red_team(
     exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
     controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]
     progress(f"{len(exploits)} exploits and {len(controls)} controls")
-    with Parallel(n_jobs=jobs(), initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+    with processes(jobs()) as pool:
         rows: list[dict[str, Any]] = pool(
-            [delayed(_attack)(path, cases, chosen, rates, os.getpid()) for path in exploits]
-            + [delayed(_control)(path, cases[:2], chosen, rates, os.getpid()) for path in controls]
+            [delayed(_attack)(path, cases, chosen, rates) for path in exploits]
+            + [delayed(_control)(path, cases[:2], chosen, rates) for path in controls]
         )
     return rows if file else rows + house_rows(cases[0], chosen)
 

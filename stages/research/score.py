@@ -5,22 +5,21 @@ meters said goes to MLflow and to a side file, since CPU time varies from run to
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import delayed
 
 from stages import paths, tracking
 from stages.errors import InfraError, UserError
 from stages.execution import MethodArms, arms_of
 from stages.interpretation.methods import BUILT_IN
 from stages.metering import Calibration, calibrate
+from stages.orphans import processes
 from stages.research.apart import Apart, Frozen, answer_apart, interpret_apart
 from stages.research.fresh import fresh_gap
-from stages.research.orphans import die_with_parent
 from stages.research.projection import meter_points
 from stages.research.settings import INFRA, Settings, cached_baseline, cached_target, cached_task, jobs, settings
 from stages.research.trial import judge_arms
@@ -43,11 +42,9 @@ def _one(
     timeout_s: float,
     trust: bool,
     rates: Calibration,
-    orchestrator: int,
     fresh: bool,
 ) -> tuple[str, Apart, MethodArms, dict[str, Any] | None]:
     """One task: the answer from a process of its own, then the arms. A failure of the machinery is an outcome."""
-    die_with_parent(orchestrator)
     task, model, gap = cached_task(family, target), cached_target(target), None
     baseline = cached_baseline(paths.execution_dir("baseline"), task.name)
     try:
@@ -106,12 +103,9 @@ def score_method(
     except OSError as error:
         raise InfraError(f"no method's process could be made ({error}): run it again") from error
     progress("answers, assisted and placebo arms")
-    work = [
-        delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, os.getpid(), fresh)
-        for f, t in tasks
-    ]
+    work = [delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, fresh) for f, t in tasks]
     try:
-        with Parallel(n_jobs=jobs(), initializer=die_with_parent, initargs=(os.getpid(),)) as pool:
+        with processes(jobs()) as pool:
             done = pool(work)
     except BrokenProcessPool as error:
         raise InfraError(f"a worker process was killed ({' '.join(str(error).split())[:200]}): run it again") from error

@@ -3,7 +3,6 @@
 A spec is settings of our own code and runs in this process; source runs in the sandbox, where CPU time is a meter too.
 """
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from stages.interpretation.stage import Config as InterpretationConfig
 from stages.interpretation.stage import interpret
 from stages.metering import Calibration, calibrate
 from stages.research.apart import Frozen, Outcome, answer_apart, interpret_apart
-from stages.research.orphans import die_with_parent
 from stages.research.proposals import Proposal, Source
 from stages.research.settings import Settings, cached_baseline, cached_target, cached_task
 from stages.reward import Judged, RewardConfig, judge
@@ -72,9 +70,8 @@ def _arms(
 
 
 def _arms_apart(
-    file: Path, name: str, frozen: Frozen, family: str, target: str, settings: Settings, rates: Calibration, parent: int
+    file: Path, name: str, frozen: Frozen, family: str, target: str, settings: Settings, rates: Calibration
 ) -> tuple[Outcome, MethodArms, dict[str, Any]]:
-    die_with_parent(parent)
     task, model = cached_task(family, target), cached_target(target)
     apart = answer_apart(file, name, frozen, task, model, TIMEOUT_S, False, rates)
     return apart.outcome, _of(apart.answered, family, target, settings), apart.facts
@@ -111,7 +108,7 @@ def run_trial(
             n_bytes = sum(frozen.n_bytes for frozen in apart.values())
             rates = calibrate()
             found = pool(
-                delayed(_arms_apart)(file, name, apart[target], family, target, settings, rates, os.getpid())
+                delayed(_arms_apart)(file, name, apart[target], family, target, settings, rates)
                 for family, target in tasks
             )
         else:

@@ -142,7 +142,7 @@ def test_a_task_the_machinery_fails_on_is_infra_and_no_score(graph, folder):
     source, case = folder / "a_honest.py", ("few_shot_shapley", "digits_few_shot")
     frozen = interpret_apart(source, "honest", [case[1]], chosen, 60, False)[case[1]]
     rates = calibrate()
-    arguments = (source, "honest", frozen, *case, chosen, 60.0, False, rates, os.getpid(), False)
+    arguments = (source, "honest", frozen, *case, chosen, 60.0, False, rates, False)
     _one(*arguments)  # what is read from disk is read now
     with few_files():
         name, apart, arms, gap = _one(*arguments)
