@@ -22,6 +22,7 @@ __all__ = [
     "report_file",
     "require",
     "root",
+    "sweep_dir",
     "target_dir",
     "task_dir",
     "work_dir",
@@ -61,6 +62,11 @@ def activations_dir(target: str) -> Path:
 def dictionaries_dir(target: str) -> Path:
     """``<hook point>/<architecture>/`` in SAELens format, and ``metrics.json``."""
     return root() / "data" / "dictionaries" / target
+
+
+def sweep_dir(target: str) -> Path:
+    """``<hook point>/<architecture>-<sparsity>-<latents>-s<seed>/`` in SAELens format, and ``metrics.json``."""
+    return root() / "data" / "sweep" / target
 
 
 def task_dir(family: str) -> Path:

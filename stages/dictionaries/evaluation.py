@@ -19,7 +19,7 @@ from stages.dictionaries.absorption import absorption
 from stages.dictionaries.codec import OWN, decode, encode
 from stages.dictionaries.intervals import estimate, over_items, percentiles, resamples
 from stages.dictionaries.storage import load_dictionary
-from stages.dictionaries.subjects import N_CLASSES, PIXELS, Subjects, distinct_examples, subjects
+from stages.dictionaries.subjects import N_CLASSES, Subjects, distinct_examples, subjects
 from stages.errors import UserError
 from stages.targets import Target
 
@@ -54,7 +54,7 @@ class HeldOut(NamedTuple):
     """(R,) number of the example of each row, 0..n_examples-1."""
     about: Subjects
     embeddings: Tensor
-    """(images, 64) pixels of each distinct image minus the mean training image: independent of the target."""
+    """(images, X) pixels of each distinct image minus the mean training image: independent of the target."""
     inputs: Tensor
     """(N, *input_shape) distinct validation inputs."""
     labels: Tensor
@@ -95,7 +95,8 @@ def held_out(target: Target, hook: str, n_probe_rows: int, root: Path | None = N
     test = (about.classes >= 0).nonzero().flatten()[:n_probe_rows]
     if len(test) == 0 or len(torch.unique(train_about.classes[known])) < 2:
         raise UserError(f"{target.name}: the images at {hook} have no known classes, so latents cannot be probed")
-    images = torch.zeros(int(about.image.max()) + 1, PIXELS).index_copy(0, about.image, about.pixels.float())
+    images = torch.zeros(int(about.image.max()) + 1, about.pixels.shape[1])
+    images = images.index_copy(0, about.image, about.pixels.float())
     inputs, labels = corpus.inputs[distinct], corpus.labels[distinct]
     with torch.no_grad():
         clean = target.model(inputs)
@@ -135,7 +136,10 @@ def random_dictionary(acts: Tensor, n_latents: int, k: int, seed: int) -> dict[s
     w_dec = torch.randn(n_latents, acts.shape[1], generator=generator_for("random dictionary", seed))
     w_dec = torch.nn.functional.normalize(w_dec, dim=-1)
     return {
-        "cfg": {"architecture": "topk", "k": k, "apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False},
+        "cfg": {
+            "architecture": "topk", "k": k, "d_in": acts.shape[1], "d_sae": n_latents, "apply_b_dec_to_input": True,
+            "rescale_acts_by_decoder_norm": False,
+        },
         "W_enc": w_dec.T.contiguous(), "b_enc": torch.zeros(n_latents), "W_dec": w_dec, "b_dec": acts.mean(0),
     }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,8 @@ from stages.dictionaries.evaluation import (
 )
 from stages.dictionaries.geometry import likeness, random_likeness
 from stages.dictionaries.intervals import estimate
-from stages.dictionaries.stage import Config, finish
+from stages.dictionaries.rows import Row, finish
+from stages.dictionaries.stage import Config
 from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
 from stages.dictionaries.training import recipe_for, train
 from stages.errors import UserError
@@ -30,7 +30,6 @@ from stages.targets import load_target
 
 __all__ = ["compare_dictionaries", "evaluate_dictionary", "list_dictionaries", "train_one"]
 
-Row = dict[str, Any]
 SHOWN = ("l0", "explained_variance", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
 
 

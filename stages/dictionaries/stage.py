@@ -7,7 +7,6 @@ rows; only the first seed's dictionary is kept.
 """
 
 import json
-import math
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,6 @@ import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -24,7 +22,6 @@ from torch import Tensor
 
 from stages import paths, tracking
 from stages.activations import ActivationCache
-from stages.activations.order import generator_for
 from stages.dictionaries.evaluation import (
     HeldOut,
     codec_of,
@@ -36,21 +33,21 @@ from stages.dictionaries.evaluation import (
     raw_probe,
 )
 from stages.dictionaries.gallery import gallery_of
-from stages.dictionaries.geometry import MATCHED, matched_cosines, random_likeness
-from stages.dictionaries.intervals import estimate, over_items
+from stages.dictionaries.rows import Row, finish, order_of, stability, write_json
 from stages.dictionaries.storage import save_dictionary
+from stages.dictionaries.sweep import Nulls, SweepConfig, SweepSettings
+from stages.dictionaries.sweep import run as run_sweep
 from stages.dictionaries.training import ARCHITECTURES, recipe_for, train
 from stages.errors import UserError
 from stages.params import Params, load
 from stages.targets import Target, load_target
 
-__all__ = ["ArchitectureConfig", "Config", "TargetConfig", "finish", "main", "run", "summarise"]
+__all__ = ["ArchitectureConfig", "Config", "TargetConfig", "main", "run", "summarise", "sweep"]
 
 HEADLINE = ("explained_variance", "l0", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
 """Metrics of the kept dictionaries that go to MLflow next to the curves."""
 CURVE_POINTS = 20
 """Points per training curve: each is a transaction of the MLflow store."""
-Row = dict[str, Any]
 
 
 class ArchitectureConfig(Params):
@@ -103,6 +100,8 @@ class Config(Params):
     """Bootstrap resamples per interval."""
     n_probe_rows: int = Field(ge=20)
     """Rows that probes are trained on, and at most tested on."""
+    sweep: SweepConfig
+    """Sparsities, sizes and baselines that are measured beside the kept dictionaries."""
     n_gallery: int = Field(ge=0, le=2000)
     """Latents per dictionary in the gallery, at most; each is about 1.3 kB there."""
 
@@ -151,9 +150,9 @@ def _train_and_measure(config: Config, settings: TargetConfig, target: Target, f
             },
             settings.steps,
         )
-    rows.sort(key=_order)
-    _write(folder / "metrics.json", rows)
-    _write(folder / "gallery.json", {"target": target.name, "dictionaries": galleries}, indent=None)
+    rows.sort(key=order_of)
+    write_json(folder / "metrics.json", rows)
+    write_json(folder / "gallery.json", {"target": target.name, "dictionaries": galleries}, indent=None)
     return rows
 
 
@@ -172,12 +171,13 @@ def _hook(
     raw = raw_probe(held)
     common: Row = {"target": target.name, "hook_point": hook, "n_latents": settings.n_latents}
     k = int(next((a.sparsity for a in config.architectures if a.name != "standard"), 8))
+    nulls = Nulls(acts, held, config.n_resamples, config.seeds[0])
     rows: list[Row] = []
     decoders: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for seed in config.seeds:
         null = random_dictionary(acts, settings.n_latents, min(k, settings.n_latents), seed)
-        nulls = evaluate(codec_of(null), held, config.n_resamples, seed)
-        rows.append(common | {"architecture": "random", "sparsity": float(k), "seed": seed} | finish(nulls, None, raw))
+        alone = evaluate(codec_of(null), held, config.n_resamples, seed)
+        rows.append(common | {"architecture": "random", "sparsity": float(k), "seed": seed} | finish(alone, None, raw))
         for architecture in config.architectures:
             start = time.monotonic()
             kept = seed == config.seeds[0]
@@ -209,41 +209,12 @@ def _hook(
                     which = {"architecture": architecture.called, "sparsity": architecture.sparsity, "seed": seed}
                     galleries.append(common | which | gallery_of(codec, held, config.n_gallery))
             about = {"architecture": architecture.called, "sparsity": architecture.sparsity, "seed": seed}
-            rows.append(common | about | finish(values, nulls, raw))
+            rows.append(common | about | finish(values, nulls.at(values["l0"]["value"], settings.n_latents), raw))
             print(_line(rows[-1], held, time.monotonic() - start), flush=True)
     for row in rows:
         if row["architecture"] in decoders:
-            row |= _stability(row["seed"], decoders[row["architecture"]], config.n_resamples)
+            row |= stability(row["seed"], decoders[row["architecture"]], config.n_resamples)
     return rows
-
-
-def _stability(seed: int, decoders: dict[int, Tensor], n_resamples: int) -> Row:
-    """Likeness of one seed's live latents with those of each other seed, over all matched pairs."""
-    one = decoders[seed]
-    others = [decoder for other, decoder in decoders.items() if other != seed]
-    generator = generator_for("stability", seed)
-    cosines = torch.cat([matched_cosines(one, other) for other in others]) if others else torch.empty(0)
-    nulls = [random_likeness(len(one), len(other), one.shape[1], generator) for other in others]
-    return {
-        "stability": estimate(*over_items(cosines, n_resamples, generator), _mean([null.mcc for null in nulls])),
-        "stability_matched": estimate(
-            *over_items((cosines >= MATCHED).double(), n_resamples, generator), _mean([null.matched for null in nulls])
-        ),
-    }
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
-
-
-def finish(values: Row, nulls: Row | None, raw: float) -> Row:
-    """Fill in the nulls that come from the random dictionary, and the raw-activation probe."""
-    out = values | {"probe_raw": estimate(raw)}
-    if nulls is not None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                out[name] = value | {"null": nulls[name]["value"]}
-    return out
 
 
 def _line(row: Row, held: HeldOut, seconds: float) -> str:
@@ -259,25 +230,35 @@ def _line(row: Row, held: HeldOut, seconds: float) -> str:
     )
 
 
+def sweep(config: Config, target_name: str) -> list[Row]:
+    """Stage ``sweep`` of one target; returns its rows."""
+    of = _settings(config, target_name)
+    settings = SweepSettings(
+        config.sweep, of.hooks, of.n_latents, of.steps, config.batch, config.lr, config.dead_window_rows, config.seeds,
+        config.n_resamples, config.n_probe_rows,
+    )  # fmt: skip
+    return run_sweep(settings, load_target(target_name))
+
+
 def summarise(config: Config) -> list[Row]:
-    """Join metrics.json of the targets in params into metrics/dictionaries.json.
+    """Join metrics.json of the kept and of the swept dictionaries of all targets into metrics/dictionaries.json.
+
+    A dictionary of the sweep that is one of the kept ones stands there once, as the kept one.
 
     Raises:
         UserError: a target's metrics are missing.
     """
     rows: list[Row] = []
     for name in sorted(config.targets):
-        file = paths.require(paths.dictionaries_dir(name) / "metrics.json", "dictionaries")
-        rows += json.loads(file.read_text(encoding="utf-8"))
-    rows.sort(key=_order)
+        for folder, stage in ((paths.dictionaries_dir(name), "dictionaries"), (paths.sweep_dir(name), "sweep")):
+            file = paths.require(folder / "metrics.json", stage)
+            known = {order_of(row) for row in rows}
+            rows += [row for row in json.loads(file.read_text(encoding="utf-8")) if order_of(row) not in known]
+    rows.sort(key=order_of)
     out = paths.metrics_file("dictionaries")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, rows)
+    write_json(out, rows)
     return rows
-
-
-def _order(row: Row) -> tuple[str, str, str, int, int]:
-    return row["target"], row["hook_point"], row["architecture"], row["n_latents"], row["seed"]
 
 
 def _settings(config: Config, target: str) -> TargetConfig:
@@ -289,15 +270,11 @@ def _settings(config: Config, target: str) -> TargetConfig:
     return config.targets[target]
 
 
-def _write(file: Path, values: Any, indent: int | None = 1) -> None:
-    separators = (",", ": ") if indent else (",", ":")
-    text = json.dumps(values, indent=indent, sort_keys=True, separators=separators, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8")
-
-
 def main() -> None:
     config = load("dictionaries", Config)
     if sys.argv[1] == "summary":
         summarise(config)
+    elif sys.argv[1] == "sweep":
+        sweep(config, sys.argv[2])
     else:
         run(config, sys.argv[1])

@@ -1,10 +1,10 @@
 """Which image each row of activations is about, and of which class: what latents are compared with and shown as.
 
-A row of a target without token positions is about its input. A token of an episode is about the image of the segment
-it belongs to. Classes of an episode's images are not in the corpus (labels are re-drawn per episode), so they are
-looked up in scikit-learn's digits, from which the images come.
+A row of a target without token positions is about its input, at whatever place of a convolution it lies. A token of an
+episode is about the image of the segment it belongs to. Classes of an episode's images are not in the corpus (labels
+are re-drawn per episode), so they are looked up in scikit-learn's digits, from which the images come.
 
-Shape legend: R = rows, X = pixels of an image (64).
+Shape legend: R = rows, X = pixels of an image (64 for digits).
 """
 
 import functools
@@ -19,7 +19,7 @@ from stages.targets import Target
 __all__ = ["N_CLASSES", "PIXELS", "Subjects", "distinct_examples", "subjects"]
 
 PIXELS = 64
-"""An image is 8 x 8; it is the first 64 channels of an input or of a segment."""
+"""Of a digit, which is 8 x 8: the first 64 channels of a segment."""
 LEVELS = 16
 """Pixels are stored as multiples of 1/16."""
 N_CLASSES = 10
@@ -37,15 +37,17 @@ class Subjects(NamedTuple):
 def subjects(target: Target, split: str, rows: Rows) -> Subjects:
     """The subject of each row of a cache."""
     corpus = target.corpus(split)
-    inputs = corpus.inputs[rows.example]
+    inputs, n_pixels = corpus.inputs[rows.example], PIXELS
+    if target.spec.tokens is None:
+        n_pixels = int(torch.Size(target.spec.input_shape).numel())
     if target.spec.tokens is not None:
         segment = torch.zeros(1 + max(max(tokens) for tokens in target.spec.tokens), dtype=torch.int64)
         for number, tokens in enumerate(target.spec.tokens):
             segment[list(tokens)] = number
         inputs = inputs[torch.arange(len(inputs)), segment[rows.position]]
-    pixels = (inputs.reshape(len(inputs), -1)[:, :PIXELS] * LEVELS).round().to(torch.int64)
+    pixels = (inputs.reshape(len(inputs), -1)[:, :n_pixels] * LEVELS).round().to(torch.int64)
     images, image = torch.unique(pixels, dim=0, return_inverse=True)
-    known = _digits()
+    known = _digits() if n_pixels == PIXELS else {}
     classes = torch.tensor([known.get(bytes(row), -1) for row in images.to(torch.uint8).tolist()])[image]
     if target.spec.tokens is None:
         classes = torch.where(classes < 0, corpus.labels[rows.example], classes)

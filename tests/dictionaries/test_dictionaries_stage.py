@@ -12,7 +12,8 @@ import torch
 
 from stages.activations import ActivationCache, write_caches
 from stages.dictionaries import bench, encode, inspect, load_dictionaries, stage
-from stages.dictionaries.evaluation import codec_of, evaluate, held_out, spliced_logits
+from stages.dictionaries.evaluation import codec_of, evaluate, held_out, load_codec, spliced_logits
+from stages.dictionaries.rows import stability
 from stages.dictionaries.subjects import distinct_examples, subjects
 from stages.dictionaries.transcoders import aligned
 from stages.errors import UserError
@@ -48,6 +49,7 @@ def make_config(**changes: Any) -> stage.Config:
     values = {
         "targets": targets, "architectures": architectures, "batch": 64, "lr": 3e-3, "dead_window_rows": 1000,
         "seeds": [0], "n_resamples": 50, "n_probe_rows": 200, "n_gallery": 6,
+        "sweep": {"architectures": {"topk": [6, 3]}, "baselines": ["identity", "pca"], "k": [3, 999], "sizes": [0.5]},
     }  # fmt: skip
     return stage.Config(**values | changes)
 
@@ -67,6 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
             for split in ("train", "validation"):
                 write_caches(target, split)
             rows[name] = stage.run(config, name)
+            stage.sweep(config, name)
         yield Finished(root, targets, config, rows)
 
 
@@ -101,8 +104,10 @@ def test_every_row_has_every_metric_with_interval_and_null(finished: Finished, t
 def test_trained_dictionaries_beat_the_random_one(finished: Finished, target: str) -> None:
     for architecture in ("standard", "topk", "batchtopk"):
         value = row_of(finished, target, architecture)["explained_variance"]
-        assert value["value"] > value["null"] == row_of(finished, target, "random")["explained_variance"]["value"]
+        assert value["value"] > value["null"]  # of a random one with as many latents per row
         assert value["value"] > 0.3
+    of_topk = row_of(finished, target, "topk")["explained_variance"]["null"]
+    assert of_topk == row_of(finished, target, "random")["explained_variance"]["value"]
     assert row_of(finished, target, "topk")["l0"]["value"] <= 6.0
 
 
@@ -124,7 +129,7 @@ def test_an_identity_dictionary_does_no_harm(finished: Finished, target: str) ->
     held = held_out(finished.targets[target], HOOKS[target], 100)
     width = held.rows.acts.shape[1]
     eye = torch.cat([torch.eye(width), -torch.eye(width)])
-    cfg = {"architecture": "standard", "apply_b_dec_to_input": True}
+    cfg = {"architecture": "standard", "d_in": width, "d_sae": 2 * width, "apply_b_dec_to_input": True}
     zeros = {"b_enc": torch.zeros(2 * width), "b_dec": torch.zeros(width)}
     values = evaluate(codec_of({"cfg": cfg, "W_enc": eye.T, "W_dec": eye, **zeros}), held, 20, 0)
     assert values["explained_variance"]["value"] == 1.0 and values["top1_agreement"]["value"] == 1.0
@@ -188,7 +193,10 @@ def test_a_rerun_writes_the_same_bytes(finished: Finished) -> None:
 def test_the_summary_joins_the_targets_in_params_and_no_other(finished: Finished) -> None:
     rows = stage.summarise(finished.config)
     assert rows == json.loads((finished.root / "metrics/dictionaries.json").read_text())
-    assert len(rows) == sum(map(len, finished.rows.values()))
+    swept = {name: json.loads((finished.root / "data/sweep" / name / "metrics.json").read_text()) for name in HOOKS}
+    # The kept topk dictionary is a point of the sweep too, and stands there once.
+    assert len(rows) == sum(map(len, finished.rows.values())) + sum(map(len, swept.values())) - len(HOOKS)
+    assert len({(r["target"], r["architecture"], r["sparsity"], r["n_latents"], r["seed"]) for r in rows}) == len(rows)
     one = make_config(targets={"digits_mlp": {"hooks": ["layers.0.hook_post"], "n_latents": 8, "steps": 1}})
     assert {row["target"] for row in stage.summarise(one)} == {"digits_mlp"}
     missing = make_config(targets={"absent": {"hooks": ["x"], "n_latents": 8, "steps": 1}})
@@ -211,7 +219,7 @@ def test_the_files_in_params_are_valid() -> None:
 
     repository = Path(__file__).parents[2]
     config = load("dictionaries", stage.Config, repository / "params/dictionaries.yaml")
-    assert len(config.seeds) >= 3 and set(config.targets) == set(HOOKS)
+    assert len(config.seeds) >= 3 and set(HOOKS) < set(config.targets)
     assert load("activations", Config, repository / "params/activations.yaml").splits == ("train", "validation")
 
 
@@ -254,11 +262,11 @@ def test_dictionaries_are_listed_trained_measured_and_compared(
 def test_stability_over_seeds_is_next_to_its_null() -> None:
     decoders = {seed: torch.randn(10, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)}
     decoders[2] = -decoders[0]
-    one, other = (stage._stability(seed, decoders, 50) for seed in (0, 1))
+    one, other = (stability(seed, decoders, 50) for seed in (0, 1))
     assert one["stability"]["value"] > other["stability"]["value"]
     assert one["stability"]["low"] <= one["stability"]["value"] <= one["stability"]["high"]
     assert 0.0 < one["stability"]["null"] < 1.0 and one["stability_matched"]["value"] >= 0.5
-    alone = stage._stability(0, {0: decoders[0]}, 50)
+    alone = stability(0, {0: decoders[0]}, 50)
     assert alone["stability"] == {"value": None, "low": None, "high": None, "null": None}
 
 
@@ -284,3 +292,34 @@ def test_caches_of_one_target_are_aligned_and_others_refused(finished: Finished)
     ):
         with pytest.raises(UserError, match="do not belong to the same examples"):
             aligned(cache("digits_mlp", "layers.0.hook_post"), wrong)
+
+
+@pytest.mark.parametrize("target", HOOKS)
+def test_a_sweep_has_every_sparsity_size_and_baseline_once_and_saves_what_it_measured(
+    finished: Finished, target: str
+) -> None:
+    folder = finished.root / "data/sweep" / target
+    rows = json.loads((folder / "metrics.json").read_text())
+    found = [(row["architecture"], row["sparsity"], row["n_latents"]) for row in rows]
+    width = {"digits_mlp": 64, "digits_few_shot": 64}[target]
+    n = 2 * min(width, 24)  # both signs, of 48 latents at most
+    assert sorted(found) == [("identity", 3, n), ("pca", 3, n), ("topk", 3, 48), ("topk", 6, 24), ("topk", 6, 48)]
+    held = held_out(finished.targets[target], HOOKS[target], 200)
+    for row in rows:
+        assert row["l0"]["value"] <= row["sparsity"] and set(METRICS) <= set(row)
+        codec = load_codec(folder / HOOKS[target] / row["name"])
+        again = evaluate(codec, held, 50, row["seed"])
+        assert again["explained_variance"]["value"] == row["explained_variance"]["value"]
+    kept = row_of(finished, target, "topk")
+    same = next(row for row in rows if (row["sparsity"], row["n_latents"]) == (6, 48) and row["architecture"] == "topk")
+    assert same["explained_variance"] == kept["explained_variance"]
+
+
+def test_a_sweep_over_what_does_not_exist_is_refused() -> None:
+    for wrong in (
+        {"architectures": {"nonsense": [1]}, "baselines": [], "k": [], "sizes": []},
+        {"architectures": {"topk": []}, "baselines": [], "k": [], "sizes": []},
+        {"architectures": {"topk": [1]}, "baselines": ["nmf"], "k": [], "sizes": []},
+    ):
+        with pytest.raises(ValueError, match="known:"):
+            make_config(sweep=wrong)

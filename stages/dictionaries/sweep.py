@@ -1,0 +1,205 @@
+"""Stage ``sweep``: every architecture at several sparsities, sizes and seeds, and the baselines, at the same places.
+
+data/activations/<target>/ -> data/sweep/<target>/: metrics.json with one row per dictionary, as the stage
+``dictionaries`` writes them, and <hook point>/<name>/ with the dictionary itself. So architectures are compared along
+curves, at the same L0, and not at single points.
+"""
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from stages import paths, tracking
+from stages.activations import ActivationCache
+from stages.dictionaries.baselines import BASELINES, baseline
+from stages.dictionaries.evaluation import (
+    HeldOut,
+    codec_of,
+    evaluate,
+    held_out,
+    live_decoder,
+    load_codec,
+    random_dictionary,
+    raw_probe,
+)
+from stages.dictionaries.rows import Row, finish, order_of, stability, write_json
+from stages.dictionaries.storage import save_dictionary
+from stages.dictionaries.training import ARCHITECTURES, recipe_for, train
+from stages.params import Params
+from stages.targets import Target
+
+__all__ = ["Nulls", "SweepConfig", "SweepSettings", "run"]
+
+LOGGED = ("l0", "explained_variance", "loss_recovered", "monosemanticity", "probe_5_sparse")
+"""Metrics that go to MLflow, a point per dictionary."""
+
+
+class SweepConfig(Params):
+    """What is swept; batch, learning rate, seeds and so on are those of the kept dictionaries."""
+
+    architectures: dict[str, tuple[float, ...]] = Field(min_length=1)
+    """Sparsities of each: the L1 coefficient or the latents per row."""
+    baselines: tuple[str, ...]
+    k: tuple[int, ...]
+    """Latents per row of the baselines."""
+    sizes: tuple[float, ...]
+    """Further sizes, as multiples of the target's n_latents, each at the architectures' first sparsity."""
+
+    @field_validator("architectures")
+    @classmethod
+    def _known(cls, wanted: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for name, values in wanted.items():
+            if name not in ARCHITECTURES or not values:
+                raise ValueError(f"architecture {name!r} with {len(values)} values; known: {', '.join(ARCHITECTURES)}")
+        return wanted
+
+    @field_validator("baselines")
+    @classmethod
+    def _baselines(cls, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        for name in wanted:
+            if name not in BASELINES:
+                raise ValueError(f"baseline {name!r} is unknown; known: {', '.join(BASELINES)}")
+        return wanted
+
+
+class SweepSettings(NamedTuple):
+    """What one run needs of params/dictionaries.yaml."""
+
+    sweep: SweepConfig
+    hooks: tuple[str, ...]
+    n_latents: int
+    steps: int
+    batch: int
+    lr: float
+    dead_window: int
+    seeds: tuple[int, ...]
+    n_resamples: int
+    n_probe_rows: int
+
+
+class Point(NamedTuple):
+    """One dictionary to be."""
+
+    architecture: str
+    sparsity: float
+    n_latents: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}-{self.sparsity:g}-{self.n_latents}-s{self.seed}"
+
+
+class Nulls:
+    """Metrics of random dictionaries at the L0 of what is compared with them; each is measured once."""
+
+    def __init__(self, acts: Tensor, held: HeldOut, n_resamples: int, seed: int) -> None:
+        self._acts, self._held, self._n_resamples, self._seed = acts, held, n_resamples, seed
+        self._known: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def at(self, l0: float, n_latents: int) -> dict[str, Any]:
+        k = max(1, min(n_latents, round(l0)))
+        if (k, n_latents) not in self._known:
+            null = random_dictionary(self._acts, n_latents, k, self._seed)
+            self._known[k, n_latents] = evaluate(codec_of(null), self._held, self._n_resamples, self._seed)
+        return self._known[k, n_latents]
+
+
+def points(settings: SweepSettings, width: int) -> Iterator[Point]:
+    """Every dictionary of one hook point, baselines first."""
+    sweep = settings.sweep
+    for name in sweep.baselines:
+        for k in sweep.k:
+            if k <= 2 * min(width, settings.n_latents // 2):
+                yield Point(name, float(k), settings.n_latents, settings.seeds[0])
+    sizes = [max(2, round(size * settings.n_latents)) for size in sweep.sizes]
+    for name, sparsities in sweep.architectures.items():
+        grid = [(sparsity, settings.n_latents) for sparsity in sparsities] + [(sparsities[0], size) for size in sizes]
+        for sparsity, n_latents in dict.fromkeys(grid):
+            for seed in settings.seeds:
+                yield Point(name, sparsity, n_latents, seed)
+
+
+def run(settings: SweepSettings, target: Target) -> list[Row]:
+    """Train, save and measure; returns the rows of metrics.json. What was there stays until all of the new is.
+
+    Raises:
+        UserError: a hook point is not cached, the cache is damaged or of another target, or training diverged.
+    """
+    torch.set_num_threads(1)
+    final = paths.sweep_dir(target.name)
+    folder = final.with_name(f".{target.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    about = {"hooks": list(settings.hooks), "sweep": settings.sweep.model_dump(mode="json")}
+    try:
+        with threadpool_limits(1), tracking.stage_run(f"sweep {target.name}", about) as log:
+            rows = [row for hook in settings.hooks for row in _hook(settings, target, hook, folder)]
+            for number, row in enumerate(rows):
+                log(
+                    {
+                        f"{row['hook_point']}/{name}": row[name]["value"]
+                        for name in LOGGED
+                        if row[name]["value"] is not None
+                    },
+                    number,
+                )
+        rows.sort(key=order_of)
+        write_json(folder / "metrics.json", rows)
+        shutil.rmtree(final, ignore_errors=True)
+        folder.replace(final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return rows
+
+
+def _hook(settings: SweepSettings, target: Target, hook: str, folder: Path) -> list[Row]:
+    started = time.monotonic()
+    cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
+    acts, held = cache.read().acts, held_out(target, hook, settings.n_probe_rows)
+    nulls, raw = Nulls(acts, held, settings.n_resamples, settings.seeds[0]), raw_probe(held)
+    about = {"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
+             "activations_key": cache.manifest.key}  # fmt: skip
+    rows: list[Row] = []
+    decoders: dict[tuple[str, float, int], dict[int, Tensor]] = defaultdict(dict)
+    every = list(points(settings, acts.shape[1]))
+    for number, point in enumerate(every, start=1):
+        place = folder / hook / point.name
+        save_dictionary(_made(point, settings, acts, about), place)
+        codec = load_codec(place)
+        if point.architecture not in BASELINES:
+            decoders[point[:3]][point.seed] = live_decoder(codec, held)
+        values = evaluate(codec, held, settings.n_resamples, point.seed)
+        rows.append(
+            {"target": target.name, "hook_point": hook, "architecture": point.architecture, "seed": point.seed,
+             "sparsity": point.sparsity, "n_latents": codec.n_latents, "name": point.name}
+            | finish(values, nulls.at(values["l0"]["value"], codec.n_latents), raw)
+        )  # fmt: skip
+        if number % 20 == 0 or number == len(every):
+            spent = time.monotonic() - started
+            print(f"{target.name} {hook}: {number} of {len(every)} dictionaries, {spent:.0f} s", flush=True)
+    for row in rows:
+        found = decoders.get((row["architecture"], row["sparsity"], row["n_latents"]))
+        if found:
+            row |= stability(row["seed"], found, settings.n_resamples)
+    return rows
+
+
+def _made(point: Point, settings: SweepSettings, acts: Tensor, about: dict[str, str]) -> dict[str, Any]:
+    if point.architecture in BASELINES:
+        dictionary = baseline(point.architecture, acts, point.n_latents, int(point.sparsity), point.seed)
+        dictionary["cfg"]["metadata"] |= about
+        return dictionary
+    recipe = recipe_for(
+        point.architecture, point.n_latents, point.sparsity, settings.steps, settings.batch, settings.lr,
+        dead_window=settings.dead_window,
+    )  # fmt: skip
+    return train(acts, recipe, point.seed, metadata=about)
