@@ -38,7 +38,7 @@ def encode(dictionary: Mapping[str, Any], acts: Tensor, activations: Mapping[str
         UserError: an architecture this room cannot encode, or rows of another width.
     """
     cfg = dictionary["cfg"]
-    width = int(cfg["d_in"])
+    width = dictionary["W_enc"].shape[0] if "W_enc" in dictionary else dictionary["W_dec"].shape[1]
     if acts.shape[-1] != width:
         raise UserError(
             f"activations are {acts.shape[-1]} wide, the dictionary takes {width}:"

@@ -4,8 +4,8 @@
 
 A row stops when its residual is below a threshold, when the latent chosen was chosen before, or when nothing points its
 way. The reconstruction's error is the last residual, so the loss is mean_n ||r_T||^2, as SAELens has it (tested), and
-its gradient runs back along the choices, an entry per row and iteration: no (rows, latents) matrix but the products that
-choose. There is no encoder.
+its gradient runs back along the choices, an entry per row and iteration: no (rows, latents) matrix but the products
+that choose. There is no encoder.
 
 Shape legend: B = rows of the batch, D = width, F = latents, T = iterations.
 """
