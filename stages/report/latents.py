@@ -143,6 +143,6 @@ def _plain(gallery: Row, latent: Row) -> dict[str, Any]:
         "class": latent["class"],
         "strip": strip(pictures) if pictures else "",
         "n": len(pictures),
-        "numbers": [number(latent[name], 2) for name in ("selectivity", "purity", "density", "monosemanticity")],
+        "numbers": [number(latent[name], 3) for name in ("selectivity", "purity", "density", "monosemanticity")],
         "loss": number(latent["ablation"]["loss"], 3),
     }

@@ -204,7 +204,7 @@
     const [h, w] = data.grid ?? [0, 0];
     const note = !data.grid ? "Activation below each image. No heat map: this hook point holds one vector per input, without positions."
       : h === 1 ? `Activation below each image; the strip is the activation at each of the ${w} token positions of its input, the grey mark the position the image stands at.`
-      : `Activation below each image; red: where in the image, on the ${h} \u00d7 ${w} grid of the layer.`;
+      : `Activation below each image; red: where in the image, on the ${h} \u00d7 ${w} grid of the layer (hidden while you point at it).`;
     return part("Images that excite it most", note, make("div", { class: "pictures" }, ...figures));
   };
 
