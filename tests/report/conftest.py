@@ -186,12 +186,12 @@ SPARSITIES = (4.0, 8.0, 16.0)
 
 
 def dictionaries(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Trained architectures at three sparsities, three seeds each; baselines once."""
+    """Every architecture at three sparsities; trained ones with three seeds, baselines with one."""
     rows = []
     for target, hook, n_latents in HOOKS:
         for architecture, (l0, variance) in sorted(SHAPES.items()):
             trained = architecture in ("standard", "topk", "batchtopk")
-            for sparsity in SPARSITIES if trained else (8.0,):
+            for sparsity in SPARSITIES:
                 for seed in (0, 1, 2) if trained else (0,):
                     null = None if architecture == "random" else 0.31
                     v = 1 - (1 - variance) * (8 / sparsity) ** 0.7 + rng.normal(0, 0.01)
