@@ -13,6 +13,7 @@ __all__ = [
     "activations_dir",
     "campaign_dir",
     "dictionaries_dir",
+    "downstream_file",
     "execution_dir",
     "interpretation_dir",
     "meters_file",
@@ -77,6 +78,11 @@ def task_dir(family: str) -> Path:
 def interpretation_dir(method: str) -> Path:
     """``<target>.safetensors`` and ``<target>.json``: I(M) of one method on every target."""
     return root() / "data" / "interpretation" / method
+
+
+def downstream_file(target: str) -> Path:
+    """Reward of the method built on each dictionary of a target's sweep."""
+    return root() / "data" / "downstream" / f"{target}.json"
 
 
 def execution_dir(arm: str) -> Path:

@@ -17,6 +17,8 @@ ROOMS = sorted({node.room for node in nodes()})
 LOADS_NOTHING = {
     "baseline": "the black-box arm asks no method, so no method's file can change it",
     "tasks": "asks no method; it imports the query types of the method contract",
+    "downstream": "asks the method over dictionaries alone, which is a dep by its file",
+    "proxies": "reads result files; it shares a room with downstream",
     "reward": "reads result files; it imports the method contract with the executor's types",
 }
 """Nodes that import a loader by name and never call it, and why."""

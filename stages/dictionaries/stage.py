@@ -243,7 +243,8 @@ def sweep(config: Config, target_name: str) -> list[Row]:
 def summarise(config: Config) -> list[Row]:
     """Join metrics.json of the kept and of the swept dictionaries of all targets into metrics/dictionaries.json.
 
-    A dictionary of the sweep that is one of the kept ones stands there once, as the kept one.
+    A dictionary of the sweep that is one of the kept ones stands there once, as the kept one. Where a method was built
+    on it, ``reward`` (of that method, which reads all hook points) and ``answer_flops`` stand in its row.
 
     Raises:
         UserError: a target's metrics are missing.
@@ -254,11 +255,21 @@ def summarise(config: Config) -> list[Row]:
             file = paths.require(folder / "metrics.json", stage)
             known = {order_of(row) for row in rows}
             rows += [row for row in json.loads(file.read_text(encoding="utf-8")) if order_of(row) not in known]
+        file = paths.require(paths.downstream_file(name), "downstream")
+        rewards = {_method_of(row): row for row in json.loads(file.read_text(encoding="utf-8"))}
+        for row in rows:
+            if row["target"] == name and (found := rewards.get(_method_of(row))):
+                row |= {"reward": found["reward"], "answer_flops": found["flops"]}
     rows.sort(key=order_of)
     out = paths.metrics_file("dictionaries")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, rows)
     return rows
+
+
+def _method_of(row: Row) -> tuple[str, float, int, int]:
+    """What a dictionary has in common with those at other hook points that make up one method with it."""
+    return row["architecture"], row["sparsity"], row["n_latents"], row["seed"]
 
 
 def _settings(config: Config, target: str) -> TargetConfig:

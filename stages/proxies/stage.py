@@ -1,0 +1,200 @@
+"""Stages ``downstream`` and ``proxies``.
+
+``downstream``: every dictionary of the sweep as a method on the validation families of its target ->
+data/downstream/<target>.json, one row per dictionary with its reward. The same architecture, sparsity, size and seed at
+all hook points together are one method: a method reads every hook point that has a dictionary.
+
+``proxies``: metrics/dictionaries.json -> metrics/proxies.json: how well each metric predicts that reward.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from threadpoolctl import threadpool_limits
+
+from stages import paths, tracking
+from stages.dictionaries import load_dictionary
+from stages.errors import UserError
+from stages.execution import arms_of, ask_in_process, load_baseline
+from stages.execution.stage import Config as ExecutionConfig
+from stages.interpretation import Budget
+from stages.interpretation.methods.sae import Sae
+from stages.metering import Ledger, MeteredAccess
+from stages.params import Params, load
+from stages.proxies.correlation import correlate
+from stages.reward import Judged, interval, judge
+from stages.reward.stage import Config as RewardConfig
+from stages.reward.stage import write_rows
+from stages.targets import Target, load_target
+from stages.tasks import Task, list_tasks, load_task
+
+__all__ = ["Config", "main", "proxies", "run"]
+
+Row = dict[str, Any]
+SWEPT = "swept"
+"""What the dictionaries of one method are called."""
+REWARD, NOT_PROXIES = "reward", ("probe_raw", "description_length_raw", "loss_clean", "loss_ablated")
+"""Metrics that say nothing about the dictionary itself are the same in every row."""
+PLACES = 6
+
+
+class Config(Params):
+    n_kept: int = Field(ge=1, le=4096)
+    """Latents of each hook point that the method may answer with; those that vary most."""
+    draws: int = Field(ge=100, le=100_000)
+    """Bootstrap resamples and permutations of each correlation."""
+    seed: int = Field(ge=0)
+
+
+def run(config: Config, target_name: str) -> list[Row]:
+    """Stage ``downstream``: rewards of the methods built on every dictionary of one target's sweep.
+
+    There are none where no validation family is about the target.
+
+    Returns:
+        Rows {"target", "name", "architecture", "sparsity", "n_latents", "seed", "tasks", "flops" charged per answer,
+        "reward", "gain": {"value", "low", "high", "null"}}; the null is the random dictionary of the nearest L0.
+
+    Raises:
+        UserError: stages before this one have not run.
+    """
+    torch.set_num_threads(1)
+    folder = paths.require(paths.sweep_dir(target_name), "sweep")
+    swept = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    tasks = [load_task(family, target) for family, target in list_tasks("validation") if target == target_name]
+    rows: list[Row] = []
+    if tasks:
+        target = load_target(target_name)
+        with threadpool_limits(1), tracking.stage_run(f"downstream {target_name}", config.model_dump()) as log:
+            for number, (name, of) in enumerate(_by_name(swept)):
+                rows.append(_rewarded(config, target, tasks, folder, name, of))
+                log({"reward": rows[-1][REWARD]["value"], "flops": rows[-1]["flops"]}, number)
+                if (number + 1) % 20 == 0:
+                    print(f"{target_name}: {number + 1} methods", flush=True)
+        _nulls(rows)
+    rows.sort(key=lambda row: str(row["name"]))
+    file = paths.downstream_file(target_name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return rows
+
+
+def _by_name(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """The rows of each dictionary over all hook points."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row["name"]].append(row)
+    yield from sorted(found.items())
+
+
+def _rewarded(config: Config, target: Target, tasks: Sequence[Task], folder: Path, name: str, of: Sequence[Row]) -> Row:
+    dictionaries = {f"{row['hook_point']}/{SWEPT}": load_dictionary(folder / row["hook_point"] / name) for row in of}
+    method, limits = Sae(SWEPT, config.n_kept), Budget(60.0, 1 << 30, config.seed)
+    access = MeteredAccess(target, Ledger(), free=True, dictionaries=lambda: dictionaries)
+    made = method.interpret(access, limits)
+    execution, reward = load("execution", ExecutionConfig), load("reward", RewardConfig)
+    judged: list[Judged] = []
+    for task in tasks:
+        baseline = load_baseline(paths.execution_dir("baseline"), task.name)
+        answered = ask_in_process(method, name, made, task, target)
+        if answered.status == "failed":
+            raise RuntimeError(f"{name} failed on {task.name}: {answered.reason}")
+        judged.append(judge(task, baseline, arms_of(task, baseline, answered, execution), reward))
+    first = of[0]
+    return {
+        "target": target.name, "name": name, "architecture": first["architecture"], "sparsity": first["sparsity"],
+        "n_latents": first["n_latents"], "seed": first["seed"],
+        "l0": float(np.mean([row["l0"]["value"] for row in of])),
+        "tasks": [task.name for task in tasks],
+        "flops": round(float(np.mean([one.arms.target_flops + one.arms.own_flops for one in judged])), 3),
+        REWARD: _estimate([one.reward for one in judged]),
+        "gain": _estimate([one.assisted_score - one.baseline_score for one in judged]),
+    }  # fmt: skip
+
+
+def _estimate(draws: Sequence[Any]) -> dict[str, float | None]:
+    """Mean over the tasks, instances and seeds resampled within each."""
+    point, low, high = interval(np.mean(draws, axis=0))
+    return {"value": round(point, PLACES), "low": round(low, PLACES), "high": round(high, PLACES), "null": None}
+
+
+def _nulls(rows: Sequence[Row]) -> None:
+    """Fill in what the random dictionary of the nearest L0 earned."""
+    random = [row for row in rows if row["architecture"] == "random"]
+    for row in rows:
+        if random:
+            nearest = min(random, key=lambda one: (abs(one["l0"] - row["l0"]), one["name"]))
+            for key in (REWARD, "gain"):
+                row[key]["null"] = nearest[key]["value"]
+
+
+def proxies(config: Config) -> list[Row]:
+    """Stage ``proxies``: correlate every metric with the reward, over the trained dictionaries.
+
+    Returns:
+        Rows {"metric", "target" ("all": pooled, ranks within targets), "n", "n_groups", "spearman", "partial_l0",
+        "partial_compute": {"value", "low", "high", "null"}}, strongest first within a target.
+
+    Raises:
+        UserError: no dictionary has a reward.
+    """
+    file = paths.require(paths.metrics_file("dictionaries"), "dictionary_metrics")
+    methods = list(_methods(json.loads(file.read_text(encoding="utf-8"))))
+    if not methods:
+        raise UserError(f"no dictionary in {file} has a reward: no validation family is about a target of the sweep")
+    targets = sorted({method["target"] for method in methods})
+    rows: list[Row] = []
+    for target in (["all"] if len(targets) > 1 else []) + targets:
+        of = [method for method in methods if target in ("all", method["target"])]
+        names = sorted(set.intersection(*(set(method["metrics"]) for method in of)) - {REWARD})
+        found = [row for name in names if (row := _row(config, name, of)) is not None]
+        found.sort(key=lambda row: (-abs(row["spearman"]["value"]), row["metric"]))
+        rows += [{"target": target} | row for row in found]
+    write_rows(rows, "proxies")
+    return rows
+
+
+def _methods(rows: Sequence[Row]) -> Iterator[Row]:
+    """One per trained dictionary of the sweep: metrics averaged over its hook points, reward and compute."""
+    found: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.get(REWARD) and "stability" in row:  # baselines have one seed, and none
+            size, seed = str(row["n_latents"]), str(row["seed"])
+            found[row["target"], row["architecture"], f"{row['sparsity']:g}", size, seed].append(row)
+    for key, of in sorted(found.items()):
+        names = {name for name, value in of[0].items() if isinstance(value, dict) and "value" in value}
+        known = {name for name in names if all(row.get(name, {}).get("value") is not None for row in of)}
+        yield {
+            "target": key[0], "group": "/".join(key[1:4]), "compute": of[0]["answer_flops"],
+            "metrics": {name: float(np.mean([row[name]["value"] for row in of])) for name in known - set(NOT_PROXIES)},
+        }  # fmt: skip
+
+
+def _row(config: Config, name: str, methods: Sequence[Mapping[str, Any]]) -> Row | None:
+    values = [method["metrics"][name] for method in methods]
+    held = {"l0": [m["metrics"]["l0"] for m in methods], "compute": [m["compute"] for m in methods]}
+    rewards = [method["metrics"][REWARD] for method in methods]
+    groups, strata = [m["group"] for m in methods], [m["target"] for m in methods]
+    rng = np.random.default_rng([config.seed, *name.encode()])
+    found = correlate(values, rewards, held, groups, strata, config.draws, rng)
+    if found["spearman"]["value"] is None:
+        return None
+    n_groups = len(set(zip(groups, strata, strict=True)))
+    return {"metric": name, "n": len(methods), "n_groups": n_groups, **found}
+
+
+def main() -> None:
+    config = load("proxies", Config)
+    if sys.argv[1:2] == ["downstream"]:
+        run(config, sys.argv[2])
+        return
+    for row in proxies(config):
+        value = row["spearman"]
+        print(f"{row['target']} {row['metric']}: {value['value']} [{value['low']}, {value['high']}]", flush=True)
