@@ -195,6 +195,18 @@ class MaskedForward:
             scores[block.start : block.stop] = found.flatten()
         return scores
 
+    def constant_sources(self) -> tuple[str, ...]:
+        """Sources that are the same on every input of the data (within rounding)."""
+        names = iter(self.layout.sources)
+        constant = []
+        for value in self._clean_sources.values():
+            varies = (value - value[:, :, :1]).abs().flatten(2).amax((0, 2))
+            size = value.abs().flatten(2).amax((0, 2))
+            constant += [
+                name for unit, name in enumerate(_take(names, value.shape[1])) if varies[unit] <= 1e-6 * size[unit]
+            ]
+        return tuple(constant)
+
     # ---- one pass ----
 
     def _run(self, masks: Tensor, probes: Mapping[str, Tensor]) -> Tensor:
@@ -474,6 +486,10 @@ class MaskedForward:
                     f" {node.writes!r} still changes. Declare every hook point it reads (queries, keys and values"
                     f" alike)"
                 )
+
+
+def _take(names: Iterator[str], n: int) -> list[str]:
+    return [next(names) for _ in range(n)]
 
 
 class _Reader:

@@ -173,7 +173,7 @@ def _read(
 
 def faithful_prefix(engine: MaskedForward, objective: Objective, scores: Tensor, allowed: float) -> Tensor:
     """(E,) mask of the best edges, as many as make the loss at most ``allowed``, by bisection; ties stay together."""
-    levels = scores.unique().flip(0)
+    levels = torch.unique(scores).flip(0)
     low, high = 0, len(levels)  # with all of them the loss is that of the full module, 0
     while low < high:
         middle = (low + high) // 2

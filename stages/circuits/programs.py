@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.circuits.transformers import PlainTransformer
 from stages.errors import UserError
 
-__all__ = ["PROGRAMS", "Compiled", "compile_program"]
+__all__ = ["BOS", "MAX_LENGTH", "PROGRAMS", "Compiled", "compile_program"]
 
 MAX_LENGTH = 5
 BOS = "BOS"
@@ -81,9 +81,13 @@ class Compiled:
     vocab: tuple[Any, ...]
     unique: bool
 
+    def words(self, length: int) -> list[tuple[Any, ...]]:
+        """All inputs of this length."""
+        return [w for w in product(self.vocab, repeat=length) if not self.unique or len(set(w)) == len(w)]
+
     def inputs(self, length: int, generator: torch.Generator | None = None, n: int | None = None) -> Tensor:
         """(B, length + 1) tokens with BOS first: all inputs of this length, or n of them drawn without replacement."""
-        words = [w for w in product(self.vocab, repeat=length) if not self.unique or len(set(w)) == len(w)]
+        words = self.words(length)
         if n is not None and n < len(words):
             assert generator is not None
             chosen = torch.randperm(len(words), generator=generator)[:n].tolist()

@@ -1,0 +1,70 @@
+"""When a circuit is "correct" for a reason nobody meant: because an input never varies.
+
+Under mean, resample or interchange ablation an edge matters only if what it carries differs between inputs. At one
+fixed length a program that needs the length needs no edge for it: two edges of `reverse` are then "the circuit".
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.circuits.masked import MaskedForward
+from stages.circuits.objectives import Objective
+from stages.circuits.pruning import losses
+
+__all__ = ["Validity", "check_circuit"]
+
+
+@dataclass(frozen=True)
+class Validity:
+    trivial: bool
+    """The empty circuit is faithful: any circuit is 'correct'."""
+    constant: tuple[str, ...]
+    """Sources whose cut changes nothing since their replacement equals them on every input."""
+    only_by_constancy: bool
+    """The circuit is faithful under its own ablation and not when cut sources are removed (zero)."""
+    said: tuple[str, ...]
+    """The findings in words; empty: nothing was found."""
+
+
+def check_circuit(
+    engine: MaskedForward, objective: Objective, mask: Tensor, tolerance: float, bare: MaskedForward | None = None
+) -> Validity:
+    """Say what a circuit's faithfulness rests on.
+
+    Args:
+        engine: module, data and ablation.
+        objective: the loss.
+        mask: (E,) the circuit.
+        tolerance: share of the empty circuit's loss up to which a circuit is faithful.
+        bare: the same module and data under zero ablation, to see whether constancy alone makes the circuit correct.
+    """
+    said: list[str] = []
+    spread = float((engine.clean_outputs - engine.clean_outputs.mean(0)).abs().max())
+    scale = float(engine.clean_outputs.abs().max()) + 1e-12
+    empty, found = losses(engine, objective, torch.stack([torch.zeros(engine.n_edges), mask])).tolist()
+    trivial = empty <= 1e-9 * scale**2
+    if spread <= 1e-6 * scale:
+        said.append("the outputs are the same for every input, so no circuit can be told from another: vary the inputs")
+    elif trivial:
+        said.append("the empty circuit is already correct: with every edge cut nothing changes under this ablation")
+    constant = engine.constant_sources()
+    if constant and engine.ablation != "zero":
+        said.append(
+            f"{', '.join(constant)}: the same on every input, so under {engine.ablation!r} no edge from there can"
+            f" matter;"
+            " the circuit says nothing about what they do"
+        )
+    only = False
+    if bare is not None and not trivial:
+        bare_empty, bare_found = losses(bare, objective, torch.stack([torch.zeros(bare.n_edges), mask])).tolist()
+        only = found <= tolerance * empty and bare_found > tolerance * bare_empty
+        if only and constant:
+            said.append(
+                "it is 'correct' only because these never vary: with the cut edges removed (zero) its loss is"
+                f" {bare_found / max(bare_empty, 1e-30):.2g} of the empty circuit's"
+            )
+        elif only:
+            said.append("it holds for this ablation only: with the cut edges removed (zero) it is not faithful")
+    return Validity(trivial, constant, only, tuple(said))
