@@ -3,12 +3,17 @@
 Shape legend: B = batch, N = examples, T = token positions, R = rows = N * T, D = width.
 """
 
+import hashlib
+import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.activations.manifest import Manifest, Shard, cache_dir, content_key, sha256_of
@@ -19,6 +24,9 @@ from stages.targets import HookSpec, Target, TargetSpec
 __all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches", "write_shards"]
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
+SAFE = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16"}
+"""Names of types, in the order in which columns follow each other in a file."""
+TYPES = tuple(SAFE)
 FORWARD_BATCH = 256
 """Examples per forward pass: large enough to amortise Python, small enough to stay in the processor's cache."""
 
@@ -62,20 +70,27 @@ def to_dtype(rows: Tensor, dtype: str, hook: str, target: str) -> Tensor:
     Raises:
         UserError: an activation is NaN or infinite, or too large for the dtype.
     """
-    if not torch.isfinite(rows).all():
+    _checked(rows, dtype, hook, target)
+    return rows.to(DTYPES[dtype])
+
+
+def _checked(rows: Tensor, dtype: str, hook: str, target: str) -> float:
+    """Largest magnitude; what ``to_dtype`` raises. One pass: NaN and infinity come through minimum and maximum."""
+    least, most = rows.aminmax()
+    largest = max(-least.item(), most.item())
+    if not math.isfinite(largest):
         bad = int((~torch.isfinite(rows)).any(-1).sum())
         raise UserError(
             f"{bad} of {len(rows)} activations of {target} at {hook} are NaN or infinite: the target is broken;"
             " train it again with a lower learning rate (stage `targets`)"
         )
     limit = torch.finfo(DTYPES[dtype]).max
-    largest = rows.abs().max().item()
     if largest > limit:
         raise UserError(
             f"an activation of {target} at {hook} has magnitude {largest:g}, beyond the {limit:g} of {dtype};"
             " set dtype: float32 in params/activations.yaml"
         )
-    return rows.to(DTYPES[dtype])
+    return largest
 
 
 def write_caches(
@@ -91,8 +106,9 @@ def write_caches(
 ) -> list[Manifest]:
     """Write the cache of every hook point of one split; a cache that is already there and whole is kept.
 
-    All hook points are captured in the same forward passes. Rows of one hook point are held in memory at once
-    (rows x width x 2 bytes; ``max_examples`` bounds it) so that the shuffle is a true one over (example, position).
+    All hook points are captured in the same forward passes. Rows of all are held in memory at once, in the dtype on
+    disk (rows x width x 2 bytes; ``max_examples`` bounds it), so that the shuffle is a true one over (example,
+    position).
 
     Args:
         roles: roles of the hook points to cache.
@@ -118,58 +134,105 @@ def write_caches(
     }  # fmt: skip
     done = {hook.name: _whole(cache_dir(target.name, hook.name, split, root), keys[hook.name]) for hook in hooks}
     missing = [hook for hook in hooks if done[hook.name] is None]
-    captured = _capture(target, corpus.inputs[chosen], missing) if missing else {}
+    captured = _capture(target, corpus.inputs[chosen], missing, dtype) if missing else {}
+    index: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}  # hook points with the same positions share it
     manifests: list[Manifest] = []
     for hook in hooks:
         kept = done[hook.name]
         if kept is not None:
             manifests.append(kept)
             continue
-        rows = captured.pop(hook.name)
+        rows, largest = captured.pop(hook.name)
         positions = n_positions(hook)
-        order = write_order(len(rows), split, seed)
-        columns = {
-            "acts": to_dtype(rows, dtype, hook.name, target.name)[order],
-            "example": chosen.repeat_interleave(positions)[order].to(torch.int32),
-            "position": torch.arange(positions).repeat(n)[order].to(torch.int32),
-            "label": corpus.labels[chosen].repeat_interleave(positions)[order].to(torch.int32),
-        }
+        if positions not in index:
+            order = write_order(len(rows), split, seed)
+            index[positions] = (
+                order,
+                {
+                    "example": chosen.repeat_interleave(positions)[order].to(torch.int32),
+                    "position": torch.arange(positions).repeat(n)[order].to(torch.int32),
+                    "label": corpus.labels[chosen].repeat_interleave(positions)[order].to(torch.int32),
+                },
+            )
+        order, columns = index[positions]
         final = cache_dir(target.name, hook.name, split, root)
-        partial = final.parent / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        unfinished = final.parent / f".{final.name}.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         manifest = Manifest(
             key=keys[hook.name], target=target.name, target_digest=target.digest, hook=hook.name, role=hook.role,
             split=split, dtype=dtype, seed=seed, width=row_width(hook), n_examples=n, n_positions=positions,
-            n_rows=len(rows), rows_per_shard=rows_per_shard, max_abs=rows.abs().max().item(),
-            shards=write_shards(partial, columns, rows_per_shard),
+            n_rows=len(rows), rows_per_shard=rows_per_shard, max_abs=largest,
+            shards=write_shards(unfinished, {"acts": rows} | columns, rows_per_shard, order),
         )  # fmt: skip
-        manifest.save(partial)
+        manifest.save(unfinished)
         shutil.rmtree(final, ignore_errors=True)
-        partial.replace(final)
+        unfinished.replace(final)
         manifests.append(manifest)
     return manifests
 
 
-def _capture(target: Target, inputs: Tensor, hooks: Sequence[HookSpec]) -> dict[str, Tensor]:
-    """(R, D) float32 rows of each hook point."""
-    names = {hook.name for hook in hooks}
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+def _capture(target: Target, inputs: Tensor, hooks: Sequence[HookSpec], dtype: str) -> dict[str, tuple[Tensor, float]]:
+    """(R, D) rows of each hook point in the dtype on disk, checked, and their largest magnitude."""
+    made = {
+        # numpy asks the system for large pages, torch does not: a fourth of the time to touch this memory first.
+        hook.name: torch.from_numpy(np.empty((len(inputs) * n_positions(hook), row_width(hook)), dtype))
+        for hook in hooks
+    }
+    largest = dict.fromkeys(made, 0.0)
+    start = 0
+
+    def take(acts: Tensor, hook: Any, spec: HookSpec) -> None:
+        rows = rows_of(spec, acts)
+        largest[spec.name] = max(largest[spec.name], _checked(rows, dtype, spec.name, target.name))
+        made[spec.name].narrow(0, start * n_positions(spec), len(rows)).copy_(rows)  # rounds while the rows are hot
+
+    taking = [(hook.name, partial(take, spec=hook)) for hook in hooks]
     with torch.no_grad():
         for batch in torch.split(inputs, FORWARD_BATCH):
-            _, cache = target.model.run_with_cache(batch, names_filter=lambda name: name in names)
-            for hook in hooks:
-                parts[hook.name].append(rows_of(hook, cache[hook.name]).float())
-    return {name: torch.cat(rows) for name, rows in parts.items()}
+            target.model.run_with_hooks(batch, fwd_hooks=taking)
+            start += len(batch)
+    return {name: (rows, largest[name]) for name, rows in made.items()}
 
 
-def write_shards(folder: Path, columns: dict[str, Tensor], rows_per_shard: int) -> tuple[Shard, ...]:
+def write_shards(
+    folder: Path, columns: dict[str, Tensor], rows_per_shard: int, order: Tensor | None = None
+) -> tuple[Shard, ...]:
+    """Write safetensors files of the columns, cut into shards; "acts" in ``order``, where it is given.
+
+    A shard is gathered, hashed and written while it is in the processor's cache.
+    """
+
     shards = []
     for number, (start, end) in enumerate(shard_bounds(len(columns["acts"]), rows_per_shard)):
+        cut = {name: column[start:end] for name, column in columns.items() if order is None or name != "acts"}
+        if order is not None:
+            cut["acts"] = columns["acts"].index_select(0, order[start:end])
         file = folder / f"shard-{number:03d}.safetensors"
-        save_file({name: column[start:end].contiguous() for name, column in columns.items()}, file)
-        shards.append(Shard(file.name, end - start, sha256_of(file)))
+        digest = hashlib.sha256()
+        with file.open("wb") as opened:
+            for part in _parts(cut):
+                digest.update(part)
+                opened.write(part)
+        shards.append(Shard(file.name, end - start, digest.hexdigest()))
     return tuple(shards)
+
+
+def _parts(columns: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Bytes of a safetensors file, as ``save_file`` writes them (tested): columns by type, then by name."""
+    names = sorted(columns, key=lambda name: (TYPES.index(columns[name].dtype), name))
+    header: dict[str, Any] = {}
+    place = 0
+    for name in names:
+        column = columns[name]
+        end = place + column.numel() * column.element_size()
+        header[name] = {"dtype": SAFE[column.dtype], "shape": list(column.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield columns[name].contiguous().numpy().reshape(-1).view(np.uint8).data
 
 
 def _whole(folder: Path, key: str) -> Manifest | None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.activations import ActivationCache, cached_hooks, row_width, rows_of, write_caches
-from stages.activations.writer import to_dtype
+from stages.activations.order import write_order
+from stages.activations.writer import n_positions, to_dtype
 from stages.errors import UserError
 from stages.targets import Target
 
@@ -166,7 +167,13 @@ def test_fewer_rows_than_a_batch_is_reported(mlp: Target, written: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(7e4, "beyond the 65504 of float16"), (float("nan"), "NaN or infinite")]
+    ("value", "message"),
+    [
+        (7e4, "beyond the 65504 of float16"),
+        (-7e4, "magnitude 70000, beyond"),
+        (float("nan"), "1 of 5 .* NaN or inf"),
+        (float("-inf"), "NaN or infinite"),
+    ],
 )
 def test_overflow_and_nan_are_refused_with_the_hook_point(value: float, message: str) -> None:
     rows = torch.ones(5, 3)
@@ -187,6 +194,50 @@ def test_an_interrupted_writing_leaves_no_manifest_and_the_old_cache_whole(
     with pytest.raises(OSError, match="No space left"):
         write_caches(mlp, "train", seed=5, root=written)
     assert digest_of_folder(written / HOOK / "train") == before
+
+
+def old_writing(target: Target, hook: str, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Columns of a whole split as they were written from the first version on: captured, rounded, then shuffled."""
+    corpus = target.corpus("train")
+    with torch.no_grad():
+        batches = [target.model.run_with_cache(part)[1][hook] for part in corpus.inputs.split(256)]
+    spec = target.spec.hook(hook)
+    rows = torch.cat([rows_of(spec, batch) for batch in batches])
+    order = write_order(len(rows), "train", seed)
+    n, positions = len(corpus.inputs), n_positions(spec)
+    columns = {
+        "example": torch.arange(n).repeat_interleave(positions),
+        "position": torch.arange(positions).repeat(n),
+        "label": corpus.labels.repeat_interleave(positions),
+    }
+    return {"acts": rows.to(dtype)[order]} | {name: column[order].int() for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", HEADS])
+def test_files_are_what_save_file_makes_of_rounded_and_shuffled_rows(
+    few_shot: Target, tmp_path: Path, hook: str, dtype: str
+) -> None:
+    manifests = write_caches(few_shot, "train", dtype=dtype, rows_per_shard=400, root=tmp_path)
+    columns = old_writing(few_shot, hook, getattr(torch, dtype))
+    manifest = next(one for one in manifests if one.hook == hook)
+    assert len(manifest.shards) == 3
+    for number, shard in enumerate(manifest.shards):
+        cut = {name: column[number * 400 : (number + 1) * 400].contiguous() for name, column in columns.items()}
+        save_file(cut, tmp_path / "expected")
+        data = (tmp_path / hook / "train" / shard.file).read_bytes()
+        assert data == (tmp_path / "expected").read_bytes()
+        assert shard.sha256 == hashlib.sha256(data).hexdigest()
+    assert manifest.max_abs == pytest.approx(columns["acts"].abs().max().item(), rel=1e-3)
+
+
+def test_a_broken_target_is_refused_while_it_is_captured(make_target: Callable[..., Target], tmp_path: Path) -> None:
+    target = make_target("digits_few_shot")
+    with torch.no_grad():
+        next(target.model.parameters())[0] = float("nan")
+    with pytest.raises(UserError, match=r"of .* activations of digits_few_shot at .* are NaN or infinite"):
+        write_caches(target, "train", root=tmp_path)
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_shards_hold_the_columns_in_the_stated_types(mlp: Target, written: Path) -> None:
