@@ -29,7 +29,7 @@ __all__ = ["OF_BATCH", "Recipe", "Trainer"]
 
 STATE, FACTS = "state.safetensors", "state.json"
 DIVERGED = 100.0
-"""Training stops where the loss exceeds this many times the first one."""
+"""Training stops where the reconstruction error exceeds this many times the first one."""
 MAX_NORM = 1.0
 """Gradients are clipped to this norm, as SAELens does."""
 OF_BATCH = ("batchtopk", "matryoshka")
@@ -235,11 +235,13 @@ class Trainer:
         if recipe.architecture == "p_anneal":
             self._anneal(x)
         out = self.outcome(x, target)
-        self.first_loss = out.loss if self.n_steps == 0 else self.first_loss
-        if not math.isfinite(out.loss) or out.loss > DIVERGED * max(self.first_loss, 1e-6):
+        # Not the whole loss: a penalty that is warmed up may well grow a hundredfold.
+        error = out.parts.get("mse_loss", out.loss)
+        self.first_loss = error if self.n_steps == 0 else self.first_loss
+        if not math.isfinite(out.loss) or error > DIVERGED * max(self.first_loss, 1e-6):
             raise UserError(
                 f"training of {recipe.architecture} diverged at step {self.n_steps} of {recipe.steps}: loss"
-                f" {out.loss:g}, at first {self.first_loss:g}; lower lr (now {recipe.lr:g}) or sparsity (now"
+                f" {out.loss:g}, error {error:g}, at first {self.first_loss:g}; lower lr (now {recipe.lr:g}) or sparsity (now"
                 f" {recipe.sparsity:g})"
             )
         gradients = out.gradients.tensors()
