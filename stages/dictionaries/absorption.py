@@ -8,6 +8,7 @@ Shape legend: N = rows, D = width, F = latents, C = classes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from stages.dictionaries.metrics import logistic
 
-__all__ = ["Absorption", "absorption"]
+__all__ = ["Absorption", "ClassProbe", "absorption", "class_probes"]
 
 MAX_SPLIT = 4
 """Main latents of a class at most."""
@@ -37,9 +38,38 @@ class Absorption(NamedTuple):
     """Mean share of the class direction that others carry for the main latents; [0, 1]."""
 
 
+class ClassProbe(NamedTuple):
+    """Where the activations themselves say a class: the same for every dictionary of a hook point."""
+
+    label: int
+    direction: Tensor
+    """(D,) unit length."""
+    projection: Tensor
+    """(N_test,) of the centred test rows on it."""
+    answers: Tensor
+    """(N_test,) bool."""
+
+
+def class_probes(
+    train: Tensor, train_classes: Tensor, test: Tensor, test_classes: Tensor, n_classes: int
+) -> list[ClassProbe]:
+    """A logistic probe per class on (N, D) activations; classes it reads with F1 of at most 0.6 are left out."""
+    mean = train.double().mean(0)
+    x, z = train.double() - mean, test.double() - mean
+    found = []
+    for label in range(n_classes):
+        positive, truth = train_classes == label, test_classes == label
+        if positive.all() or not positive.any() or not truth.any():
+            continue
+        answers, direction = logistic(x, positive, z, balanced=True, direction=True)
+        if direction is not None and f1(answers, truth) > MIN_F1:
+            found.append(ClassProbe(label, direction, z @ direction, answers))
+    return found
+
+
 def absorption(
-    train: tuple[Tensor, Tensor], train_classes: Tensor, test: tuple[Tensor, Tensor], test_classes: Tensor,
-    decoder: Tensor, n_classes: int,
+    probes: Sequence[ClassProbe], train: Tensor, train_classes: Tensor, test: Tensor, test_classes: Tensor,
+    decoder: Tensor,
 ) -> Absorption:  # fmt: skip
     """Splitting and absorption per class.
 
@@ -52,31 +82,24 @@ def absorption(
                   0 if M >= p or A < .4 p;  1 if M <= 0;  else min(A, p - M) / (min(A, p - M) + M)
 
     Args:
-        train, test: (latents (N, F), activations (N, D)); test rows are held out from training rows.
+        probes: of ``class_probes`` on the activations of the same rows.
+        train, test: (N, F) latents; test rows are held out from training rows.
         train_classes, test_classes: (N,).
         decoder: (F, D).
 
     Returns:
-        Empty tensors where no class can be probed with F1 above 0.6.
+        Empty tensors where no class can be probed.
     """
-    z, mean = test[0].double(), train[1].double().mean(0)
-    acts_train, acts_test = train[1].double() - mean, test[1].double() - mean
-    w = decoder.double()
+    x, z, w = train.double(), test.double(), decoder.double()
     length = w.norm(dim=-1).clamp_min(1e-12)
     rows = []
-    for label in range(n_classes):
-        positive, truth = train_classes == label, test_classes == label
-        if positive.all() or not positive.any() or not truth.any():
-            continue
-        answers, direction = logistic(acts_train, positive, acts_test, balanced=True, direction=True)
-        if direction is None or f1(answers, truth) <= MIN_F1:
-            continue
-        main = main_latents(train[0].double(), positive, z, truth)
-        carried = z * (w @ direction)
-        cosine = (w @ direction) / length
-        hits = (answers & truth).nonzero().flatten()
-        p, c = acts_test[hits] @ direction, carried[hits]
-        rows.append((float(len(main)), *_carried(p, c, z[hits], cosine, main)))
+    for probe in probes:
+        truth = test_classes == probe.label
+        main = main_latents(x, train_classes == probe.label, z, truth)
+        along = w @ probe.direction
+        hits = (probe.answers & truth).nonzero().flatten()
+        share, part = _carried(probe.projection[hits], z[hits] * along, z[hits], along / length, main)
+        rows.append((float(len(main)), share, part))
     columns = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), 3)
     return Absorption(columns[:, 0], columns[:, 1], columns[:, 2])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from stages.activations import ActivationCache, Rows, rows_of
 from stages.activations.order import generator_for
 from stages.dictionaries import geometry, metrics
-from stages.dictionaries.absorption import absorption
+from stages.dictionaries.absorption import ClassProbe, absorption, class_probes
 from stages.dictionaries.codec import OWN, decode, encode
 from stages.dictionaries.intervals import estimate, over_items, percentiles, resamples
 from stages.dictionaries.storage import load_dictionary
@@ -63,6 +63,8 @@ class HeldOut(NamedTuple):
     """(rows, D) training activations and (rows,) classes for probes."""
     probe_test: Tensor
     """Numbers of the validation rows that probes are tested on."""
+    class_probes: list[ClassProbe]
+    """What the activations themselves say of each class, on the same rows."""
     clean: Tensor
     """(N, C) untouched logits."""
     ablated: Tensor
@@ -103,7 +105,11 @@ def held_out(target: Target, hook: str, n_probe_rows: int, root: Path | None = N
     return HeldOut(
         target=target, hook=hook, rows=rows, cluster=torch.searchsorted(distinct, rows.example), about=about,
         embeddings=images - train_about.pixels.float().mean(0), inputs=inputs, labels=labels,
-        probe_train=(train_rows.acts[known], train_about.classes[known]), probe_test=test, clean=clean,
+        probe_train=(train_rows.acts[known], train_about.classes[known]), probe_test=test,
+        class_probes=class_probes(
+            train_rows.acts[known], train_about.classes[known], rows.acts[test], about.classes[test], N_CLASSES
+        ),
+        clean=clean,
         ablated=spliced_logits(target, hook, inputs, torch.zeros_like),
     )  # fmt: skip
 
@@ -325,9 +331,7 @@ def _probes(
         )
     right = metrics.full_probing(train, train_classes, test, classes).double()
     out["probe_full"] = estimate(right.mean().item(), *percentiles(weights @ right / weights.sum(-1)))
-    found = absorption(
-        (train, train_acts), train_classes, (test, held.rows.acts[held.probe_test]), classes, codec.decoder, N_CLASSES
-    )
+    found = absorption(held.class_probes, train, train_classes, test, classes, codec.decoder)
     named = {"splitting": found.splitting, "absorption": found.fraction, "absorption_full": found.full}
     return out | {name: estimate(*over_items(of, n_resamples, generator)) for name, of in named.items()}
 

@@ -161,9 +161,12 @@ def description_lengths(
     levels = (latents.double() * (decoder.double().norm(dim=-1) / delta)).round().long()
     rows, columns = levels.nonzero(as_tuple=True)
     # A symbol is (latent, level). Rows without it hold the level 0 of that latent.
-    symbols, symbol = torch.unique(torch.stack([columns, levels[rows, columns]]), dim=1, return_inverse=True)
-    counts = torch.zeros(len(weights), symbols.shape[1], dtype=torch.float64).index_add_(1, symbol, weights[:, rows])
-    fired = torch.zeros(len(weights), latents.shape[1], dtype=torch.float64).index_add_(1, symbols[0], counts)
+    found = levels[rows, columns]
+    low, n_levels = (int(found.min()), int(found.max()) - int(found.min()) + 1) if len(found) else (0, 1)
+    symbols, symbol = torch.unique(columns * n_levels + (found - low), return_inverse=True)
+    counts = torch.zeros(len(weights), len(symbols), dtype=torch.float64).index_add_(1, symbol, weights[:, rows])
+    fired = torch.zeros(len(weights), latents.shape[1], dtype=torch.float64)
+    fired.index_add_(1, symbols // n_levels, counts)
     codes = _bits(counts / total).sum(-1) + _bits((total - fired) / total).sum(-1)
 
     def gaussian(values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.dictionaries.absorption import absorption, f1
+from stages.dictionaries.absorption import absorption, class_probes, f1
 from stages.dictionaries.geometry import description_length, description_lengths, jackknife
 from stages.dictionaries.metrics import logistic
 
@@ -37,9 +37,8 @@ def planted(absorbed: float = 0.0, halves: int = 1, seed: int = 0):
 
 def measured(acts, latents, classes, decoder):
     half = N // 2
-    return absorption(
-        (latents[:half], acts[:half]), classes[:half], (latents[half:], acts[half:]), classes[half:], decoder, 2
-    )
+    probes = class_probes(acts[:half], classes[:half], acts[half:], classes[half:], 2)
+    return absorption(probes, latents[:half], classes[:half], latents[half:], classes[half:], decoder)
 
 
 def test_a_class_that_is_one_latent_is_neither_split_nor_absorbed():
@@ -100,9 +99,8 @@ def test_classes_nothing_can_read_are_left_out():
     generator = torch.Generator().manual_seed(0)
     acts, classes = torch.randn(N, D, generator=generator), torch.randint(8, (N,), generator=generator)
     half = N // 2
-    found = absorption(
-        (acts[:half], acts[:half]), classes[:half], (acts[half:], acts[half:]), classes[half:], torch.eye(D), 8
-    )
+    probes = class_probes(acts[:half], classes[:half], acts[half:], classes[half:], 8)
+    found = absorption(probes, acts[:half], classes[:half], acts[half:], classes[half:], torch.eye(D))
     assert len(found.splitting) == len(found.full) == len(found.fraction) == 0
 
 
