@@ -34,7 +34,17 @@ def answer(outputs: Tensor, clean: Tensor) -> Tensor:
     return lost.flatten(2).mean(-1) if lost.dim() > 2 else lost
 
 
-OBJECTIVES: dict[str, Objective] = {"answer": answer, "kl": kl, "mse": mse}
+def projection(outputs: Tensor, clean: Tensor) -> Tensor:
+    """How much is missing along the clean outputs: <clean, clean - outputs> / mean of <clean, clean> over the data.
+
+    Linear in the outputs, so it has a slope everywhere; blind to what is orthogonal to the clean outputs.
+    """
+    whole = clean if clean.dim() == outputs.dim() else clean.unsqueeze(0)
+    size = whole.square().flatten(2).mean(-1).mean(-1, keepdim=True) + 1e-12
+    return ((whole - outputs) * whole).flatten(2).mean(-1) / size
+
+
+OBJECTIVES: dict[str, Objective] = {"answer": answer, "kl": kl, "mse": mse, "projection": projection}
 
 
 def distance(name: str | Objective) -> Objective:

@@ -1,0 +1,130 @@
+"""`lensmith circuits ...`: find a circuit in a module, list the cards; and what `lensmith bench` says of the
+methods."""
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["COMMANDS", "GROUPS", "measure"]
+
+group = typer.Typer(
+    help="Find the edges between components that carry what a module does.\n\nExample: lensmith circuits cards",
+    no_args_is_help=True,
+)
+
+METHOD = "edge-sp, acdc, eap, eap-ig; or eap-ig-activations, node-sp, nap, hisp, random."
+ABLATION = "What cut edges carry: zero, mean, mean-all, resample or interchange. Else the target's own, else mean."
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
+
+
+@group.command()
+def discover(
+    target: Annotated[str, typer.Option("--target", help="FILE.py:function that returns module and data.")],
+    method: Annotated[str, typer.Option("--method", help=METHOD)] = "edge-sp",
+    ablation: Annotated[str | None, typer.Option("--ablation", help=ABLATION)] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Samples, starts and gates.")] = 10,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs per seed.")] = 64,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="kl, mse, answer or projection; else the target's own.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Loss of a faithful circuit, as a share of the empty circuit's.")
+    ] = 0.01,
+    size: Annotated[
+        int | None, typer.Option("--size", min=1, help="Edges wanted of edge-sp; else as few as are faithful.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Of edge-sp and node-sp.")] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Find a circuit in a module of one's own: edges with scores, how faithful it is, what it cost, what is doubtful.
+
+    Example: lensmith circuits discover --target examples/my_circuit_target.py:build --method acdc --ablation zero
+    """
+    from dataclasses import replace
+
+    from stages.circuits import METHODS, OBJECTIVES, Settings, load_subject
+    from stages.circuits import discover as run
+    from stages.errors import UserError
+
+    if method not in METHODS:
+        raise UserError(f"method {method!r} is unknown: use {', '.join(METHODS)}")
+    if metric is not None and metric not in OBJECTIVES:
+        raise UserError(f"metric {metric!r} is unknown: use {', '.join(sorted(OBJECTIVES))}")
+    if not 0 < tolerance < 1:
+        raise UserError(f"--tolerance is {tolerance}: give a share between 0 and 1, such as 0.01")
+    settings = replace(Settings(), tolerance=tolerance, size=size, steps=steps)
+    result = run(
+        load_subject(target), method, ablation=ablation, seeds=seeds, batch=batch, settings=settings, metric=metric
+    )
+    _show(result, as_json)
+
+
+@group.command()
+def cards(
+    only: Annotated[str | None, typer.Option("--only", help="One subject or card, such as reverse.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the modules whose circuit is known, with the circuit and how it was derived. Derives them anew (a minute).
+
+    Example: lensmith circuits cards --only planted_mlp
+    """
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+    from stages.circuits.bench import card_rows
+
+    console = Console(stderr=as_json)
+    with console.status("deriving") as shown:
+        rows = card_rows((only,) if only else (), progress=lambda name: shown.update(f"deriving {name}"))
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(console, rows)
+    for row in rows:
+        for said in row["validity"]:
+            console.print(f"{row['card']}: {said}", highlight=False, markup=False)
+
+
+def measure(*, jobs: int, as_json: bool) -> None:
+    """Exact recovery, AUC and cost of the methods on every card, ten seeds each; on one thread, whatever ``jobs``
+    is."""
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+    from stages.circuits.bench import bench_rows, verdicts
+
+    console = Console(stderr=as_json)
+    with console.status("deriving and searching") as shown:
+        rows = bench_rows(progress=lambda name: shown.update(name))
+    if as_json:
+        print_json(rows)
+        return
+    names = ("card", "method", "truth_edges", "exact_recovery", "edge_auc", "seconds_per_seed", "forwards", "backwards")
+    print_rows(console, [{name: row.get(name) for name in names} for row in rows], "10 seeds each")
+    print_rows(console, verdicts(rows), "goals; the worst card of each")
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+
+    if as_json:
+        print_json(result)
+        return
+    console = Console()
+    head = ("method", "ablation", "ablation_from", "seeds", "n_edges", "n_inputs", "inputs_per_seed")
+    print_rows(console, [{name: result[name] for name in head}])
+    print_rows(console, result["edges"][:30], "edges, best first; all of them with --json")
+    print_rows(console, result["per_seed"], "per seed")
+    for part in ("metrics", "cost"):
+        for key, value in result[part].items():
+            if not isinstance(value, list):
+                said = f"{value:.4g}" if isinstance(value, float) else str(value)
+                console.print(f"{key}: {said}", highlight=False)
+    for said in result["validity"]:
+        console.print(f"careful: {said}", highlight=False, markup=False)
+
+
+COMMANDS = ()
+GROUPS = (group,)

@@ -1,0 +1,75 @@
+"""Stage ``circuits``: every method on every card -> metrics/circuits.json and data/circuits/.
+
+metrics/circuits.json holds one row per card and method (exact recovery, AUC, passes; no times, which are not stable:
+see ``lensmith bench``); data/circuits/cards.json the known circuits and how they were derived.
+"""
+
+import json
+import sys
+from typing import Any
+
+from pydantic import Field
+
+from stages import paths, tracking
+from stages.circuits.bench import bench_rows, card_rows
+from stages.params import Params, load
+
+__all__ = ["Config", "main", "run"]
+
+DIGITS = 6
+
+
+class Config(Params):
+    cards: tuple[str, ...]
+    """Cards or subjects; empty: all of them."""
+    methods: tuple[str, ...] = Field(min_length=1)
+    """Names as in stages/circuits/methods.py."""
+    seeds: int = Field(ge=1, le=1000)
+    """Per card and method: sample of inputs, partners, starts and gates."""
+    orders: int = Field(ge=1, le=1000)
+    """Random orders of cutting in which a card's circuit must come out the same."""
+
+
+def run(config: Config) -> list[dict[str, Any]]:
+    """Derive the cards' circuits, run every method, write both files; returns the rows of metrics/circuits.json.
+
+    Raises:
+        UserError: an unknown card or method, or a compiled program without tracr.
+    """
+    with tracking.stage_run("circuits", config.model_dump()) as log:
+        known = card_rows(config.cards, config.orders, lambda name: print(f"circuits: truth of {name}", flush=True))
+        rows = bench_rows(
+            config.cards,
+            config.methods,
+            config.seeds,
+            config.orders,
+            lambda name: print(f"circuits: {name}", flush=True),
+        )
+        for row in rows:
+            row.pop("seconds_per_seed", None)
+            if row.get("exact_recovery") is not None:
+                log({f"exact_{row['card']}_{row['method']}": row["exact_recovery"]}, 0)
+    folder = paths.metrics_file("circuits").parents[1] / "data" / "circuits"
+    for path, value in ((folder / "cards.json", known), (paths.metrics_file("circuits"), rows)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_rounded(value), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return rows
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, DIGITS)
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value
+
+
+def main() -> None:
+    """``python -m stages.circuits``: the stage; ``python -m stages.circuits tables``: the tables of
+    docs/circuits.md."""
+    if sys.argv[1:] == ["tables"]:
+        from stages.circuits.tables import write_tables
+
+        write_tables()
+        return
+    run(load("circuits", Config))
