@@ -5,14 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["COMMANDS", "GROUPS", "measure_cache", "measure_training"]
+__all__ = ["COMMANDS", "GROUPS", "measure_cache", "measure_synthetic", "measure_training"]
 
 group = typer.Typer(
     help="List, train, measure and compare dictionaries (sparse autoencoders).\n\nExample: lensmith dictionaries list",
     no_args_is_help=True,
 )
 
-KINDS = "standard, topk or batchtopk; or a baseline: identity (neurons), ica, pca, random."
+KINDS = (
+    "standard, topk, batchtopk, gated, jumprelu, matryoshka, abstopk, matching_pursuit or p_anneal; or a baseline:"
+    " identity (neurons), ica, pca, random."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
@@ -36,18 +39,36 @@ def train(
     architecture: Annotated[str, typer.Option("--architecture", help=KINDS)] = "topk",
     n_latents: Annotated[int, typer.Option("--n-latents", min=2, max=65_536, help="Size of the dictionary.")] = 256,
     sparsity: Annotated[
-        float, typer.Option("--sparsity", help="Latents per row; for standard: the L1 coefficient.")
+        float, typer.Option("--sparsity", help="Latents per row; for standard, gated, p_anneal: a coefficient.")
     ] = 8.0,
     steps: Annotated[int, typer.Option("--steps", min=1, max=1_000_000, help="Optimiser steps.")] = 400,
     batch: Annotated[int, typer.Option("--batch", min=2, help="Rows per step.")] = 256,
     lr: Annotated[float, typer.Option("--lr", help="Learning rate of Adam.")] = 3e-3,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds weights and order of rows.")] = 0,
+    to: Annotated[str | None, typer.Option("--to", help="A transcoder: the hook point to predict.")] = None,
+    skip: Annotated[bool, typer.Option("--skip", help="A transcoder with a linear path beside the latents.")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="A transcoder's state; resumed where it is there.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one on a target's cache, save it in SAELens format, measure what was saved.
 
     Example: lensmith dictionaries train digits_mlp layers.0.hook_post --out my_dictionary
     """
+    if to is not None:
+        from stages.dictionaries.transcoders import train_between
+
+        measured = train_between(
+            target, hook, to, architecture, skip=skip, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch,
+            lr=lr, seed=seed, out=out, checkpoint=checkpoint,
+        )  # fmt: skip
+        _show_metrics(measured, as_json)
+        return
+    if skip or checkpoint is not None:
+        from stages.errors import UserError
+
+        raise UserError("--skip and --checkpoint are of transcoders: give --to HOOK as well")
     from stages.dictionaries.inspect import train_one
 
     made = train_one(
@@ -108,6 +129,28 @@ def measure_training(*, jobs: int, as_json: bool) -> None:
         highlight=False,
     )
     print_rows(console, stacking(), "several ReLU ones of one shape: loop over them / one batched product")
+
+
+def measure_synthetic(*, jobs: int, as_json: bool) -> None:
+    """Every architecture on data whose features are known; on one thread, whatever ``jobs`` is."""
+    from rich.console import Console
+
+    from flows.tables import print_json, print_rows
+    from stages.dictionaries.synthetic import METRICS, run_synthetic
+
+    console = Console(stderr=as_json)
+    with console.status("training") as shown:
+        rows = run_synthetic(progress=shown.update)
+    if as_json:
+        print_json(rows)
+        return
+    shown_rows = [
+        {"architecture": row["architecture"], "seeds": row["n_seeds"]}
+        | {name: f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" for name in METRICS}
+        | {"F1 place": row["f1_rank"], "published": row["published_f1_rank"]}
+        for row in rows
+    ]
+    print_rows(console, shown_rows, "known features: mean over seeds [95%], and places by F1 among those published")
 
 
 LISTED = {

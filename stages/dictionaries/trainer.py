@@ -241,8 +241,8 @@ class Trainer:
         if not math.isfinite(out.loss) or error > DIVERGED * max(self.first_loss, 1e-6):
             raise UserError(
                 f"training of {recipe.architecture} diverged at step {self.n_steps} of {recipe.steps}: loss"
-                f" {out.loss:g}, error {error:g}, at first {self.first_loss:g}; lower lr (now {recipe.lr:g}) or sparsity (now"
-                f" {recipe.sparsity:g})"
+                f" {out.loss:g}, error {error:g}, at first {self.first_loss:g}; lower lr (now {recipe.lr:g}) or"
+                f" sparsity (now {recipe.sparsity:g})"
             )
         gradients = out.gradients.tensors()
         norm = torch.nn.utils.get_total_norm(gradients)

@@ -18,12 +18,20 @@ import torch
 from torch import Tensor
 
 from stages.activations import ActivationCache
+from stages.activations.order import generator_for
 from stages.dictionaries.codec import decode, encode
+from stages.dictionaries.intervals import estimate, percentiles, resamples
+from stages.dictionaries.metrics import dead_ratio, explained_variance, l0
+from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
 from stages.dictionaries.trainer import Recipe
-from stages.dictionaries.training import Log, train
+from stages.dictionaries.training import Log, recipe_for, train
 from stages.errors import UserError
+from stages.targets import load_target
 
-__all__ = ["aligned", "train_transcoder", "transcode"]
+__all__ = ["aligned", "train_between", "train_transcoder", "transcode"]
+
+N_RESAMPLES = 200
+"""Bootstrap resamples of the intervals of ``train_between``."""
 
 
 def aligned(one: ActivationCache, other: ActivationCache) -> tuple[Tensor, Tensor]:
@@ -88,3 +96,80 @@ def transcode(transcoder: dict[str, Any], inputs: Tensor) -> tuple[Tensor, Tenso
     if "W_skip" in transcoder:
         made = made + inputs @ transcoder["W_skip"].T
     return latents, made
+
+
+def train_between(
+    target_name: str,
+    hook: str,
+    to: str,
+    architecture: str,
+    *,
+    skip: bool,
+    n_latents: int,
+    sparsity: float,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    out: Path,
+    checkpoint: Path | None = None,
+) -> dict[str, Any]:
+    """Train a transcoder from one cached hook point of a target to another, save it, measure what was saved.
+
+    Returns:
+        Folder and settings, and on held-out rows ``explained_variance`` of the output hook point (null: the linear map
+        fitted by least squares), ``l0`` and ``dead_ratio``.
+
+    Raises:
+        UserError: a value out of range, a hook point that is not cached or has other positions, an output folder that
+            holds something else.
+    """
+    if out.exists() and not (out / CFG).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something that is no dictionary: choose another --out")
+    torch.set_num_threads(1)
+    target = load_target(target_name)
+
+    def pairs(split: str) -> tuple[ActivationCache, Tensor, Tensor]:
+        one, other = (ActivationCache.open(target.name, name, split, digest=target.digest) for name in (hook, to))
+        return one, *aligned(one, other)
+
+    train_cache, x, y = pairs("train")
+    held, x_held, y_held = pairs("validation")
+    about = {"model_name": target.name, "hook_name": hook, "hook_name_out": to, "target_digest": target.digest,
+             "activations_key": train_cache.manifest.key}  # fmt: skip
+    recipe = recipe_for(architecture, n_latents, sparsity, steps, batch, lr)
+    made = train_transcoder(x, y, recipe, seed, skip=skip, metadata=about, checkpoint=checkpoint)
+    save_dictionary(made, out)
+    latents, predicted = transcode(load_dictionary(out), x_held)
+    null = explained_variance(y_held, _linear(x, y, x_held))
+    weights = resamples(held.manifest.n_examples, N_RESAMPLES, generator_for("transcoder", seed))
+    examples = torch.unique(held.read().example, return_inverse=True)[1]
+
+    def per_example(values: Tensor) -> Tensor:
+        sums = torch.zeros(held.manifest.n_examples, dtype=torch.float64)
+        return weights @ sums.index_add(0, examples, values.double())
+
+    error = per_example((predicted - y_held).square().sum(1))
+    total = per_example((y_held - y_held.mean(0)).square().sum(1))
+    active = per_example((latents != 0).sum(1)) / per_example(torch.ones(len(latents)))
+    return {
+        "folder": str(out), "target": target.name, "hook_point": hook, "hook_point_out": to, "seed": seed,
+        "architecture": made["cfg"]["architecture"], "n_latents": n_latents, "n_validation_rows": len(x_held),
+        "explained_variance": estimate(
+            explained_variance(y_held, predicted), *percentiles(1.0 - error / total), null
+        ),
+        "l0": estimate(l0(latents), *percentiles(active)),
+        "dead_ratio": estimate(dead_ratio(latents)),
+    }  # fmt: skip
+
+
+def _linear(inputs: Tensor, outputs: Tensor, held: Tensor) -> Tensor:
+    """What the linear map fitted to (N, D) inputs and (N, O) outputs makes of held-out inputs.
+
+    With a ridge of a millionth of the mean variance: latents of a target that are always 0 leave the fit open.
+    """
+    x, y = inputs.double() - inputs.double().mean(0), outputs.double() - outputs.double().mean(0)
+    gram = x.T @ x
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solved = torch.linalg.solve(gram + ridge, x.T @ y)
+    return ((held.double() - inputs.double().mean(0)) @ solved + outputs.double().mean(0)).float()

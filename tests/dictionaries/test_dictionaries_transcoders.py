@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.activations import write_caches
 from stages.dictionaries import load_dictionary, save_dictionary
 from stages.dictionaries.metrics import explained_variance, l0
 from stages.dictionaries.trainer import Recipe, Trainer
 from stages.dictionaries.training import recipe_for
-from stages.dictionaries.transcoders import train_transcoder, transcode
+from stages.dictionaries.transcoders import train_between, train_transcoder, transcode
 from stages.errors import UserError
+from stages.targets import ZOO
+from stages.targets.storage import freeze, save_target
 
 SPARSITY = {"standard": 0.02, "topk": 8.0, "batchtopk": 8.0}
 
@@ -122,3 +125,35 @@ def test_a_transcoder_refuses_what_does_not_fit(pair: tuple[Tensor, Tensor]) -> 
         train_transcoder(x, y * float("nan"), recipe, 0)
     with pytest.raises(UserError, match="constant"):
         train_transcoder(x, torch.ones_like(y), recipe, 0)
+
+
+@pytest.fixture
+def working_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    definition, generator = ZOO["digits_mlp"](), torch.Generator().manual_seed(0)
+    images = definition.data(0)
+    data = {split: definition.sample(images, split, 300, generator) for split in ("train", "validation")}
+    target = freeze("digits_mlp", definition.build(generator), data | {"tasks": images["tasks"]})
+    save_target(target, tmp_path / "data" / "targets" / "digits_mlp")
+    for split in ("train", "validation"):
+        write_caches(target, split)
+    return tmp_path
+
+
+def test_one_is_trained_between_two_hook_points_of_a_target(working_copy: Path) -> None:
+    def between(hook: str, to: str, out: Path, **more: Any) -> dict[str, Any]:
+        settings: dict[str, Any] = {"n_latents": 64, "sparsity": 8.0, "steps": 150, "batch": 64, "lr": 1e-2, "seed": 0}
+        return train_between("digits_mlp", hook, to, "batchtopk", skip=True, out=out, **settings | more)
+
+    hooks = "layers.0.hook_post", "layers.1.hook_post"
+    made = between(*hooks, working_copy / "mine")
+    assert (made["hook_point"], made["hook_point_out"], made["architecture"]) == (*hooks, "jumprelu_skip_transcoder")
+    value = made["explained_variance"]
+    assert value["low"] <= value["value"] <= value["high"] and value["value"] > 0.5 and value["null"] > 0.0
+    assert load_dictionary(working_copy / "mine")["cfg"]["metadata"]["hook_name_out"] == hooks[1]
+    assert between(*hooks, working_copy / "mine") == made
+    with pytest.raises(UserError, match=r"'layers\.7' is no cached hook point"):
+        between(hooks[0], "layers.7", working_copy / "other")
+    with pytest.raises(UserError, match="choose another --out"):
+        between(*hooks, working_copy / "data")
