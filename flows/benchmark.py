@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from flows.commands import dictionaries
+from flows.commands import circuits, dictionaries
 from flows.environment import child_environment
 from flows.tables import print_json
 from flows.times import load_times
@@ -167,7 +167,9 @@ def metering(*, jobs: int, as_json: bool) -> None:
 
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "cache": dictionaries.measure_cache,
+    circuits.__name__.rpartition(".")[2]: circuits.measure,
     dictionaries.__name__.rpartition(".")[2]: dictionaries.measure_training,
     "metering": metering,
     "pipeline": pipeline,
+    "synthetic": dictionaries.measure_synthetic,
 }
