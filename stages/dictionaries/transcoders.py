@@ -171,5 +171,6 @@ def _linear(inputs: Tensor, outputs: Tensor, held: Tensor) -> Tensor:
     x, y = inputs.double() - inputs.double().mean(0), outputs.double() - outputs.double().mean(0)
     gram = x.T @ x
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    solved = torch.linalg.solve(gram + ridge, x.T @ y)
-    return ((held.double() - inputs.double().mean(0)) @ solved + outputs.double().mean(0)).float()
+    solved: Tensor = torch.linalg.solve(gram + ridge, x.T @ y)
+    fitted: Tensor = (held.double() - inputs.double().mean(0)) @ solved + outputs.double().mean(0)
+    return fitted.float()

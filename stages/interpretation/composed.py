@@ -5,13 +5,16 @@ answers of its parts side by side, paid for by one shared forward pass.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from stages.dictionaries import train_dictionary
+from stages.dictionaries.plugs import ACTIVATIONS, REGULARISERS
+from stages.dictionaries.trainer import Recipe
+from stages.dictionaries.training import recipe_for, train
 from stages.interpretation.contract import Answer, Budget, Interpretation, Method, Query
 from stages.interpretation.methods.attention import Attention
 from stages.interpretation.methods.gradient import Gradient
@@ -26,17 +29,40 @@ from stages.targets import TargetAccess
 
 __all__ = ["Composed", "Spec"]
 
-TRAIN_BATCH = 512
+TRAIN_BATCH, TRAIN_LR = 512, 1e-3
 
 
 class DictionarySpec(Params):
     """A dictionary trained inside ``interpret`` (free phase, so uncharged but within its time limit)."""
 
-    architecture: Literal["standard", "topk", "batchtopk"]
+    architecture: Literal["standard", "topk", "batchtopk", "jumprelu", "matryoshka", "abstopk", "p_anneal"]
     n_latents: int = Field(ge=16, le=4096)
     sparsity: float = Field(gt=0)
-    """L1 coefficient for ``standard``, latents per row for the others."""
+    """Coefficient for ``standard`` and ``p_anneal``, latents per row for the others."""
     steps: int = Field(default=300, ge=1, le=10_000)
+    regularisers: dict[str, float] = Field(default_factory=dict, max_length=8)
+    """Coefficients of regularisers added to the loss, by name (``stages.dictionaries.plugs``)."""
+    activation: str = ""
+    """Name of an activation in place of ReLU (``standard`` only)."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "DictionarySpec":
+        for kind, names, known in (
+            ("regulariser", tuple(self.regularisers), REGULARISERS),
+            ("activation", (self.activation,) if self.activation else (), ACTIVATIONS),
+        ):
+            unknown = sorted(set(names) - set(known))
+            if unknown:
+                raise ValueError(f"{kind} {', '.join(unknown)} is unknown; known: {', '.join(sorted(known))}")
+        if not all(0.0 <= value <= 1e3 for value in self.regularisers.values()):
+            raise ValueError(f"regularisers = {self.regularisers}: coefficients are from 0 to 1000")
+        if self.activation and self.architecture != "standard":
+            raise ValueError(f"activation = {self.activation}: {self.architecture} has its own; use standard")
+        return self
+
+    def recipe(self) -> Recipe:
+        made = recipe_for(self.architecture, self.n_latents, self.sparsity, self.steps, TRAIN_BATCH, TRAIN_LR)
+        return replace(made, regularisers=tuple(sorted(self.regularisers.items())), activation=self.activation)
 
 
 class Spec(Params):
@@ -69,18 +95,9 @@ class _OrderedSae(Sae):
         settings = self.spec.dictionary
         assert settings is not None, "an ordered dictionary needs its settings"
         names = hook_names(target.spec, self.spec.roles.split("+"))
+        recipe = settings.recipe()
         return {
-            f"{name}/ordered": train_dictionary(
-                rows,
-                settings.architecture,
-                settings.n_latents,
-                settings.sparsity,
-                settings.steps,
-                TRAIN_BATCH,
-                1e-3,
-                budget.seed,
-            )
-            for name, rows in corpus_vectors(target, names).items()
+            f"{name}/ordered": train(rows, recipe, budget.seed) for name, rows in corpus_vectors(target, names).items()
         }
 
 

@@ -158,6 +158,48 @@ def test_a_spec_can_order_its_own_dictionary(few_shot):
 
 
 @pytest.mark.parametrize(
+    "ordered",
+    [
+        {"architecture": "topk", "sparsity": 4, "regularisers": {"hoyer": 0.1, "orthogonality": 1.0}},
+        {"architecture": "standard", "sparsity": 0.5, "activation": "squared_relu"},
+        {"architecture": "jumprelu", "sparsity": 4},
+        {"architecture": "matryoshka", "sparsity": 4},
+        {"architecture": "abstopk", "sparsity": 4},
+    ],
+)
+def test_a_spec_names_architectures_regularisers_and_activations(few_shot, ordered):
+    plain = {"architecture": ordered["architecture"], "sparsity": ordered["sparsity"]}
+    made = {}
+    for key, settings in (("asked", ordered), ("plain", plain)):
+        spec = Spec(representation="sae", roles="residual", n_features=8,
+                    dictionary={"n_latents": 32, "steps": 10, **settings})  # fmt: skip
+        assert Spec(**spec.model_dump(mode="json")) == spec  # data only
+        made[key] = interpret(Composed(spec), few_shot)
+    with count_flops():  # an op without a price raises
+        query = Represent(few_shot.corpus("validation").inputs[:N])
+        answer = Composed(spec).answer(query, made["asked"], access_to(few_shot))
+    assert answer.shape == (N, 24) and bool(torch.isfinite(answer).all())
+    weights = [key for key in made["plain"].arrays if key.endswith(".W_dec")]
+    same = [torch.equal(made["asked"].arrays[key], made["plain"].arrays[key]) for key in weights]
+    assert weights and all(same) == (ordered == plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"regularisers": {"__import__": 1.0}}, "regulariser __import__ is unknown; known: decorrelation"),
+        ({"regularisers": {"hoyer": float("nan")}}, "coefficients are from 0 to 1000"),
+        ({"activation": "eval"}, "activation eval is unknown"),
+        ({"activation": "softplus", "architecture": "topk"}, "topk has its own; use standard"),
+    ],
+)
+def test_a_spec_refuses_what_no_plug_is_called(settings, message):
+    values = {"architecture": "standard", "n_latents": 32, "sparsity": 1.0, **settings}
+    with pytest.raises(ValueError, match=message):
+        Spec(representation="sae", dictionary=values)
+
+
+@pytest.mark.parametrize(
     ("made", "cause"),
     [
         ({"a": 1}, "it returned dict"),
