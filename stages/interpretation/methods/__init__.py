@@ -5,6 +5,7 @@ Nothing is imported here: a method is imported when it is used, so that a change
 
 BUILT_IN = (
     "attention",
+    "circuit",
     "gradient",
     "logit_lens",
     "nothing",

@@ -1,0 +1,153 @@
+"""Circuits: what carries the corpus's answers is found once and frozen; a query pays for one gradient.
+
+Free phase: every component is zeroed in turn on part of the corpus (exact effects, by right answer), and while it is,
+what the other components hold is compared with the intact pass: times the slope of the margin there, that is the edge
+from the one to the other (path patching, Wang et al. 2022, 2211.00593, with the last step to first order).
+
+Queries: attribution patching (Nanda 2023; Syed et al. 2023, 2310.10348) on the behaviour, of the *margin*, since the
+loss has no slope where the target is sure of itself; the loss follows from the margin. Hiding a segment cuts the
+attention edges that lead out of it, and softmax deals their weight to the rest: a sum of known terms, no further pass.
+
+Shape legend: n = inputs or behaviours, m = inputs per behaviour, P = components, C = outputs, S = segments,
+H = heads, T = token positions (TQ: reading, TK: read).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.interpretation.contract import (
+    Answer,
+    Attribute,
+    Budget,
+    Interpretation,
+    Localise,
+    Method,
+    Query,
+    segment_sums,
+)
+from stages.targets import Intervention, Objective, TargetAccess
+
+__all__ = ["Circuit"]
+
+CORPUS_INPUTS = 256
+"""Inputs on which the components are ablated: the free phase is one forward of these per component."""
+SURE = 1e-3
+"""Least attention left over after a cut: less is rounding."""
+
+
+class Circuit(Method):
+    name = "circuit"
+
+    def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
+        components = target.spec.components
+        corpus = target.corpus("train")
+        inputs, labels = corpus.inputs[:CORPUS_INPUTS], corpus.labels[:CORPUS_INPUTS]
+        names = sorted({component.hook_point for component in components})
+        residual = [hook.name for hook in target.spec.with_role("residual")]
+        read = list(dict.fromkeys(["input", *names, *residual]))
+        intact = target.gradients(inputs, Objective("margin", labels), read)
+        arrays = {f"mean.{name}": intact.captured[name].mean(0) for name in read[1:]}
+        arrays["mean.input"] = inputs.mean(0)
+        if not components:
+            return Interpretation(arrays)
+        effects, edges = [], []
+        clean_B = F.cross_entropy(target.forward(inputs).outputs, labels, reduction="none")
+        for component in components:
+            cut = Intervention(component.hook_point, "zero", axis=component.axis, indices=(component.index,))
+            found = target.forward(inputs, capture=names, interventions=[cut])
+            effects.append(F.cross_entropy(found.outputs, labels, reduction="none") - clean_B)
+            moved = {
+                name: ((intact.captured[name] - found.captured[name]) * intact.grads[name]).mean(0, keepdim=True)
+                for name in names
+            }
+            edges.append(torch.stack([moved[c.hook_point].select(c.axis, c.index).sum() for c in components]))
+        one_hot_BC = F.one_hot(labels, target.spec.n_outputs).to(clean_B.dtype)
+        by_answer_PC = torch.stack(effects) @ (one_hot_BC / one_hot_BC.sum(0).clamp_min(1.0))
+        edges_PP = torch.stack(edges)
+        edges_PP.fill_diagonal_(0.0)
+        return Interpretation(arrays | {"effects": by_answer_PC, "edges": edges_PP})
+
+    def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        match query:
+            case Attribute():
+                return self._attribute(query, interpretation, target)
+            case Localise() if query.components and set(query.components) <= set(target.spec.components):
+                return self._localise(query, interpretation, target)
+            case _:
+                return None
+
+    def _localise(self, query: Localise, interpretation: Interpretation, target: TargetAccess) -> Tensor:
+        arrays, n, m = interpretation.arrays, *query.inputs.shape[:2]
+        names = sorted({component.hook_point for component in query.components})
+        labels = query.labels.flatten()
+        result = target.gradients(query.inputs.flatten(0, 1), Objective("margin", labels), names)
+        cut, moved = [], []
+        for hook_point, axis, index in query.components:
+            grad, value = result.grads[hook_point], result.captured[hook_point]
+            centre = arrays[f"mean.{hook_point}"].unsqueeze(0)
+            slope, held = grad.select(axis, index), value.select(axis, index)
+            cut.append(-(slope * held).reshape(n * m, -1).sum(-1))
+            moved.append(-(slope * (held - centre.select(axis, index))).reshape(n * m, -1).sum(-1))
+        cut_nPm = torch.stack(cut).reshape(-1, n, m).transpose(0, 1)
+        moved_nPm = torch.stack(moved).reshape(-1, n, m).transpose(0, 1)
+        margin_n1m = result.values.reshape(n, 1, m)
+        loss_nPm = F.softplus(-(margin_n1m + cut_nPm)) - F.softplus(-margin_n1m)
+        carries_nP = cut_nPm.abs().mean(-1)
+        known = [target.spec.components.index(component) for component in query.components]
+        effects_PC, edges_PP = arrays["effects"][known], arrays["edges"][known][:, known]
+        share_nC = F.one_hot(query.labels, target.spec.n_outputs).to(edges_PP.dtype).mean(1)
+        columns = [
+            loss_nPm.mean(-1),
+            cut_nPm.mean(-1),
+            carries_nP,
+            moved_nPm.mean(-1),
+            share_nC @ effects_PC.T,
+            carries_nP @ edges_PP.abs().T,  # how much of what it does arrives where this behaviour passes
+        ]
+        return torch.stack(columns, dim=-1)
+
+    def _attribute(self, query: Attribute, interpretation: Interpretation, target: TargetAccess) -> Tensor:
+        spec, arrays = target.spec, interpretation.arrays
+        residual = [hook.name for hook in spec.with_role("residual")] if spec.tokens else []
+        patterns = [hook.name for hook in spec.with_role("pattern")] if spec.tokens else []
+        result = target.gradients(query.inputs, Objective("margin", query.labels), ["input", *residual, *patterns])
+        at_input = (query.inputs - arrays["mean.input"]) * result.grads["input"]
+        columns = [segment_sums(at_input, query.segments), segment_sums(at_input.abs(), query.segments)]
+        if spec.tokens is not None:
+            places = [[token for index in segment for token in spec.tokens[index]] for segment in query.segments]
+            for name in residual:
+                away = result.captured[name] - arrays[f"mean.{name}"]
+                columns.append(segment_sums(result.grads[name] * away, places))
+            hidden = [_hidden(result.captured[name], result.grads[name], places) for name in patterns]
+            columns += hidden
+            if hidden:
+                total = torch.stack(hidden).sum(0)
+                margin = result.values.unsqueeze(-1)
+                columns += [total, F.softplus(-(margin - total)) - F.softplus(-margin)]
+        return torch.stack(columns, dim=-1)
+
+
+def _hidden(pattern: Tensor, grad: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
+    """What the margin loses if nobody outside a segment attends into it, the other weights scaled up to sum to 1.
+
+    Args:
+        pattern: (n, H, TQ, TK), rows sum to 1.
+        grad: (n, H, TQ, TK) slope of the margin there.
+        places: token positions of each of S segments.
+
+    Returns:
+        (n, S): first order in the pattern, exact in the scaling.
+    """
+    read = pattern * grad
+    whole = read.sum(-1)
+    columns = []
+    for tokens in places:
+        inside, weight = read[..., tokens].sum(-1), pattern[..., tokens].sum(-1)
+        lost = whole - (whole - inside) / (1.0 - weight).clamp_min(SURE)
+        outside = torch.ones(pattern.shape[2])
+        outside[tokens] = 0.0  # a hidden token still attends to itself
+        columns.append((lost * outside).flatten(1).sum(-1))
+    return torch.stack(columns, dim=1)

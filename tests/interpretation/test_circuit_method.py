@@ -1,0 +1,111 @@
+"""The method ``circuit``: what it freezes and what it answers, against ablations made one by one."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch.nn import functional as F
+
+from stages.interpretation import Attribute, Budget, Compare, Localise, Represent, built_in
+from stages.interpretation.methods.circuit import CORPUS_INPUTS, _hidden
+from stages.metering import Ledger, MeteredAccess
+from stages.targets import Component, Objective
+
+METHOD = built_in("circuit")
+
+
+def frozen(target):
+    return METHOD.interpret(MeteredAccess(target, Ledger(), free=True), Budget(60, 10**8, 0))
+
+
+def zeroed_loss(target, inputs, labels, component):
+    hook_point, axis, index = component
+
+    def cut(module, args, out):
+        out = out.clone()
+        out.select(axis, index).zero_()
+        return out
+
+    handle = target.model.get_submodule(hook_point).register_forward_hook(cut)
+    loss = F.cross_entropy(target.model(inputs), labels, reduction="none")
+    handle.remove()
+    return loss
+
+
+@pytest.mark.parametrize("which", ["mlp", "few_shot"])
+def test_frozen_effects_are_those_of_ablating_one_by_one(which, request):
+    target = request.getfixturevalue(which)
+    made = frozen(target)
+    inputs, labels = (part[:CORPUS_INPUTS] for part in target.corpus("train"))
+    clean = F.cross_entropy(target.model(inputs), labels, reduction="none")
+    for place in range(0, len(target.spec.components), 9):
+        moved = zeroed_loss(target, inputs, labels, target.spec.components[place]) - clean
+        for answer in range(target.spec.n_outputs):
+            by_hand = float(moved[labels == answer].mean()) if bool((labels == answer).any()) else 0.0
+            assert float(made.arrays["effects"][place, answer]) == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_frozen_edges_lead_forward_and_sum_to_what_the_next_layer_sees(mlp):
+    """On an MLP, the edges from a first-layer unit add up to its first-order effect through the second layer."""
+    edges = frozen(mlp).arrays["edges"]
+    first = [place for place, c in enumerate(mlp.spec.components) if c.hook_point == "layers.0.hook_post"]
+    second = [place for place, c in enumerate(mlp.spec.components) if c.hook_point == "layers.1.hook_post"]
+    assert float(edges[second].abs().sum()) == 0.0  # nothing leads back, nor sideways
+    assert float(edges[first][:, first].abs().sum()) == 0.0
+    inputs, labels = (part[:CORPUS_INPUTS] for part in mlp.corpus("train"))
+    h0 = torch.relu(mlp.model.layers[0].linear(inputs))
+    h1 = torch.relu(mlp.model.layers[1].linear(h0))
+    logits = mlp.model.unembed(h1)
+    other = logits.scatter(1, labels[:, None], float("-inf")).argmax(1)
+    slope = mlp.model.unembed.weight[labels] - mlp.model.unembed.weight[other]
+    for place in first[::11]:
+        less = h0.clone()
+        less[:, mlp.spec.components[place].index] = 0.0
+        moved = (h1 - torch.relu(mlp.model.layers[1].linear(less))) * slope
+        assert torch.allclose(edges[place, second], moved.mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["mlp", "few_shot"])
+def test_localising_beats_a_random_ranking_and_is_charged_one_gradient(which, request):
+    target = request.getfixturevalue(which)
+    inputs, labels = (part[:60] for part in target.corpus("validation"))
+    components, ledger, once = target.spec.components, Ledger(), Ledger()
+    query = Localise(inputs.unflatten(0, (3, 20)), labels.unflatten(0, (3, 20)), components)
+    answer = METHOD.answer(query, frozen(target), MeteredAccess(target, ledger))
+    truth = np.array([
+        [float((zeroed_loss(target, x, y, c) - F.cross_entropy(target.model(x), y)).mean()) for c in components]
+        for x, y in zip(query.inputs, query.labels, strict=True)
+    ])  # fmt: skip
+    assert answer.shape == (3, len(components), 6)
+    found = np.mean([spearmanr(answer[i, :, 0], truth[i])[0] for i in range(3)])
+    shuffled = np.random.default_rng(0).permuted(np.tile(truth, (200, 1, 1)), axis=2)
+    chance = [np.mean([spearmanr(answer[i, :, 0], rows[i])[0] for i in range(3)]) for rows in shuffled]
+    assert found > max(chance) + 0.1
+    names = sorted({c.hook_point for c in components})
+    MeteredAccess(target, once).gradients(inputs, Objective("margin", labels), names)
+    assert 0 < ledger.flops == once.flops
+
+
+def test_a_cut_of_attention_is_what_recomputing_the_softmax_says():
+    """The reading is linear here, so the first order is exact: scores of the cut keys at minus infinity."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 2, 5, 5, generator=generator)
+    value = torch.randn(3, 2, 5, 5, generator=generator)  # the slope of a linear read-out
+    for tokens in ([1], [0, 3]):
+        lost = _hidden(scores.softmax(-1), value, [tokens])[:, 0]
+        without = scores.clone()
+        without[..., tokens] = float("-inf")
+        rows = [t for t in range(5) if t not in tokens]
+        by_hand = ((scores.softmax(-1) - without.softmax(-1)) * value)[:, :, rows].sum((1, 2, 3))
+        assert torch.allclose(lost, by_hand, atol=1e-5)
+
+
+def test_it_declines_what_it_has_nothing_to_say_about(mlp):
+    made, access = frozen(mlp), MeteredAccess(mlp, Ledger())
+    inputs, labels = (part[:4] for part in mlp.corpus("validation"))
+    for query in (Represent(inputs, labels), Compare((0,), inputs, labels), Localise(inputs[None], labels[None], ())):
+        assert METHOD.answer(query, made, access) is None
+    answer = METHOD.answer(Attribute(inputs, ((0, 1), (2,)), labels), made, access)
+    assert answer.shape == (4, 2, 2)
+    unknown = Localise(inputs[None], labels[None], (Component("layers.0.hook_post", 1, 99),))
+    assert METHOD.answer(unknown, made, access) is None
