@@ -13,9 +13,9 @@ from torch import Tensor
 
 from stages.dictionaries import ARCHITECTURES, decode, encode, gates, objectives, sparse
 from stages.dictionaries.bench import sae_lens_twin
-from stages.dictionaries.objectives import Weights
+from stages.dictionaries.objectives import P_EPS, Weights, standard
 from stages.dictionaries.trainer import Recipe, Trainer
-from stages.dictionaries.training import PENALISED, recipe_for, train
+from stages.dictionaries.training import PENALISED, recipe_for, train, train_many
 from stages.errors import UserError
 
 WIDTH, N_LATENTS, ROWS = 12, 40, 64
@@ -214,3 +214,69 @@ def test_dead_latents_come_back() -> None:
         n_dead[aux] = dictionary["cfg"]["metadata"]["num_dead_features"]
         losses[aux] = (decode(dictionary, encode(dictionary, acts)) - acts).square().mean().item()
     assert n_dead[1.0] < n_dead[0.0] and losses[1.0] < losses[0.0]
+
+
+def test_many_in_one_pass_are_what_each_is_alone(tmp_path: Path) -> None:
+    acts = batch(5, 500)
+    jobs = {
+        "a": (recipe_for("topk", N_LATENTS, 3, 30, ROWS, 1e-2, dead_window=200), 0),
+        "b": (recipe_for("standard", 20, 0.5, 12, ROWS, 1e-2), 1),
+        "c": (recipe_for("gated", N_LATENTS, 0.5, 20, ROWS, 1e-2), 1),
+    }
+    alone = {name: train(acts, recipe, seed, order_seed=7) for name, (recipe, seed) in jobs.items()}
+
+    class Killed(Exception):
+        pass
+
+    seen: list[tuple[str, int]] = []
+
+    def kill(name: str, _: dict[str, float], step: int) -> None:
+        seen.append((name, step))
+        if (name, step) == ("b", 9):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_many(acts, jobs, 7, log=kill, log_every=1, checkpoint=tmp_path, checkpoint_every=2)
+    assert seen[:4] == [("a", 1), ("b", 1), ("c", 1), ("a", 2)]
+    for made in (train_many(acts, jobs, 7), train_many(acts, jobs, 7, checkpoint=tmp_path, checkpoint_every=5)):
+        for name, expected in alone.items():
+            assert made[name]["cfg"] == expected["cfg"]
+            assert all(torch.equal(made[name][key], expected[key]) for key in expected if key != "cfg"), name
+    with pytest.raises(UserError, match=r"batch sizes \[64, 65\]: .* give one size"):
+        train_many(acts, jobs | {"d": (recipe_for("topk", 8, 2, 3, 65, 1e-2), 0)}, 7)
+
+
+def test_p_anneals_to_its_end_and_the_penalty_stays_its_size_when_it_falls() -> None:
+    recipe = recipe_for("p_anneal", N_LATENTS, 0.5, 100, ROWS, 1e-3)
+    powers = [recipe.p(step) for step in range(recipe.steps)]
+    assert powers[:20] == [1.0] * 20 and powers == sorted(powers, reverse=True)
+    assert len(set(powers)) == 10 and powers[-1] == pytest.approx(0.28)
+    trainer = Trainer(recipe, torch.zeros(WIDTH), 0)
+    trainer.weights = random_weights(0)
+    trainer.n_steps = next(step for step in range(100) if recipe.p(step) < 1.0)
+    x = batch()
+    before = standard(trainer.weights, x, recipe.sparsity).parts["l1_loss"]
+    trainer._anneal(x)
+    assert trainer.outcome(x).parts["l1_loss"] == pytest.approx(before, rel=1e-4)
+    assert trainer.rescaled != 1.0
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("p", [1.0, 0.6, 0.2])
+def test_gradients_of_the_power_penalty_are_those_of_a_graph(
+    p: float, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "SPARSE_FROM", 10**9 if dense else 0)
+    monkeypatch.setattr(objectives, "SPARSE_BELOW", 1.0)
+    weights, x = random_weights(3), batch()
+    ours = standard(weights, x, 0.7, p)
+    leaves = [tensor.clone().requires_grad_() for tensor in weights.tensors()]
+    encoder, b_enc, decoder, b_dec = leaves
+    z = ((x - b_dec) @ encoder.T + b_enc).relu()
+    sizes = torch.where(z > 0, z * decoder.norm(dim=1) + P_EPS, torch.ones(()))
+    powers = torch.where(z > 0, sizes.pow(p) - P_EPS**p, torch.zeros(()))
+    loss = (z @ decoder + b_dec - x).square().sum(1).mean() + 0.7 * powers.sum(1).mean()
+    torch.autograd.backward(loss)
+    assert ours.loss == pytest.approx(loss.item(), rel=1e-5)
+    for mine, leaf in zip(ours.gradients.tensors(), leaves, strict=True):
+        torch.testing.assert_close(mine, leaf.grad, atol=1e-4, rtol=1e-3)
