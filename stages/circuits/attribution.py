@@ -23,15 +23,24 @@ from torch import Tensor
 from stages.circuits.found import Found, billed
 from stages.circuits.masked import MaskedForward
 from stages.circuits.objectives import Objective
+from stages.circuits.pruning import losses
 from stages.errors import UserError
 
 __all__ = ["eap", "eap_ig", "hisp", "node_patching"]
 
 
-def _not_blind(scores: Tensor, remedy: str) -> Tensor:
+BLIND = 1e-5
+"""Scores below this share of the loss with every edge cut are rounding."""
+
+
+def _not_blind(engine: MaskedForward, objective: Objective, scores: Tensor, remedy: str) -> Tensor:
     if not torch.isfinite(scores).all():
         raise UserError("the gradient is not finite: the objective or the module divides by zero or overflows")
-    if float(scores.abs().max()) == 0.0:
+    largest = float(scores.abs().max())
+    # A slope that is zero comes out as rounding where the loss has logarithms; only then is a second forward worth it.
+    if largest == 0.0 or (
+        largest < BLIND and largest < BLIND * abs(float(losses(engine, objective, torch.zeros(engine.n_edges))))
+    ):
         raise UserError(
             f"the metric is constant (its gradient is zero everywhere), so no edge can be told from another: {remedy}"
         )
@@ -64,7 +73,11 @@ def eap(engine: MaskedForward, objective: Objective, *, base: Literal["clean", "
         at = engine.ones() if base == "clean" else torch.zeros(engine.n_edges)
         scores = _mask_slopes(engine, objective, at.unsqueeze(0))[0].abs()
     return Found(
-        _not_blind(scores, "use base='ablated', eap-ig, or an objective with a slope at the clean run"), None, bill
+        _not_blind(
+            engine, objective, scores, "use base='ablated', eap-ig, or an objective with a slope at the clean run"
+        ),
+        None,
+        bill,
     )
 
 
@@ -111,7 +124,9 @@ def eap_ig(
                 mine = start == source
                 masks = torch.where(mine, levels.unsqueeze(1), torch.ones(1))
                 scores += torch.where(mine, _mask_slopes(engine, objective, masks).mean(0), torch.zeros(1)).abs()
-    return Found(_not_blind(scores, "use an objective that differs between ablated and clean"), None, bill)
+    return Found(
+        _not_blind(engine, objective, scores, "use an objective that differs between ablated and clean"), None, bill
+    )
 
 
 def _node_slopes(engine: MaskedForward, objective: Objective, base: str) -> Tensor:
@@ -132,7 +147,7 @@ def node_patching(engine: MaskedForward, objective: Objective, *, base: Literal[
     with billed(engine) as bill:
         nodes = _node_slopes(engine, objective, base).abs()
         scores = engine.layout.node_scores(nodes)
-    return Found(_not_blind(scores, "use base='ablated', or another objective"), None, bill)
+    return Found(_not_blind(engine, objective, scores, "use base='ablated', or another objective"), None, bill)
 
 
 def hisp(engine: MaskedForward, objective: Objective, *, base: Literal["clean", "ablated"] = "clean") -> Found:
@@ -151,4 +166,4 @@ def hisp(engine: MaskedForward, objective: Objective, *, base: Literal["clean", 
             mine = torch.tensor([k == kind for k in kinds])
             nodes = torch.where(mine, nodes / (nodes[mine].norm() + 1e-12), nodes)
         scores = engine.layout.node_scores(nodes)
-    return Found(_not_blind(scores, "use base='ablated', or another objective"), None, bill)
+    return Found(_not_blind(engine, objective, scores, "use base='ablated', or another objective"), None, bill)
