@@ -6,6 +6,8 @@ the same number of threads. A ratio is the median over those turns, so other wor
 Shape legend: B = rows of the batch, D = width, F = latents.
 """
 
+import hashlib
+import shutil
 import statistics
 import tempfile
 import time
@@ -19,7 +21,7 @@ from torch import Tensor
 from stages.activations import ActivationCache, write_caches
 from stages.activations.manifest import Manifest
 from stages.activations.order import BatchOrder, generator_for
-from stages.activations.writer import write_shards
+from stages.activations.writer import FORWARD_BATCH, write_shards
 from stages.dictionaries.objectives import SPARSE_BELOW, Weights
 from stages.dictionaries.trainer import Recipe, Trainer
 from stages.dictionaries.training import recipe_for, scale_of
@@ -259,28 +261,88 @@ def _writing(root: Path) -> list[Row]:
         generator = torch.Generator().manual_seed(0)
         images = definition.data(0)
         data = {split: definition.sample(images, split, 2048, generator) for split in ("train", "validation")}
-        target = freeze(name, definition.build(generator), data | {"tasks": images["tasks"]})
-        inputs = target.corpus("train").inputs
+        rows.append(_written(root, freeze(name, definition.build(generator), data | {"tasks": images["tasks"]})))
+    return [*rows, _written(root, _wide_target())]
 
-        def forward(inputs: Tensor = inputs, target: Any = target) -> None:
-            with torch.no_grad():
-                for block in torch.split(inputs, 256):
-                    target.model(block)
 
-        forward()
-        pairs = []
-        for turn in range(3):
-            bare = _timed(forward)
-            place = root / name / str(turn)
-            written = _timed(lambda target=target, place=place: write_caches(target, "train", root=place))  # type: ignore[misc]
-            pairs.append((bare, written))
-        n_rows = sum(manifest.n_rows for manifest in write_caches(target, "train", root=root / name / "0"))
-        rows.append(
-            {"what": "write", "where": f"{name}, {len(inputs)} examples, all hook points",
-             "rows_per_s": round(n_rows / statistics.median(written for _, written in pairs)),
-             "share_of_bare_forward": round(statistics.median(bare / written for bare, written in pairs), 3)}
-        )  # fmt: skip
-    return rows
+def _written(root: Path, target: Any, turns: int = 5) -> Row:
+    """Writing speed, what the bare forward takes, and what no writing of these bytes can do without.
+
+    "share_of_bytes" is (forward + hashing and writing as many bytes) / written: 1 would be a cache that costs nothing
+    but its bytes.
+    """
+    inputs = target.corpus("train").inputs
+
+    def forward() -> None:
+        with torch.no_grad():
+            for block in torch.split(inputs, FORWARD_BATCH):
+                target.model(block)
+
+    forward()
+    place = root / target.name
+    seconds: list[tuple[float, float, float]] = []
+    for _ in range(turns):
+        shutil.rmtree(place, ignore_errors=True)
+        bare = _timed(forward)
+        written = _timed(lambda: write_caches(target, "train", root=place))
+        sizes = [file.stat().st_size for file in sorted(place.rglob("*.safetensors"))]
+        seconds.append((bare, written, _timed(lambda sizes=sizes: _bare_bytes(place / "bytes", sizes))))  # type: ignore[misc]
+    manifests = write_caches(target, "train", root=place)
+    n_bytes = sum(sizes)
+    written = statistics.median(one[1] for one in seconds)
+    return {
+        "what": "write", "where": f"{target.name}, {len(inputs)} examples, {len(manifests)} hook points",
+        "rows_per_s": round(sum(manifest.n_rows for manifest in manifests) / written),
+        "bytes_per_s": round(n_bytes / written),
+        "share_of_bare_forward": round(statistics.median(bare / all_ for bare, all_, _ in seconds), 3),
+        "share_of_bytes": round(statistics.median((bare + least) / all_ for bare, all_, least in seconds), 3),
+    }  # fmt: skip
+
+
+def _bare_bytes(folder: Path, sizes: list[int]) -> None:
+    """Hash and write files of these sizes."""
+    folder.mkdir(exist_ok=True)
+    data = bytes(max(sizes))
+    for number, size in enumerate(sizes):
+        part = memoryview(data)[:size]
+        hashlib.sha256(part).digest()
+        (folder / str(number)).write_bytes(part)
+
+
+def _wide_target(width: int = 512, n_layers: int = 3, n_examples: int = 4096) -> Any:
+    """A residual MLP of the size at which the forward pass outweighs the bytes of its activations."""
+    from torch import nn
+    from transformer_lens import HookedRootModule
+    from transformer_lens.hook_points import HookPoint
+
+    from stages.targets import HookSpec, Target, TargetSpec
+    from stages.targets.contract import Corpus
+
+    class Wide(HookedRootModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.into = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(n_layers))
+            self.out = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(n_layers))
+            self.hidden = nn.ModuleList(HookPoint() for _ in range(n_layers))
+            self.residual = nn.ModuleList(HookPoint() for _ in range(n_layers))
+            self.setup()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for into, out, hidden, residual in zip(self.into, self.out, self.hidden, self.residual, strict=True):
+                x = residual(x + out(hidden(into(x).relu())))
+            return x
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, inputs = Wide(), torch.randn(n_examples, width)
+    hooks = [HookSpec(f"hidden.{layer}", (4 * width,), 4 * width, "mlp") for layer in range(n_layers)]
+    hooks += [HookSpec(f"residual.{layer}", (width,), width, "residual") for layer in range(n_layers)]
+    spec = TargetSpec(
+        name=f"residual MLP of {width}", digest="bench", input_shape=(width,), n_outputs=width, hooks=tuple(hooks),
+        components=(), tokens=None, present_channel=None, unembed=None, norm=None,
+    )  # fmt: skip
+    labels = torch.zeros(n_examples, dtype=torch.int64)
+    return Target(spec, model, {"train": Corpus(inputs, labels)})
 
 
 def stacking(n_stacked: int = 8, repeats: int = 15) -> list[Row]:
