@@ -61,6 +61,7 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         n_passed=sum(bool(row["passed"]) for row in results.controls),
         dictionaries=_dictionaries(results.dictionaries),
         explorer=latents.explorer(results.galleries, n_gallery),
+        fresh=_fresh(results.fresh),
         proxies=_proxies(results.proxies),
         circuits=circuits.circuit_table(results.circuits) if results.circuits else None,
         drawings=_drawings(results.drawings),
@@ -310,6 +311,20 @@ def _dictionaries(rows: Sequence[Row]) -> dict[str, Any] | None:
         "every": listing.dictionary_table(rows) if len(rows) > len(kept) else None,
         "n_seeds": len({row["seed"] for row in rows}),
         "legend": [(name, Markup(sweeps.key(one))) for name, one in style.items()],
+    }
+
+
+def _fresh(rows: Sequence[Row]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    over_all = [row for row in rows if row["task"] == "all"]
+    each = [row for row in rows if row["task"] != "all"]
+    answered = [row for row in over_all if row.get("gap") is not None]
+    return {
+        "table": listing.fresh_table(over_all, "Old instances against fresh ones, over all tasks"),
+        "every": listing.fresh_table(each, "Old instances against fresh ones, task by task"),
+        "n": len(answered),
+        "n_worse": sum(row["gap_low"] > 0 for row in answered),
     }
 
 

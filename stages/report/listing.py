@@ -185,6 +185,34 @@ def controls_table(rows: Sequence[Row]) -> Table:
     return table("Controls", columns, rows)
 
 
+def fresh_table(rows: Sequence[Row], caption: str) -> Table:
+    """Scores on the old instances against new ones; the method's worst news is a gap whose interval lies above 0."""
+
+    def of(key: str, signs: bool = False) -> Column:
+        def cell(row: Row) -> Cell:
+            known = row.get(key) is not None
+            text = (signed(row[key]) if signs else number(row[key])) if known else DASH
+            return Cell(text, row[key] if known else float("-inf"))
+
+        return Column(key, cell, True)
+
+    def gap(row: Row) -> Cell:
+        if row.get("gap") is None:
+            return Cell(DASH, float("-inf"))
+        text = f"{signed(row['gap'])} {interval(row['gap_low'], row['gap_high'])}"
+        return Cell(text, row["gap"], "bad" if row["gap_low"] > 0 else "")
+
+    columns = [
+        Column("method", lambda row: Cell(row["method"], row["method"], "name")),
+        Column("task", lambda row: row["task"]),
+        of("old"),
+        of("fresh"),
+        Column("gap [95%]", gap, True, "old minus fresh; red where the interval lies above 0"),
+        Column("outcome", lambda row: _status(row["outcome"], row.get("reason") or "")),
+    ]
+    return table(caption, columns, rows)
+
+
 def dictionary_table(rows: Sequence[Row]) -> Table:
     """Metrics of saved dictionaries, the null beside each."""
 

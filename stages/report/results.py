@@ -23,6 +23,7 @@ FILES: dict[str, tuple[str, str]] = {
     "campaign": ("the research campaign", "dvc repro research"),
     "test": ("the sealed test split", "dvc repro research"),
     "test_per_task": ("every method on every test task", "dvc repro research"),
+    "fresh": ("scores on instances drawn after everything was frozen", "dvc repro fresh"),
     "dictionaries": ("dictionary metrics", "dvc repro dictionary_metrics"),
     "proxies": ("how well each metric of a dictionary predicts reward", "dvc repro proxies"),
     "circuits": ("how well circuit discovery recovers known circuits", "dvc repro circuits"),
@@ -50,6 +51,7 @@ class Results:
     per_task: Sequence[Row] = ()
     test_per_task: Sequence[Row] = ()
     controls: Sequence[Row] = ()
+    fresh: Sequence[Row] = ()
     dictionaries: Sequence[Row] = ()
     sensitivity: Row = field(default_factory=dict)
     campaign: Row = field(default_factory=dict)

@@ -288,6 +288,19 @@ def proxies() -> list[dict[str, Any]]:
     return rows
 
 
+def fresh() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"method": "nothing", "task": "all", "split": "all", "n_tasks": 0, "outcome": "declined"}
+    ]
+    for method, gap, low, high in (("gradient", 0.01, -0.03, 0.05), ("memorises", 0.3, 0.21, 0.4)):
+        for task in ("all", "noise_flip.digits_mlp"):
+            rows.append(
+                {"method": method, "task": task, "split": "train", "outcome": "ok", "old": 0.5, "fresh": 0.5 - gap,
+                 "gap": gap, "gap_low": low, "gap_high": high, "n_old": 120, "n_fresh": 40}
+            )  # fmt: skip
+    return rows
+
+
 def circuits() -> list[dict[str, Any]]:
     return [
         {"card": card, "ablation": "resample", "length": 8, "method": method, "seeds": [0, 1, 2],
@@ -341,6 +354,7 @@ def write_results(root: Path) -> None:
         "sensitivity": sensitivity(leaderboard), "campaign": result, "test_per_task": test_tasks,
         "test": [row | {"found": row is found} for row in (found, oracle, *test)],
         "dictionaries": dictionaries(rng), "proxies": proxies(), "circuits": circuits(),
+        "fresh": fresh(),
     }  # fmt: skip
     (root / "metrics").mkdir(parents=True)
     for name, value in files.items():

@@ -57,6 +57,7 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
         ("campaign", "dvc repro research"),
         ("test", "dvc repro research"),
         ("test_per_task", "dvc repro research"),
+        ("fresh", "dvc repro fresh"),
         ("dictionaries", "dvc repro dictionary_metrics"),
         ("proxies", "dvc repro proxies"),
         ("circuits", "dvc repro circuits"),

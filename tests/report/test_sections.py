@@ -217,3 +217,11 @@ def test_a_metric_that_no_row_has_is_named(results_root: Path) -> None:
 def test_drawings_may_be_missing(results_root: Path) -> None:
     (results_root / "data" / "circuits" / "drawings.json").unlink()
     assert "Drawings of circuits: not there yet. <code>dvc repro circuits</code>" in render(load_results())
+
+
+def test_a_method_that_does_worse_on_fresh_instances_is_marked(results_root: Path) -> None:
+    page = render(load_results())
+    section = page.partition('<section id="fresh">')[2].partition("</section>")[0]
+    assert "1 of 2 methods that answer have one" in section
+    marked = [row for row in section.split("<tr>") if "num bad" in row]
+    assert marked and all("memorises" in row and "+0.300 [+0.210, +0.400]" in row for row in marked)

@@ -1,0 +1,3 @@
+from tests.research.conftest import built, graph
+
+__all__ = ["built", "graph"]

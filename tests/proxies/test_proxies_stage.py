@@ -1,0 +1,100 @@
+"""From a sweep to rewards to correlations, on the toy graph."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages import paths
+from stages.activations import write_caches
+from stages.dictionaries import stage as dictionaries
+from stages.errors import UserError
+from stages.proxies.stage import Config, proxies, run
+from stages.targets import load_target
+from tests import toy
+from tests.dictionaries.test_dictionaries_stage import make_config
+
+CONFIG = Config(n_kept=16, draws=100, seed=0)
+NAME, HOOK = "digits_few_shot", "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def swept(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("swept") / "graph"
+    shutil.copytree(built, root)
+    with toy.rooted(root):
+        _sweep()
+        yield root
+
+
+def _sweep() -> None:
+    torch.set_num_threads(1)
+    target = load_target(NAME)
+    for split in ("train", "validation"):
+        write_caches(target, split, max_examples=150)
+    sweep = {"architectures": {"topk": [6, 3], "standard": [1]}, "baselines": ["random"], "k": [3], "sizes": [0.5]}
+    config = make_config(
+        targets={NAME: {"hooks": [HOOK], "n_latents": 32, "steps": 30}}, sweep=sweep, seeds=[0, 1], n_gallery=0
+    )
+    dictionaries.run(config, NAME)
+    dictionaries.sweep(config, NAME)
+    rows = run(CONFIG, NAME)
+    assert len(rows) == (2 + 1) * 2 + (1 + 1) * 2 + 1
+    dictionaries.summarise(config)
+
+
+def test_every_dictionary_of_the_sweep_is_worth_something_known(swept: Path) -> None:
+    rows = json.loads(paths.downstream_file(NAME).read_text())
+    for row in rows:
+        assert row["tasks"] == ["few_shot_shapley.digits_few_shot"] and row["flops"] > 0
+        assert row["reward"]["low"] <= row["reward"]["value"] <= row["reward"]["high"]
+        random = next(one for one in rows if one["architecture"] == "random")
+        assert row["reward"]["null"] == random["reward"]["value"]
+    before = paths.downstream_file(NAME).read_bytes()
+    run(CONFIG, NAME)
+    assert paths.downstream_file(NAME).read_bytes() == before
+
+    joined = json.loads(paths.metrics_file("dictionaries").read_text())
+    by_name = {row["name"]: row for row in rows}
+    for row in joined:
+        if "name" in row:
+            assert row["reward"] == by_name[row["name"]]["reward"]
+    kept = [row for row in joined if "name" not in row]
+    # The kept dictionaries that the sweep has as well are worth the same; batchtopk is not in the sweep.
+    assert {row["architecture"] for row in kept if "reward" in row} == {"standard", "topk"}
+
+
+def test_every_metric_is_correlated_with_the_reward(swept: Path) -> None:
+    rows = proxies(CONFIG)
+    assert rows == json.loads(paths.metrics_file("proxies").read_text())
+    assert {row["target"] for row in rows} == {NAME}
+    metrics = {row["metric"] for row in rows}
+    assert {"explained_variance", "l0", "monosemanticity", "stability"} <= metrics
+    assert not metrics & {"reward", "probe_raw", "loss_clean"}
+    for row in rows:
+        assert row["n"] == 10 and row["n_groups"] == 5
+        assert -1 <= row["spearman"]["value"] <= 1
+        for key in ("spearman", "partial_l0", "partial_compute"):
+            assert row[key].keys() == {"value", "low", "high", "null"}
+    strengths = [abs(row["spearman"]["value"]) for row in rows]
+    assert strengths == sorted(strengths, reverse=True)
+
+
+def test_a_target_no_validation_family_is_about_has_no_rows(graph: Path) -> None:
+    folder = paths.sweep_dir("digits_mlp")
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("[]")
+    assert run(CONFIG, "digits_mlp") == []
+    assert json.loads(paths.downstream_file("digits_mlp").read_text()) == []
+
+
+def test_without_rewards_it_says_so(graph: Path) -> None:
+    with pytest.raises(UserError, match="dictionary_metrics"):
+        proxies(CONFIG)
+    paths.metrics_file("dictionaries").parent.mkdir(exist_ok=True)
+    paths.metrics_file("dictionaries").write_text("[]")
+    with pytest.raises(UserError, match=r"no dictionary in .* has a reward"):
+        proxies(CONFIG)
