@@ -14,7 +14,14 @@ from stages.tasks.making import Made, make
 from stages.tasks.storage import Split
 
 SPLIT: Split = "train"
-SIZES = {"ablation_effect": 3, "active_learning": 6, "backdoor_detection": 12, "noise_flip": 6}
+SIZES = {
+    "ablation_effect": 3,
+    "active_learning": 6,
+    "backdoor_detection": 12,
+    "circuit_membership": 3,
+    "noise_flip": 6,
+    "responsible_component": 3,
+}
 CASES = [(name, target) for name in sorted(MODULES) for target in family(name).targets]
 torch.set_num_threads(1)
 

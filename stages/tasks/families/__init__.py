@@ -12,10 +12,12 @@ MODULES: dict[str, str] = {
     "ablation_effect": "stages.tasks.families.ablation_effect:AblationEffect",
     "active_learning": "stages.tasks.families.active_learning:ActiveLearning",
     "backdoor_detection": "stages.tasks.families.backdoor_detection:BackdoorDetection",
+    "circuit_membership": "stages.tasks.families.circuit_membership:CircuitMembership",
     "early_exit": "stages.tasks.families.early_exit:EarlyExit",
     "few_shot_shapley": "stages.tasks.families.few_shot_shapley:FewShotShapley",
     "noise_flip": "stages.tasks.families.noise_flip:NoiseFlip",
     "prompt_optimum": "stages.tasks.families.prompt_optimum:PromptOptimum",
+    "responsible_component": "stages.tasks.families.responsible_component:ResponsibleComponent",
     "robustness_radius": "stages.tasks.families.robustness_radius:RobustnessRadius",
 }
 
