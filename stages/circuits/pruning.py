@@ -3,7 +3,8 @@
 ACDC: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability", algorithm 1.
 
 Both try a run of cuts as one batch of masks and keep those up to the first that must not be made, which gives what one
-cut at a time would. Forwards count every mask tried.
+cut at a time would. An edge into a component that no one reads any more is cut without a forward. Forwards count every
+mask tried.
 
 Shape legend: E = edges, W = window.
 """
@@ -21,7 +22,7 @@ from stages.errors import UserError
 
 __all__ = ["acdc", "acdc_scores", "eliminate", "losses"]
 
-WINDOW = 8
+WINDOW = 5
 """Cuts tried at once."""
 
 
@@ -41,21 +42,45 @@ def cut(
     """Cut edges of ``mask`` in this order wherever ``allowed(loss before, loss after)``; returns the mask that is
     left."""
     mask = mask.clone()
+    start, end = (ends.tolist() for ends in engine.layout.ends())
+    readers, place_of = engine.layout.readers, {name: i for i, name in enumerate(engine.layout.sources)}
+    writers = [[place_of[name] for name in engine.layout.writers[reader]] for reader in readers]
+    leaving = torch.zeros(len(place_of)).index_add(0, torch.tensor(start), mask).tolist()
+
+    def take(place: int) -> None:
+        mask[place] = 0.0
+        leaving[start[place]] -= 1.0
+
+    def unread(place: int) -> bool:
+        """What the edge feeds is read by no one any more, so that the edge changes nothing and needs no forward."""
+        fed = writers[end[place]]
+        return bool(fed) and not any(leaving[source] for source in fed)
+
     ahead = [place for place in order if mask[place] > 0.5]
     now = float(losses(engine, objective, mask))
     while ahead:
-        batch = ahead[:window]
+        batch: list[int] = []
+        later = []
+        for place in ahead:
+            if unread(place) and allowed(now, now):
+                take(place)
+            elif len(batch) < window:
+                batch.append(place)
+            else:
+                later.append(place)
+        if not batch:
+            break
         masks = mask.repeat(len(batch), 1)
         for step, place in enumerate(batch):
             masks[step:, place] = 0.0
-        after = losses(engine, objective, masks).tolist()
-        for step, value in enumerate(after):
-            if allowed(now, value):
-                mask[batch[step]], now = 0.0, value
-                ahead = ahead[1:]
-            else:
-                ahead = ahead[1:]  # this one stays; what was tried after it was tried without it
+        kept = None
+        for step, value in enumerate(losses(engine, objective, masks).tolist()):
+            if not allowed(now, value):
+                kept = step  # this one stays; what was tried after it was tried without it
                 break
+            take(batch[step])
+            now = value
+        ahead = later if kept is None else batch[kept + 1 :] + later
     return mask
 
 

@@ -50,7 +50,7 @@ def test_acdc_tries_runs_of_cuts_and_gives_what_one_at_a_time_gives(engine: Mask
     for window in (1, 5, 32):
         found = acdc(engine, mse, threshold, window=window)
         assert found.mask is not None and torch.equal(found.mask, wanted)
-        assert found.bill.forwards >= engine.n_edges and found.bill.backwards == 0
+        assert found.bill.forwards > 0 and found.bill.backwards == 0
 
 
 def test_acdc_over_thresholds_counts_them(engine: MaskedForward) -> None:
