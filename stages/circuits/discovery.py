@@ -163,6 +163,9 @@ def discover(
             counterfactual=None if subject.counterfactual is None else subject.counterfactual[rows],
         )  # fmt: skip
         found += run_method(method, engine, objective, generator, settings)
+    judged = _judged(whole, objective, found, settings, generator, graph, subject, size)
+    if origin == "default":
+        judged["validity"].insert(0, "no ablation was stated, so mean was used: a circuit holds for its ablation only")
     return {
         "method": method,
         "ablation": chosen,
@@ -171,7 +174,7 @@ def discover(
         "n_edges": whole.n_edges,
         "n_inputs": len(subject.clean),
         "inputs_per_seed": size,
-        **_judged(whole, objective, found, settings, generator, graph, subject),
+        **judged,
     }
 
 
@@ -183,6 +186,7 @@ def _judged(
     generator: torch.Generator,
     graph: Graph,
     subject: Subject,
+    size: int,
 ) -> dict[str, Any]:
     layout = whole.layout
     scores = torch.stack([one.scores for one in found]).mean(0)
@@ -226,6 +230,8 @@ def _judged(
         checked = check_circuit(whole, objective, majority, settings.tolerance, bare)
         metrics["majority_size"] = int(majority.sum())
         said = checked.said
+    flops, share = flops_of(whole), size / len(subject.clean)
+    passes = sum(one.bill.forwards + 2 * one.bill.backwards for one in found) / len(found)
     nodes = node_scores(layout, scores)
     ranked = nodes.argsort(descending=True, stable=True).tolist()
     read = [place for place in ranked if bool(nodes[place].isfinite())]
@@ -238,7 +244,8 @@ def _judged(
             "seconds_per_seed": sum(one.bill.seconds for one in found) / len(found),
             "forwards": sum(one.bill.forwards for one in found) / len(found),
             "backwards": sum(one.bill.backwards for one in found) / len(found),
-            "flops_of_one_forward": flops_of(whole),
+            "flops_of_one_forward": flops,
+            "flops_per_seed": None if flops is None else round(flops * share * passes),
         },
         "validity": list(said),
     }

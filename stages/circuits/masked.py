@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +37,8 @@ from stages.errors import UserError
 
 __all__ = ["Cost", "MaskedForward"]
 
-Inputs = Any
-"""A tensor (B, ...): what the module takes."""
+AT_ONCE = 4096
+"""Examples of all masks together in one pass without gradients."""
 
 
 class Cost:
@@ -142,12 +141,12 @@ class MaskedForward:
         return self._run(masks, probes or {})
 
     @torch.no_grad()
-    def evaluate(self, masks: Tensor, at_once: int = 64) -> Tensor:
-        """Outputs (S, B, ...) without gradients, ``at_once`` masks at a time."""
+    def evaluate(self, masks: Tensor) -> Tensor:
+        """Outputs (S, B, ...) without gradients, a few masks at a time."""
         masks = masks.unsqueeze(0) if masks.dim() == 1 else masks
         if self.groups > 1:
             return self(masks)
-        return torch.cat([self(part) for part in torch.split(masks, at_once)])
+        return torch.cat([self(part) for part in torch.split(masks, max(1, AT_ONCE // self.batch))])
 
     def gradients(self, loss: Tensor, wrt: Sequence[Tensor], n: int) -> tuple[Tensor | None, ...]:
         """Gradients of masks or probes, counted: one backward per mask. The module's own parameters get none."""
@@ -321,7 +320,16 @@ class MaskedForward:
 
         self.cost.forwards += 1
         with self._hooked([(name, keep(name)) for name in self._points]):
-            outputs = self.model(inputs)
+            try:
+                outputs = self.model(inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"the module fails on inputs {tuple(inputs.shape)} ({type(error).__name__}: {error}): give inputs"
+                    f" its"
+                    " forward takes"
+                ) from error
         if not isinstance(outputs, Tensor):
             raise UserError(
                 f"the module returns {type(outputs).__name__}: a tensor with the batch axis first is needed"

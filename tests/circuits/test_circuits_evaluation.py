@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.circuits import MaskedForward, Settings, Subject, discover, load_subject
 from stages.circuits.bench import verdicts
@@ -167,7 +167,10 @@ def test_discovery_of_the_example_finds_its_plan() -> None:
 def test_the_ablation_is_never_silent(mlp: PlantedMlp) -> None:
     x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
     bare = Subject(mlp, x, metric="mse")
-    assert discover(bare, "eap-ig")["ablation_from"] == "default"
+    unsaid = discover(bare, "eap-ig")
+    assert (unsaid["ablation"], unsaid["ablation_from"]) == ("mean", "default") and "no ablation" in unsaid["validity"][
+        0
+    ]
     assert discover(Subject(mlp, x, metric="mse", ablation="zero"), "eap-ig")["ablation"] == "zero"
     given = discover(Subject(mlp, x, metric="mse", ablation="zero"), "eap-ig", ablation="resample")
     assert (given["ablation"], given["ablation_from"]) == ("resample", "option")
@@ -199,7 +202,8 @@ def test_undeclared_graphs_are_told(mlp: PlantedMlp) -> None:
         discover(Subject(mlp, x, graph=3), "acdc", ablation="zero")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="both must be at least 1"):
         discover(Subject(mlp, x), "acdc", ablation="zero", seeds=0)
-    assert isinstance(mlp, nn.Module)
+    with pytest.raises(UserError, match="fails on inputs"):
+        discover(Subject(mlp, x[:, :3]), "acdc", ablation="zero")
 
 
 def test_goals_are_judged_by_the_worst_card() -> None:
