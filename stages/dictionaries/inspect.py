@@ -18,8 +18,8 @@ from stages.dictionaries.evaluation import (
     random_dictionary,
     raw_probe,
 )
-from stages.dictionaries.geometry import likeness, random_likeness
-from stages.dictionaries.intervals import estimate
+from stages.dictionaries.geometry import MATCHED, matched_cosines, random_likeness
+from stages.dictionaries.intervals import estimate, over_items
 from stages.dictionaries.rows import Row, finish
 from stages.dictionaries.stage import Config
 from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
@@ -137,12 +137,15 @@ def compare_dictionaries(one: str, other: str) -> Row:
         decoders.append(live_decoder(load_codec(folder), held))
     if decoders[0].shape[1] != decoders[1].shape[1]:
         raise UserError(f"{one} takes rows of {decoders[0].shape[1]}, {other} of {decoders[1].shape[1]}")
-    found = likeness(*decoders)
+    cosines, generator = matched_cosines(*decoders), generator_for("compare intervals")
     null = random_likeness(len(decoders[0]), len(decoders[1]), decoders[0].shape[1], generator_for("compare"))
     names = [name for name, value in rows[0].items() if isinstance(value, dict) and isinstance(rows[1].get(name), dict)]
     return {
-        "one": one, "other": other, "n_matched": found.n,
-        "likeness": estimate(found.mcc, null=null.mcc), "share_matched": estimate(found.matched, null=null.matched),
+        "one": one, "other": other, "n_matched": len(cosines),
+        "likeness": estimate(*over_items(cosines, config.n_resamples, generator), null.mcc),
+        "share_matched": estimate(
+            *over_items((cosines >= MATCHED).double(), config.n_resamples, generator), null.matched
+        ),
         "metrics": [
             {"metric": name, "one": rows[0][name]["value"], "other": rows[1][name]["value"],
              "one_interval": [rows[0][name]["low"], rows[0][name]["high"]],

@@ -37,7 +37,7 @@ from stages.dictionaries.rows import Row, finish, order_of, stability, write_jso
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.sweep import Nulls, SweepConfig, SweepSettings
 from stages.dictionaries.sweep import run as run_sweep
-from stages.dictionaries.training import ARCHITECTURES, recipe_for, train
+from stages.dictionaries.training import ARCHITECTURES, PENALISED, recipe_for, train
 from stages.errors import UserError
 from stages.params import Params, load
 from stages.targets import Target, load_target
@@ -170,7 +170,7 @@ def _hook(
     held = held_out(target, hook, config.n_probe_rows)
     raw = raw_probe(held)
     common: Row = {"target": target.name, "hook_point": hook, "n_latents": settings.n_latents}
-    k = int(next((a.sparsity for a in config.architectures if a.name != "standard"), 8))
+    k = int(next((a.sparsity for a in config.architectures if a.name not in PENALISED), 8))
     nulls = Nulls(acts, held, config.n_resamples, config.seeds[0])
     rows: list[Row] = []
     decoders: dict[str, dict[int, Tensor]] = defaultdict(dict)

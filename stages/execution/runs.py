@@ -47,16 +47,21 @@ def _baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline
     return Baseline(first, second, all_rungs, all_fits)
 
 
-def arms_of(task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig) -> MethodArms:
+def arms_of(
+    task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig, *, placebo: bool = True
+) -> MethodArms:
     """Assisted and placebo arms, from what a method answered.
 
     A method that declines gets the baseline. One that fails gets the baseline's predictions and pays for what it used.
+    Without ``placebo`` that arm is the baseline as well, in half the time.
     """
     with one_thread():
-        return _arms_of(task, baseline, answered, config)
+        return _arms_of(task, baseline, answered, config, placebo)
 
 
-def _arms_of(task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig) -> MethodArms:
+def _arms_of(
+    task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig, with_placebo: bool
+) -> MethodArms:
     rows = answered.rows
     if answered.status != "ok" or rows is None:
         spent = answered.flops if answered.status == "failed" else 0.0
@@ -66,6 +71,9 @@ def _arms_of(task: Task, baseline: Baseline, answered: Answered, config: Executo
     placebo: list[ArmResult] = []
     for seed in range(config.n_seeds):
         for results, answer in ((assisted, rows), (placebo, deal_out(rows, task.name, seed))):
+            if results is placebo and not with_placebo:
+                results += [result for result in baseline.first if result.seed == seed]
+                continue
             results += solve(task, baseline.rungs[seed], answer, answered.flops, seed, config, baseline.fits[seed])[0]
     return _arms(answered, assisted, placebo)
 

@@ -1,8 +1,8 @@
 """Stages ``downstream`` and ``proxies``.
 
-``downstream``: every dictionary of the sweep as a method on the validation families of its target ->
-data/downstream/<target>.json, one row per dictionary with its reward. The same architecture, sparsity, size and seed at
-all hook points together are one method: a method reads every hook point that has a dictionary.
+``downstream``: every dictionary of the sweep as a method on the train and validation families of its target, to which
+no dictionary is fitted -> data/downstream/<target>.json, one row per dictionary with its reward. The same architecture,
+sparsity, size and seed at all hook points are one method: a method reads every hook point that has a dictionary.
 
 ``proxies``: metrics/dictionaries.json -> metrics/proxies.json: how well each metric predicts that reward.
 """
@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from stages import paths, tracking
 from stages.dictionaries import load_dictionary
 from stages.errors import UserError
-from stages.execution import arms_of, ask_in_process, load_baseline
+from stages.execution import Baseline, arms_of, ask_in_process, load_baseline
 from stages.execution.stage import Config as ExecutionConfig
 from stages.interpretation import Budget
 from stages.interpretation.methods.sae import Sae
@@ -46,6 +46,8 @@ PLACES = 6
 
 
 class Config(Params):
+    n_seeds: int = Field(ge=1, le=20)
+    """Splits into calibration and evaluation, of those the baseline arm has."""
     n_kept: int = Field(ge=1, le=4096)
     """Latents of each hook point that the method may answer with; those that vary most."""
     draws: int = Field(ge=100, le=100_000)
@@ -56,7 +58,7 @@ class Config(Params):
 def run(config: Config, target_name: str) -> list[Row]:
     """Stage ``downstream``: rewards of the methods built on every dictionary of one target's sweep.
 
-    There are none where no validation family is about the target.
+    There are none where no family is about the target.
 
     Returns:
         Rows {"target", "name", "architecture", "sparsity", "n_latents", "seed", "tasks", "flops" charged per answer,
@@ -68,7 +70,8 @@ def run(config: Config, target_name: str) -> list[Row]:
     torch.set_num_threads(1)
     folder = paths.require(paths.sweep_dir(target_name), "sweep")
     swept = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    tasks = [load_task(family, target) for family, target in list_tasks("validation") if target == target_name]
+    every = [one for split in ("train", "validation") for one in list_tasks(split)]
+    tasks = [load_task(family, target) for family, target in every if target == target_name]
     rows: list[Row] = []
     if tasks:
         target = load_target(target_name)
@@ -99,14 +102,15 @@ def _rewarded(config: Config, target: Target, tasks: Sequence[Task], folder: Pat
     method, limits = Sae(SWEPT, config.n_kept), Budget(60.0, 1 << 30, config.seed)
     access = MeteredAccess(target, Ledger(), free=True, dictionaries=lambda: dictionaries)
     made = method.interpret(access, limits)
-    execution, reward = load("execution", ExecutionConfig), load("reward", RewardConfig)
+    execution = load("execution", ExecutionConfig).model_copy(update={"n_seeds": config.n_seeds})
+    reward = load("reward", RewardConfig)
     judged: list[Judged] = []
     for task in tasks:
-        baseline = load_baseline(paths.execution_dir("baseline"), task.name)
+        baseline = _of_seeds(load_baseline(paths.execution_dir("baseline"), task.name), config.n_seeds)
         answered = ask_in_process(method, name, made, task, target)
         if answered.status == "failed":
             raise RuntimeError(f"{name} failed on {task.name}: {answered.reason}")
-        judged.append(judge(task, baseline, arms_of(task, baseline, answered, execution), reward))
+        judged.append(judge(task, baseline, arms_of(task, baseline, answered, execution, placebo=False), reward))
     first = of[0]
     return {
         "target": target.name, "name": name, "architecture": first["architecture"], "sparsity": first["sparsity"],
@@ -117,6 +121,12 @@ def _rewarded(config: Config, target: Target, tasks: Sequence[Task], folder: Pat
         REWARD: _estimate([one.reward for one in judged]),
         "gain": _estimate([one.assisted_score - one.baseline_score for one in judged]),
     }  # fmt: skip
+
+
+def _of_seeds(baseline: Baseline, n_seeds: int) -> Baseline:
+    """The baseline arm's first splits."""
+    first, second = ([one for one in of if one.seed < n_seeds] for of in (baseline.first, baseline.second))
+    return Baseline(first, second, baseline.rungs[:n_seeds], baseline.fits[:n_seeds])
 
 
 def _estimate(draws: Sequence[Any]) -> dict[str, float | None]:
@@ -148,7 +158,7 @@ def proxies(config: Config) -> list[Row]:
     file = paths.require(paths.metrics_file("dictionaries"), "dictionary_metrics")
     methods = list(_methods(json.loads(file.read_text(encoding="utf-8"))))
     if not methods:
-        raise UserError(f"no dictionary in {file} has a reward: no validation family is about a target of the sweep")
+        raise UserError(f"no dictionary in {file} has a reward: no family is about a target of the sweep")
     targets = sorted({method["target"] for method in methods})
     rows: list[Row] = []
     for target in (["all"] if len(targets) > 1 else []) + targets:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from stages import paths
 from stages.activations import ActivationCache, write_caches
 from stages.dictionaries import bench, encode, inspect, load_dictionaries, stage
 from stages.dictionaries.evaluation import codec_of, evaluate, held_out, load_codec, spliced_logits
@@ -70,6 +71,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
                 write_caches(target, split)
             rows[name] = stage.run(config, name)
             stage.sweep(config, name)
+            rewards = paths.downstream_file(name)
+            rewards.parent.mkdir(parents=True, exist_ok=True)
+            rewards.write_text("[]", encoding="utf-8")
         yield Finished(root, targets, config, rows)
 
 

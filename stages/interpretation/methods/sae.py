@@ -9,7 +9,7 @@ from stages.targets import TargetAccess
 
 __all__ = ["Sae", "pack", "useful_latents"]
 
-ARRAYS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+KEPT = "kept"
 
 
 class _Latents(Encode):
@@ -17,15 +17,15 @@ class _Latents(Encode):
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
         arrays = self.interpretation.arrays
-        stored = {key: arrays[f"{name}.{key}"] for key in ARRAYS if f"{name}.{key}" in arrays}
+        stored = {key.removeprefix(f"{name}."): of for key, of in arrays.items() if key.startswith(f"{name}.")}
         latents = encode(stored | {"cfg": self.interpretation.data["cfg"][name]}, values.reshape(-1, values.shape[-1]))
-        return latents.reshape(*values.shape[:-1], -1)[..., arrays[f"{name}.kept"]]
+        return latents.reshape(*values.shape[:-1], -1)[..., stored[KEPT]]
 
 
 def pack(name: str, dictionary: dict[str, object], kept: Tensor) -> dict[str, Tensor]:
-    """The arrays of one dictionary, as they are stored in I(M)."""
-    arrays = {f"{name}.{key}": value for key in ARRAYS if isinstance(value := dictionary.get(key), Tensor)}
-    return arrays | {f"{name}.kept": kept}
+    """The arrays of one dictionary of whatever architecture, as they are stored in I(M)."""
+    arrays = {f"{name}.{key}": value for key, value in dictionary.items() if isinstance(value, Tensor)}
+    return arrays | {f"{name}.{KEPT}": kept}
 
 
 def useful_latents(latents: Tensor, n: int) -> Tensor:
@@ -37,7 +37,7 @@ def useful_latents(latents: Tensor, n: int) -> Tensor:
 class Sae(Method):
     """
     Args:
-        architecture: which of the trained dictionaries: standard, topk or batchtopk.
+        architecture: which of the trained dictionaries, by the name they are kept under.
         n_kept: latents kept per hook point.
         pooling: which positions Represent and Compare read.
     """
