@@ -150,7 +150,8 @@ def proxies(config: Config) -> list[Row]:
 
     Returns:
         Rows {"metric", "target" ("all": pooled, ranks within targets), "n", "n_groups", "spearman", "partial_l0",
-        "partial_compute": {"value", "low", "high", "null"}}, strongest first within a target.
+        "partial_compute": {"value", "low", "high", "null"}}, strongest first within a target; null where
+        the metric or the reward never varies.
 
     Raises:
         UserError: no dictionary has a reward.
@@ -164,8 +165,8 @@ def proxies(config: Config) -> list[Row]:
     for target in (["all"] if len(targets) > 1 else []) + targets:
         of = [method for method in methods if target in ("all", method["target"])]
         names = sorted(set.intersection(*(set(method["metrics"]) for method in of)) - {REWARD})
-        found = [row for name in names if (row := _row(config, name, of)) is not None]
-        found.sort(key=lambda row: (-abs(row["spearman"]["value"]), row["metric"]))
+        found = [_row(config, name, of) for name in names]
+        found.sort(key=lambda row: (-abs(row["spearman"]["value"] or 0.0), row["metric"]))
         rows += [{"target": target} | row for row in found]
     write_rows(rows, "proxies")
     return rows
@@ -187,15 +188,13 @@ def _methods(rows: Sequence[Row]) -> Iterator[Row]:
         }  # fmt: skip
 
 
-def _row(config: Config, name: str, methods: Sequence[Mapping[str, Any]]) -> Row | None:
+def _row(config: Config, name: str, methods: Sequence[Mapping[str, Any]]) -> Row:
     values = [method["metrics"][name] for method in methods]
     held = {"l0": [m["metrics"]["l0"] for m in methods], "compute": [m["compute"] for m in methods]}
     rewards = [method["metrics"][REWARD] for method in methods]
     groups, strata = [m["group"] for m in methods], [m["target"] for m in methods]
     rng = np.random.default_rng([config.seed, *name.encode()])
     found = correlate(values, rewards, held, groups, strata, config.draws, rng)
-    if found["spearman"]["value"] is None:
-        return None
     n_groups = len(set(zip(groups, strata, strict=True)))
     return {"metric": name, "n": len(methods), "n_groups": n_groups, **found}
 

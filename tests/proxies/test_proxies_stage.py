@@ -68,7 +68,14 @@ def test_every_dictionary_of_the_sweep_is_worth_something_known(swept: Path) -> 
 
 
 def test_every_metric_is_correlated_with_the_reward(swept: Path) -> None:
+    file = paths.metrics_file("dictionaries")
+    joined = json.loads(file.read_text())
+    for row in joined:  # the toy's agent hardly uses any of them: a relation is planted
+        if "reward" in row:
+            row["reward"]["value"] = 2.0 * row["explained_variance"]["value"] - 1.0
+    file.write_text(json.dumps(joined))
     rows = proxies(CONFIG)
+    assert rows[0]["metric"] == "explained_variance" and rows[0]["spearman"]["value"] == 1.0
     assert rows == json.loads(paths.metrics_file("proxies").read_text())
     assert {row["target"] for row in rows} == {NAME}
     metrics = {row["metric"] for row in rows}
@@ -76,10 +83,10 @@ def test_every_metric_is_correlated_with_the_reward(swept: Path) -> None:
     assert not metrics & {"reward", "probe_raw", "loss_clean"}
     for row in rows:
         assert row["n"] == 10 and row["n_groups"] == 5
-        assert -1 <= row["spearman"]["value"] <= 1
+        assert row["spearman"]["value"] is None or -1 <= row["spearman"]["value"] <= 1
         for key in ("spearman", "partial_l0", "partial_compute"):
             assert row[key].keys() == {"value", "low", "high", "null"}
-    strengths = [abs(row["spearman"]["value"]) for row in rows]
+    strengths = [abs(row["spearman"]["value"] or 0.0) for row in rows]
     assert strengths == sorted(strengths, reverse=True)
 
 
