@@ -51,8 +51,9 @@ def directions_of(name: str, acts: Tensor, n_directions: int, seed: int) -> Tens
 def baseline(name: str, acts: Tensor, n_latents: int, k: int, seed: int) -> dict[str, Any]:
     """A dictionary of at most ``n_latents`` signed directions, of which a row keeps k.
 
-    A direction and its negative are two latents; encoding is with the pseudo-inverse of the directions where there are
-    no more of them than the width, so that k = all gives the best reconstruction in their span.
+    A direction and its negative are two latents. Orthogonal directions are read by projection, those of ICA with their
+    pseudo-inverse, so that k = all gives the best reconstruction in their span; random ones by projection too, since the
+    pseudo-inverse of as many random directions as the width is nearly singular.
 
     Raises:
         UserError: no such baseline, or k out of range.
@@ -61,7 +62,7 @@ def baseline(name: str, acts: Tensor, n_latents: int, k: int, seed: int) -> dict
     n = len(directions)
     if not 1 <= k <= 2 * n:
         raise UserError(f"k = {k} of {2 * n} latents ({n} directions, both signs) is out of range")
-    reading = torch.linalg.pinv(directions.double()).float() if n <= acts.shape[1] else directions.T
+    reading = torch.linalg.pinv(directions.double()).float() if name == "ica" else directions.T
     cfg: dict[str, Any] = {
         "architecture": "topk", "k": k, "d_in": acts.shape[1], "d_sae": 2 * n, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
