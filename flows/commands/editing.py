@@ -1,0 +1,80 @@
+"""`lensmith editing ...`: take a capability out of a target, and see what else goes with it."""
+
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["COMMANDS", "GROUPS"]
+
+editing = typer.Typer(
+    help="Take a capability out of a target, by its circuit or by training.\n\nExample: lensmith editing removal"
+    " digits_mlp --behaviour 3",
+    no_args_is_help=True,
+)
+
+
+@editing.callback()
+def _group() -> None:
+    """A group, although it has one command so far."""
+
+
+@editing.command()
+def removal(
+    target: Annotated[str, typer.Argument(help="Name of a trained target.")],
+    behaviour: Annotated[
+        list[int] | None,
+        typer.Option("--behaviour", min=0, help="Answer to take away; may be given again. Default: 0, 1 and 2."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Samples, batches, random circuits.")] = 3,
+    draws: Annotated[int, typer.Option("--draws", min=1, max=100, help="Random circuits per seed.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+) -> None:
+    """Remove answers by cutting their circuit, other circuits, or by training; measure target, neighbours, return.
+
+    Example: lensmith editing removal digits_mlp --behaviour 3 --seeds 2
+    """
+    import torch
+
+    from stages.editing import Settings, remove_capability
+    from stages.targets import load_target
+
+    torch.set_num_threads(1)
+    told = typer.echo if not as_json else (lambda line: None)
+    found = remove_capability(
+        load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=told
+    )
+    if as_json:
+        from flows.tables import print_json
+
+        print_json(found)
+        return
+    _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from flows.tables import print_rows
+
+    console = Console()
+    metrics = ("accuracy_target", "accuracy_neighbours", "selectivity", "relearn_steps")
+    rows = [
+        {"method": row["method"], "n": row["n"], **{name: _said(row[name]) for name in metrics}}
+        for row in found["summary"]
+    ]
+    print_rows(console, rows, f"{found['target']}: {', '.join(found['before'])} taken away, mean [95% interval]")
+    gaps = [
+        {"circuit less": row["circuit_less"], "selectivity": _said(row["selectivity"])} for row in found["differences"]
+    ]
+    print_rows(console, gaps, "selectivity of the circuit less that of each other way, paired")
+    print_rows(console, found["redundancy"], "can a second, disjoint circuit do it? (faithfulness, kept alone)")
+
+
+def _said(metric: dict[str, float] | None) -> str:
+    if metric is None:
+        return "-"
+    return f"{metric['value']:.3g} [{metric['low']:.3g}, {metric['high']:.3g}]"
+
+
+COMMANDS = ()
+GROUPS = (editing,)
