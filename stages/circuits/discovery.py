@@ -23,7 +23,7 @@ from stages.circuits.found import Found
 from stages.circuits.graph import Graph, Node
 from stages.circuits.masked import MaskedForward
 from stages.circuits.methods import Settings, run_method
-from stages.circuits.objectives import Objective, distance
+from stages.circuits.objectives import Objective, distance, projection
 from stages.circuits.pruning import losses
 from stages.circuits.validity import check_circuit
 from stages.errors import UserError
@@ -166,6 +166,11 @@ def discover(
     judged = _judged(whole, objective, found, settings, generator, graph, subject, size)
     if origin == "default":
         judged["validity"].insert(0, "no ablation was stated, so mean was used: a circuit holds for its ablation only")
+    if method in ("eap", "nap", "hisp") and settings.linear is projection:
+        judged["validity"].append(
+            "a distance has no slope at the clean run: the ranking's gradient is that of the projection on the clean"
+            " outputs"
+        )
     return {
         "method": method,
         "ablation": chosen,

@@ -23,7 +23,8 @@ class Validity:
     constant: tuple[str, ...]
     """Sources whose cut changes nothing since their replacement equals them on every input."""
     only_by_constancy: bool
-    """The circuit is faithful under its own ablation and not when cut sources are removed (zero)."""
+    """It is faithful under its own ablation, not when cut sources are removed (zero), and giving back what never varies
+    makes it so."""
     said: tuple[str, ...]
     """The findings in words; empty: nothing was found."""
 
@@ -58,13 +59,26 @@ def check_circuit(
         )
     only = False
     if bare is not None and not trivial:
-        bare_empty, bare_found = losses(bare, objective, torch.stack([torch.zeros(bare.n_edges), mask])).tolist()
-        only = found <= tolerance * empty and bare_found > tolerance * bare_empty
-        if only and constant:
+        layout, still = engine.layout, set(constant)
+        # What never varies given back: edges that leave it, and edges into components whose output never varies.
+        restored = torch.tensor(
+            [
+                edge.source in still
+                or (bool(layout.writers[edge.reader]) and still.issuperset(layout.writers[edge.reader]))
+                for edge in layout.edges
+            ]
+        )
+        masks = torch.stack([torch.zeros(bare.n_edges), mask, torch.maximum(mask, restored.float())])
+        bare_empty, bare_found, bare_restored = losses(bare, objective, masks).tolist()
+        fails = found <= tolerance * empty and bare_found > tolerance * bare_empty
+        only = fails and bare_restored <= tolerance * bare_empty
+        if only:
             said.append(
                 "it is 'correct' only because these never vary: with the cut edges removed (zero) its loss is"
-                f" {bare_found / max(bare_empty, 1e-30):.2g} of the empty circuit's"
+                f" {bare_found / max(bare_empty, 1e-30):.2g} of the empty circuit's, and giving back the edges from"
+                f" and into"
+                " what never varies mends it"
             )
-        elif only:
+        elif fails:
             said.append("it holds for this ablation only: with the cut edges removed (zero) it is not faithful")
     return Validity(trivial, constant, only, tuple(said))
