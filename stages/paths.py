@@ -12,6 +12,7 @@ from stages.errors import UserError
 __all__ = [
     "activations_dir",
     "campaign_dir",
+    "circuits_dir",
     "dictionaries_dir",
     "downstream_file",
     "execution_dir",
@@ -58,6 +59,11 @@ def target_dir(target: str) -> Path:
 def activations_dir(target: str) -> Path:
     """``<hook point>/shard-NNN.safetensors`` and ``manifest.json``, written last."""
     return root() / "data" / "activations" / target
+
+
+def circuits_dir() -> Path:
+    """cards.json and drawings.json: known circuits, and found ones for the report to draw."""
+    return root() / "data" / "circuits"
 
 
 def dictionaries_dir(target: str) -> Path:

@@ -64,13 +64,14 @@ def doctor(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="What to measure: cache, dictionaries, metering or pipeline.")],
+    name: Annotated[str, typer.Argument(help="cache, circuits, dictionaries, metering, pipeline or synthetic.")],
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Nodes at work at once.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Measure speed: `pipeline` copies the working copy without results and times cold, warm and one-method runs;
     `metering` measures what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
-    reads and writes activations.
+    reads and writes activations; `synthetic` trains dictionaries where the features are known; `circuits` looks for
+    circuits that are known.
 
     Example: lensmith bench pipeline
     """

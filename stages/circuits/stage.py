@@ -1,7 +1,8 @@
 """Stage ``circuits``: every method on every card -> metrics/circuits.json and data/circuits/.
 
 metrics/circuits.json holds one row per card and method (exact recovery, AUC, passes; no times, which are not stable:
-see ``lensmith bench``); data/circuits/cards.json the known circuits and how they were derived.
+see ``lensmith bench circuits``); data/circuits/cards.json the known circuits and how they were derived, drawings.json
+circuits for the report to draw.
 """
 
 import json
@@ -12,6 +13,8 @@ from pydantic import Field
 
 from stages import paths, tracking
 from stages.circuits.bench import bench_rows, card_rows
+from stages.circuits.cards import card_named
+from stages.circuits.drawings import drawings
 from stages.params import Params, load
 
 __all__ = ["Config", "main", "run"]
@@ -26,6 +29,8 @@ class Config(Params):
     """Names as in stages/circuits/methods.py."""
     seeds: int = Field(ge=1, le=1000)
     """Per card and method: sample of inputs, partners, starts and gates."""
+    drawn: dict[str, tuple[str, ...]]
+    """Methods to draw, by card."""
     orders: int = Field(ge=1, le=1000)
     """Random orders of cutting in which a card's circuit must come out the same."""
 
@@ -49,8 +54,14 @@ def run(config: Config) -> list[dict[str, Any]]:
             row.pop("seconds_per_seed", None)
             if row.get("exact_recovery") is not None:
                 log({f"exact_{row['card']}_{row['method']}": row["exact_recovery"]}, 0)
-    folder = paths.metrics_file("circuits").parents[1] / "data" / "circuits"
-    for path, value in ((folder / "cards.json", known), (paths.metrics_file("circuits"), rows)):
+    drawn = [one for name, methods in sorted(config.drawn.items())
+             for one in drawings(card_named(name), methods, config.orders)]  # fmt: skip
+    folder = paths.circuits_dir()
+    for path, value in (
+        (folder / "cards.json", known),
+        (folder / "drawings.json", {"circuits": drawn}),
+        (paths.metrics_file("circuits"), rows),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_rounded(value), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return rows

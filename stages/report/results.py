@@ -91,7 +91,7 @@ def load_results() -> Results:
             galleries += [{"target": value.get("target"), **one} for one in value.get("dictionaries", [])]
     if not galleries:
         missing.append(Missing("galleries", "top images of the latents", "dvc repro dictionaries"))
-    path = paths.root() / "data" / "circuits" / "drawings.json"
+    path = paths.circuits_dir() / "drawings.json"
     drawings = _read(path, dict).get("circuits", []) if path.is_file() else []
     if not drawings:
         missing.append(Missing("drawings", "drawings of circuits", "dvc repro circuits", empty=path.is_file()))
