@@ -67,7 +67,8 @@ def _show(found: dict[str, Any]) -> None:
         {"circuit less": row["circuit_less"], "selectivity": _said(row["selectivity"])} for row in found["differences"]
     ]
     print_rows(console, gaps, "selectivity of the circuit less that of each other way, paired")
-    print_rows(console, found["redundancy"], "can a second, disjoint circuit do it? (faithfulness, kept alone)")
+    second = [{key: row[key] for key in row if key != "circuit_by_site"} for row in found["redundancy"]]
+    print_rows(console, second, "can a second, disjoint circuit do it? (faithfulness, kept alone)")
 
 
 def _said(metric: dict[str, float] | None) -> str:

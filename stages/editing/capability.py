@@ -70,7 +70,12 @@ class _Subject:
         self.others, self.their_labels = behaviour.others.inputs[index], behaviour.others.labels[index]
         self.labels = torch.full((len(self.shown),), behaviour.answer)
         self.means = mean_inputs(target.model, sites, self.others)
-        self.scores = cut_scores(target.model, sites, self.shown, self.labels, self.means)
+        self.scores = self.scores_in(target.model)
+
+    def scores_in(self, model: nn.Module) -> Tensor:
+        """(E,) what cutting each edge of a model costs the behaviour; sources replaced by their mean in that model."""
+        means = mean_inputs(model, self.sites, self.others)
+        return cut_scores(model, self.sites, self.shown, self.labels, means)
 
     def contrast(self) -> Tensor:
         """Scores less what the edge does for the others' own answers."""
@@ -129,7 +134,9 @@ def remove_capability(
         JSON: ``rows`` (target, behaviour, method, seed, draw, n_edges, accuracy_target, accuracy_neighbours,
         selectivity, each {value, low, high} over held-out inputs, relearn_steps: a number, or null where the behaviour
         was not back within the limit or the way is not trained back), ``before``, ``summary`` (means over behaviours
-        and seeds), ``differences`` (selectivity of the circuit less that of each other way, paired), ``redundancy``.
+        and seeds), ``differences`` (selectivity of the circuit less that of each other way, paired) and ``redundancy``
+        (see there; also circuit_by_site: edges of the circuit in each map; regrown_overlap: what the circuit shares of
+        its union with the one found after it was cut and the behaviour relearned).
 
     Raises:
         UserError: no sites are declared for the target, or it has no such output.
@@ -156,11 +163,9 @@ def remove_capability(
             "n_neighbours": len(behaviour.held_out.labels) - held,
         }
         for seed in range(settings.seeds):
-            subject = _Subject(target, chosen, behaviour, seed, settings.n_inputs)
-            rows += _rows(subject, seed, settings)
-            generator = torch.Generator().manual_seed(seed)
-            found = redundancy(target.model, chosen, behaviour, subject.means, subject.shown, generator)
-            second.append({"behaviour": behaviour.name, "seed": seed} | found)
+            judged, left = _judged(_Subject(target, chosen, behaviour, seed, settings.n_inputs), seed, settings)
+            rows += judged
+            second.append(left)
             progress(f"{target.name}, {behaviour.name}, seed {seed}")
     return {
         "target": target.name,
@@ -175,24 +180,26 @@ def remove_capability(
     }
 
 
-def _rows(subject: _Subject, seed: int, settings: Settings) -> list[dict[str, Any]]:
+def _judged(subject: _Subject, seed: int, settings: Settings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of one behaviour and seed, and what is left of it elsewhere."""
     target, behaviour = subject.target, subject.behaviour
     generator = torch.Generator().manual_seed(1000 + seed)
     n = subject.size(settings.shares)
     rows: list[dict[str, Any]] = []
 
-    def judge(method: str, edited: nn.Module, n_edges: int | None, draw: int = 0) -> None:
-        steps = None
+    def judge(method: str, edited: nn.Module, n_edges: int | None, draw: int = 0) -> nn.Module:
+        steps, back = None, edited
         if method in RELEARNED_WAYS:
-            _, steps = relearn_steps(edited, target.model, behaviour, BATCH, torch.Generator().manual_seed(seed))
+            back, steps = relearn_steps(edited, target.model, behaviour, BATCH, torch.Generator().manual_seed(seed))
         row: dict[str, Any] = {"target": target.name, "behaviour": behaviour.name, "method": method, "seed": seed}
         row |= {"draw": draw, "n_edges": n_edges, **effect(target.model, edited, behaviour), "relearn_steps": steps}
         rows.append(row)
+        return back
 
     def without(scores: Tensor, means: Mapping[str, Tensor] | None = subject.means) -> nn.Module:
         return cut(target.model, subject.sites, top(scores, n), means)
 
-    judge("circuit", without(subject.scores), n)
+    back = judge("circuit", without(subject.scores), n)
     judge("circuit-zero", without(subject.scores, None), n)
     judge("contrast", without(subject.contrast()), n)
     ranked = subject.eap(generator) if target.name in SITES and SITES[target.name] == tuple(subject.sites) else None
@@ -215,7 +222,12 @@ def _rows(subject: _Subject, seed: int, settings: Settings) -> list[dict[str, An
         judge(how, remove(target.model, behaviour, how, generator, subject.sites[-1].module), None)
     if target.name in ZOO:
         judge("scratch", ZOO[target.name]().build(generator).eval(), None)
-    return rows
+    circuit, regrown = top(subject.scores, n), top(subject.scores_in(back), n)
+    found = redundancy(target.model, subject.sites, behaviour, subject.means, subject.shown, generator)
+    found["regrown_overlap"] = round(float((circuit & regrown).sum() / (circuit | regrown).sum()), 4)
+    parts = torch.split(circuit, [v * u for v, u in site_sizes(target.model, subject.sites)])
+    found["circuit_by_site"] = {s.module: int(p.sum()) for s, p in zip(subject.sites, parts, strict=True)}
+    return rows, {"behaviour": behaviour.name, "seed": seed} | found
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -121,7 +121,8 @@ def redundancy(
         shown: (B, ...) inputs of the behaviour to find circuits with.
 
     Returns:
-        n_edges, share; faithfulness of the first, the second and a random circuit of that size, and
+        n_edges, share; first_is_faithful: False where no prefix up to half of the edges restores that much, so that the
+        question has no answer here; faithfulness of the first, the second and a random circuit of that size, and
         accuracy_of_the_rest: the behaviour's accuracy when only the first is cut. Faithfulness is (margin of the
         circuit - margin of none) / (margin of all - margin of none); 1 = like the whole target.
     """
@@ -140,16 +141,16 @@ def redundancy(
         none, whole = margin(nothing, inputs), margin(model, inputs)
         return (margin(keep_only(model, sites, kept, means), inputs) - none) / (whole - none)
 
-    size = next(
-        (n for share in SHARES if faithfulness(top(scores, n := round(share * len(scores))), shown) >= FAITHFUL),
-        round(SHARES[-1] * len(scores)),
-    )
+    sizes = [max(1, round(share * len(scores))) for share in SHARES]
+    enough = [n for n in sizes if faithfulness(top(scores, n), shown) >= FAITHFUL]
+    size = enough[0] if enough else sizes[-1]
     first = top(scores, size)
     without = cut(model, sites, first, means)
     second = top(cut_scores(without, sites, shown, labels, means), size, ~first)
     random = top(torch.rand(len(scores), generator=generator), size, ~first)
     return {
         "n_edges": size,
+        "first_is_faithful": bool(enough),
         "share": round(size / len(scores), 4),
         "faithfulness_first": round(faithfulness(first, held), 4),
         "faithfulness_second": round(faithfulness(second, held), 4),

@@ -163,6 +163,8 @@ def test_everything_at_once_has_its_schema_and_repeats(mlp):
     sizes = {row["n_edges"] for row in found["rows"] if row["method"] in ("circuit", "random", "other-circuit", "eap")}
     own = [row["n_edges"] for row in found["rows"] if row["method"] == "circuit"]
     assert sizes == set(own)  # every control is as large as the circuit it is compared with
+    for left in found["redundancy"]:
+        assert sum(left["circuit_by_site"].values()) in own and 0.0 <= left["regrown_overlap"] <= 1.0
     gap = {row["circuit_less"]: row["selectivity"] for row in found["differences"]}
     assert gap["random"]["low"] > 0.3  # on a classifier the circuit matters and a random one does not
     assert found == remove_capability(mlp, [3, 5], settings=settings)
