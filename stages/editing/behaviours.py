@@ -13,6 +13,10 @@ from stages.targets import Corpus, Target
 __all__ = ["Behaviour", "behaviour_of"]
 
 
+FEWEST = 8
+"""Inputs of either kind, to edit with and to judge by, below which nothing can be said."""
+
+
 @dataclass(frozen=True)
 class Behaviour:
     """Inputs that show it and inputs that do not, to edit with and to judge by; no input is in both."""
@@ -38,7 +42,7 @@ def behaviour_of(target: Target, answer: int) -> Behaviour:
         answer: index of the output.
 
     Raises:
-        UserError: the target has no such output.
+        UserError: the target has no such output, or too few inputs show it.
     """
     if not 0 <= answer < target.spec.n_outputs:
         raise UserError(
@@ -48,11 +52,19 @@ def behaviour_of(target: Target, answer: int) -> Behaviour:
     held = [target.corpus(split) for split in ("validation", "tasks")]
     held = [part for part in held if tuple(part.inputs.shape[1:]) == target.spec.input_shape]
     shown = train.labels == answer
+    held_out = _without(_distinct(Corpus(*(torch.cat(parts) for parts in zip(*held, strict=True)))), train)
+    mine = int((held_out.labels == answer).sum())
+    fewest = min(int(shown.sum()), int((~shown).sum()), mine, len(held_out.labels) - mine)
+    if fewest < FEWEST:
+        raise UserError(
+            f"answer {answer} of {target.name}: {int(shown.sum())} inputs to edit with and {mine} held out show it; at"
+            f" least {FEWEST} that do and {FEWEST} that do not are needed on both sides: choose another answer"
+        )
     return Behaviour(
         answer,
         Corpus(train.inputs[shown], train.labels[shown]),
         Corpus(train.inputs[~shown], train.labels[~shown]),
-        _without(_distinct(Corpus(*(torch.cat(parts) for parts in zip(*held, strict=True)))), train),
+        held_out,
     )
 
 

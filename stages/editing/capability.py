@@ -139,7 +139,7 @@ def remove_capability(
         its union with the one found after it was cut and the behaviour relearned).
 
     Raises:
-        UserError: no sites are declared for the target, or it has no such output.
+        UserError: no sites are declared for the target, it has no such output, or a setting is below 1.
     """
     settings = settings or Settings()
     chosen = SITES.get(target.name) if sites is None else tuple(sites)
@@ -148,6 +148,8 @@ def remove_capability(
             f"no edges are declared for target {target.name!r}: add its linear maps to SITES in"
             f" stages/editing/cutting.py; there are {', '.join(SITES)}"
         )
+    if min(settings.seeds, settings.n_random, settings.n_inputs) < 1:
+        raise UserError(f"{settings}: seeds, n_random and n_inputs must be at least 1")
     wanted = list(range(min(3, target.spec.n_outputs))) if answers is None else list(answers)
     behaviours = [behaviour_of(target, answer) for answer in wanted]
     rows: list[dict[str, Any]] = []

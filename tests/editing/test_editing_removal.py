@@ -12,7 +12,7 @@ from stages.editing.behaviours import Behaviour
 from stages.editing.measuring import clustered_interval, effect, interval, redundancy, relearn_steps
 from stages.editing.removing import GONE, HOWS, accuracy
 from stages.errors import UserError
-from stages.targets import Corpus
+from stages.targets import Corpus, Target
 
 SEED = torch.Generator().manual_seed(0)
 SITES = (Site("0"), Site("2"))
@@ -181,5 +181,12 @@ def test_intervals_hold_their_mean_and_shrink():
 def test_mistakes_are_told_in_one_line(mlp):
     with pytest.raises(UserError, match="answer 12 is not one of digits_mlp: its outputs are 0 to 9"):
         remove_capability(mlp, [12])
+    with pytest.raises(UserError, match="seeds, n_random and n_inputs must be at least 1"):
+        remove_capability(mlp, [1], settings=Settings(seeds=0))
+    kept = mlp.corpus("train").labels != 4
+    train = Corpus(mlp.corpus("train").inputs[kept], mlp.corpus("train").labels[kept])
+    held = {split: mlp.corpus(split) for split in ("validation", "tasks")}
+    with pytest.raises(UserError, match="answer 4 of digits_mlp: 0 inputs to edit with"):
+        behaviour_of(Target(mlp.spec, mlp.model, held | {"train": train}), 4)
     with pytest.raises(UserError, match="way 'magic' is unknown: use ascent, rank-one"):
         remove(mlp.model, behaviour_of(mlp, 0), "magic", SEED, "unembed")
