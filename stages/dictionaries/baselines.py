@@ -52,8 +52,8 @@ def baseline(name: str, acts: Tensor, n_latents: int, k: int, seed: int) -> dict
     """A dictionary of at most ``n_latents`` signed directions, of which a row keeps k.
 
     A direction and its negative are two latents. Orthogonal directions are read by projection, those of ICA with their
-    pseudo-inverse, so that k = all gives the best reconstruction in their span; random ones by projection too, since the
-    pseudo-inverse of as many random directions as the width is nearly singular.
+    pseudo-inverse, so that k = all gives the best reconstruction in their span. Random ones are read by projection too,
+    since the pseudo-inverse of as many random directions as the width is nearly singular.
 
     Raises:
         UserError: no such baseline, or k out of range.
