@@ -113,8 +113,8 @@ def mixer_for(
     if isinstance(layer, nn.Linear):
         if not any(prod(written.shape[k:]) == layer.in_features for k in range(1, written.dim())):
             raise UserError(
-                f"{name!r} takes {layer.in_features} numbers, {parent.name!r} writes {tuple(written.shape[1:])}: say with"
-                " parents=[...] which nodes are read through it (without, all before it are)"
+                f"{name!r} takes {layer.in_features} numbers, {parent.name!r} writes {tuple(written.shape[1:])}: say"
+                " with parents=[...] which nodes are read through it (without, all before it are)"
             )
         if not alone and block.n_readers != layer.out_features:
             raise UserError(f"{child.name!r} has {block.n_readers} units, {name!r} has {layer.out_features} outputs")
