@@ -8,17 +8,16 @@ Source: zero ablation as in Meyes et al. 2019, arXiv 1901.08644.
 Shape legend: N = instances, M = inputs of a behaviour (16), P = components, C = outputs.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stages.interpretation.contract import Localise, Query
-from stages.targets import Component, Intervention, Target, TargetAccess
+from stages.targets import Intervention, Target, TargetAccess
 from stages.tasks.answers import CHUNK, ask, label_features, outputs_of
+from stages.tasks.components import decode, draw_behaviours, encode, zeroed
 from stages.tasks.contract import Instances, TaskFamily, Truth
-from stages.tasks.drawing import draw_inputs, is_few_shot
 
 __all__ = ["AblationEffect", "compress"]
 
@@ -57,23 +56,8 @@ class AblationEffect(TaskFamily):
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        pool = draw_inputs(target, POOL, rng, MAX_BLEND, GRAIN)
-        if is_few_shot(target.spec):
-            # One match per episode; its place plays the part that the class plays for an image.
-            match_BE = pool.inputs[:, :-1, -2].round().long() == pool.labels.unsqueeze(1)
-            kind_B = torch.where(match_BE.sum(1) == 1, match_BE.float().argmax(1), -1)
-            n_kinds = match_BE.shape[1]
-        else:
-            kind_B, n_kinds = pool.labels, target.spec.n_outputs
-        by_kind = [torch.nonzero(kind_B == kind).flatten() for kind in range(n_kinds)]
-        rows = []
-        for _ in range(n):
-            kinds = torch.randperm(n_kinds, generator=rng)[: 1 + int(torch.randint(2, (1,), generator=rng))]
-            members = torch.cat([by_kind[kind] for kind in kinds.tolist()])
-            rows.append(members[torch.randperm(len(members), generator=rng)[:N_INPUTS]])
-        index_NM = torch.stack(rows)
-        arrays = {"inputs": pool.inputs[index_NM], "labels": pool.labels[index_NM]}
-        return Instances(arrays | _encode(target.spec.components), n)
+        arrays = draw_behaviours(target, n, rng, n_inputs=N_INPUTS, pool=POOL, max_blend=MAX_BLEND, grain=GRAIN)
+        return Instances(arrays | encode(target.spec.components), n)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         inputs, labels = instances.arrays["inputs"].flatten(0, 1), instances.arrays["labels"].flatten()
@@ -84,7 +68,7 @@ class AblationEffect(TaskFamily):
         intact_N = mean_loss()
         effects = []
         for component in target.spec.components:
-            with target.model.hooks(fwd_hooks=[(component.hook_point, _zero(component))]):
+            with target.model.hooks(fwd_hooks=[(component.hook_point, zeroed(component))]):
                 effects.append(compress(mean_loss() - intact_N))
         return Truth(torch.stack(effects, dim=-1))
 
@@ -118,33 +102,9 @@ class AblationEffect(TaskFamily):
 
     def query(self, instances: Instances) -> Query:
         inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
-        return Localise(inputs, labels, _decode(instances))
+        return Localise(inputs, labels, decode(instances))
 
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
     return change.sign() * (change.abs() / SCALE).log1p()
-
-
-def _encode(components: Sequence[Component]) -> dict[str, Tensor]:
-    """Components as arrays, since instances hold nothing else: rows (hook point, axis, index), and names as bytes."""
-    names = sorted({component.hook_point for component in components})
-    width = max(map(len, names))
-    rows = [[names.index(c.hook_point), c.axis, c.index] for c in components]
-    text = [list(name.ljust(width).encode()) for name in names]
-    return {"shared_components": torch.tensor(rows), "shared_hook_points": torch.tensor(text, dtype=torch.uint8)}
-
-
-def _decode(instances: Instances) -> tuple[Component, ...]:
-    names = [bytes(row).decode().rstrip() for row in instances.arrays["shared_hook_points"].tolist()]
-    rows = instances.arrays["shared_components"].tolist()
-    return tuple(Component(names[hook], axis, index) for hook, axis, index in rows)
-
-
-def _zero(component: Component) -> Callable[[Tensor, Any], Tensor]:
-    def hook(activation: Tensor, hook: Any) -> Tensor:
-        out = activation.clone()
-        out.select(component.axis, component.index).zero_()
-        return out
-
-    return hook
