@@ -83,4 +83,9 @@ def main() -> None:
 
         write_tables()
         return
+    if sys.argv[1:2] in (["export"], ["compare"]):
+        from stages.circuits.peers.compare import main as peers
+
+        peers(sys.argv[1:])
+        return
     run(load("circuits", Config))
