@@ -225,3 +225,19 @@ def test_a_method_that_does_worse_on_fresh_instances_is_marked(results_root: Pat
     assert "1 of 2 methods that answer have one" in section
     marked = [row for row in section.split("<tr>") if "num bad" in row]
     assert marked and all("memorises" in row and "+0.300 [+0.210, +0.400]" in row for row in marked)
+
+
+def test_no_edge_of_a_deep_circuit_leaves_its_drawing() -> None:
+    nodes = [{"name": f"n{layer}", "layer": layer, "slot": 0} for layer in range(12)]
+    edges = [
+        {"source": f"n{i}", "reader": f"n{j}", "score": 1.0, "in_circuit": True, "in_truth": None}
+        for i in range(12)
+        for j in range(i + 1, 12)
+    ]
+    svg = draw_circuit({"title": "deep", "nodes": nodes, "edges": edges, "note": ""})
+    height = float(re.search(r'height="(\d+)" data-edges', svg).group(1))
+    for path in re.findall(r' d="M([^"]+)"', svg):
+        y1, c1, c2, y2 = (float(y) for y in re.findall(r"[-\d.]+ ([-\d.]+)", path))
+        for t in np.linspace(0, 1, 21):
+            y = (1 - t) ** 3 * y1 + 3 * (1 - t) ** 2 * t * c1 + 3 * (1 - t) * t**2 * c2 + t**3 * y2
+            assert 0 <= y <= height
