@@ -81,6 +81,8 @@ class TargetConfig(Params):
     """Size of every dictionary of this target."""
     steps: int = Field(ge=1, le=1_000_000)
     """Optimiser steps."""
+    n_swept: int = Field(default=1, ge=0)
+    """Hook points the sweep covers, counted from the last; 0: none."""
 
 
 class Config(Params):
@@ -233,8 +235,9 @@ def _line(row: Row, held: HeldOut, seconds: float) -> str:
 def sweep(config: Config, target_name: str) -> list[Row]:
     """Stage ``sweep`` of one target; returns its rows."""
     of = _settings(config, target_name)
+    hooks = of.hooks[max(0, len(of.hooks) - of.n_swept) :]
     settings = SweepSettings(
-        config.sweep, of.hooks, of.n_latents, of.steps, config.batch, config.lr, config.dead_window_rows, config.seeds,
+        config.sweep, hooks, of.n_latents, of.steps, config.batch, config.lr, config.dead_window_rows, config.seeds,
         config.n_resamples, config.n_probe_rows,
     )  # fmt: skip
     return run_sweep(settings, load_target(target_name))

@@ -1,7 +1,7 @@
 """Stages ``downstream`` and ``proxies``.
 
-``downstream``: every dictionary of the sweep as a method on the train and validation families of its target, to which
-no dictionary is fitted -> data/downstream/<target>.json, one row per dictionary with its reward. The same architecture,
+``downstream``: every dictionary of the sweep as a method on train and validation families of its target, to which no
+dictionary is fitted -> data/downstream/<target>.json, one row per dictionary with its reward. The same architecture,
 sparsity, size and seed at all hook points are one method: a method reads every hook point that has a dictionary.
 
 ``proxies``: metrics/dictionaries.json -> metrics/proxies.json: how well each metric predicts that reward.
@@ -46,6 +46,8 @@ PLACES = 6
 
 
 class Config(Params):
+    families: tuple[str, ...] = Field(min_length=1)
+    """Train and validation families whose rewards count."""
     n_seeds: int = Field(ge=1, le=20)
     """Splits into calibration and evaluation, of those the baseline arm has."""
     n_kept: int = Field(ge=1, le=4096)
@@ -65,13 +67,15 @@ def run(config: Config, target_name: str) -> list[Row]:
         "reward", "gain": {"value", "low", "high", "null"}}; the null is the random dictionary of the nearest L0.
 
     Raises:
-        UserError: stages before this one have not run.
+        UserError: stages before this one have not run, or a family is unknown.
     """
     torch.set_num_threads(1)
     folder = paths.require(paths.sweep_dir(target_name), "sweep")
     swept = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     every = [one for split in ("train", "validation") for one in list_tasks(split)]
-    tasks = [load_task(family, target) for family, target in every if target == target_name]
+    if unknown := sorted(set(config.families) - {family for family, _ in every}):
+        raise UserError(f"families {', '.join(unknown)} of params/proxies.yaml are no train or validation families")
+    tasks = [load_task(family, t) for family, t in every if t == target_name and family in config.families]
     rows: list[Row] = []
     if tasks:
         target = load_target(target_name)

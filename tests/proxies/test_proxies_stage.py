@@ -17,7 +17,7 @@ from stages.targets import load_target
 from tests import toy
 from tests.dictionaries.test_dictionaries_stage import make_config
 
-CONFIG = Config(n_seeds=1, n_kept=16, draws=100, seed=0)
+CONFIG = Config(families=("few_shot_shapley",), n_seeds=1, n_kept=16, draws=100, seed=0)
 NAME, HOOK = "digits_few_shot", "blocks.1.hook_resid_post"
 
 
@@ -105,3 +105,11 @@ def test_without_rewards_it_says_so(graph: Path) -> None:
     paths.metrics_file("dictionaries").write_text("[]")
     with pytest.raises(UserError, match=r"no dictionary in .* has a reward"):
         proxies(CONFIG)
+
+
+def test_a_family_that_is_not_open_is_refused(graph: Path) -> None:
+    folder = paths.sweep_dir("digits_mlp")
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("[]")
+    with pytest.raises(UserError, match=r"prompt_optimum .* no train or validation families"):
+        run(CONFIG.model_copy(update={"families": ("prompt_optimum",)}), "digits_mlp")
