@@ -43,7 +43,7 @@ def _one(
     trust: bool,
     rates: Calibration,
     fresh: bool,
-) -> tuple[str, Apart, MethodArms, dict[str, Any] | None]:
+) -> tuple[str, Apart, MethodArms | None, dict[str, Any] | None]:
     """One task: the answer from a process of its own, then the arms. A failure of the machinery is an outcome."""
     task, model, gap = cached_task(family, target), cached_target(target), None
     baseline = cached_baseline(paths.execution_dir("baseline"), task.name)
@@ -51,9 +51,10 @@ def _one(
         apart = answer_apart(source, name, frozen, task, model, timeout_s, trust, rates)
         if fresh:
             gap = fresh_gap(source, name, frozen, apart, task, model, chosen, timeout_s, trust, rates)
+        arms = arms_of(task, baseline, apart.answered, chosen.execution)
     except INFRA as error:
-        apart = Apart.infra(task.name, error)
-    return task.name, apart, arms_of(task, baseline, apart.answered, chosen.execution), gap
+        return task.name, Apart.infra(task.name, error), None, None
+    return task.name, apart, arms, gap
 
 
 def score_method(
@@ -109,14 +110,14 @@ def score_method(
             done = pool(work)
     except BrokenProcessPool as error:
         raise InfraError(f"a worker process was killed ({' '.join(str(error).split())[:200]}): run it again") from error
-    arms = {task_name: of_task for task_name, _, of_task, _ in done}
     name = path.stem if path.stem not in BUILT_IN else f"{path.stem}_of_yours"
-    judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
     void = [apart for _, apart, _, _ in done if apart.outcome == "void"]
     infra = [apart for _, apart, _, _ in done if apart.outcome == "infra"]
-    mine = (
-        [] if void or infra else [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    )
+    judged: dict[str, list[Judged]] = {}
+    if not void and not infra:
+        arms = {task_name: of_task for task_name, _, of_task, _ in done if of_task is not None}
+        judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
+    mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
     rows = mine + [row for file in ("train", "leaderboard") for row in read_rows(file)]
     rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
     failed = [apart for _, apart, _, _ in done if apart.outcome == "failed"]
@@ -129,7 +130,7 @@ def score_method(
         "interpret_bytes": sum(frozen.n_bytes for frozen in made.values()),
         "interpret_cpu_s": round(sum(frozen.seconds for frozen in made.values()), 3),
         "rows": rows,
-        "per_task": [task_row(name, j) for split in judged for j in judged[split]] if mine else [],
+        "per_task": [task_row(name, j) for split in judged for j in judged[split]],
         "outcome": outcome,
         "reason": worst.reason if worst else "",
         "layer": worst.layer if worst else "",

@@ -80,7 +80,13 @@ def test_planted_circuits_come_out_by_cutting(card: object) -> None:
 def test_the_stage_writes_the_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
     monkeypatch.setenv("LENSMITH_TRACKING", "off")
-    config = Config(cards=("planted_cnn-zero",), methods=("edge-sp", "eap", "random"), seeds=2, orders=1)
+    config = Config(
+        cards=("planted_cnn-zero",),
+        methods=("edge-sp", "eap", "random"),
+        seeds=2,
+        orders=1,
+        drawn={"planted_cnn-zero": ("eap",)},
+    )
     written = []
     for _ in range(2):
         run(config)
