@@ -23,7 +23,7 @@ FRAGMENTS = {
 }
 """Pages whose Python is not executed as a whole, and why. Their imports are."""
 MADE_BY_A_RUN = {"docs/leaderboard.svg"}
-"""Files that are written from results (`python -m stages.report figure`)."""
+"""Files that are written from results (`python -m stages report figure`)."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -67,13 +67,13 @@ class ActivationCache:
             has = sorted(file.parent.name for file in (base / hook).glob(f"*/{MANIFEST}"))
             raise UserError(
                 f"split {split!r} of {target} at {hook} is not cached; cached: {', '.join(has) or 'none'};"
-                f" run `python -m stages.activations {target}`"
+                f" run `python -m stages activations {target}`"
             )
         manifest = Manifest.load(folder)
         if digest is not None and manifest.target_digest != digest:
             raise UserError(
                 f"{folder} caches another target (digest {manifest.target_digest[:12]}, wanted {digest[:12]}):"
-                f" run `python -m stages.activations {target}`"
+                f" run `python -m stages activations {target}`"
             )
         return cls(folder, manifest)
 
@@ -115,7 +115,7 @@ class ActivationCache:
     def _read_shard(self, number: int) -> dict[str, Tensor]:
         shard = self.manifest.shards[number]
         file = self.folder / shard.file
-        remedy = f"delete {self.folder} and run `python -m stages.activations {self.manifest.target}`"
+        remedy = f"delete {self.folder} and run `python -m stages activations {self.manifest.target}`"
         if not file.is_file():
             raise UserError(f"{file} is missing although the manifest lists it: {remedy}")
         if sha256_of(file) != shard.sha256:

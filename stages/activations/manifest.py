@@ -63,7 +63,7 @@ class Manifest:
         file = folder / MANIFEST
         if not file.is_file():
             raise UserError(
-                f"{file} is missing: no complete cache is there; run `python -m stages.activations {folder.parts[-3]}`"
+                f"{file} is missing: no complete cache is there; run `python -m stages activations {folder.parts[-3]}`"
             )
         try:
             values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -76,7 +76,7 @@ def _rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """``python -m stages.circuits``: the stage; ``python -m stages.circuits tables``: the tables of
+    """``python -m stages circuits``: the stage; ``python -m stages.circuits tables``: the tables of
     docs/circuits.md."""
     if sys.argv[1:] == ["tables"]:
         from stages.circuits.tables import write_tables

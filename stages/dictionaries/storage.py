@@ -54,5 +54,5 @@ def load_dictionaries(target: str, root: Path | None = None) -> dict[str, dict[s
     paths.require(base, "dictionaries")
     folders = sorted(file.parent for file in base.glob(f"*/*/{CFG}"))
     if not folders:
-        raise UserError(f"{base} holds no dictionary: run `python -m stages.dictionaries {target}`")
+        raise UserError(f"{base} holds no dictionary: run `python -m stages dictionaries {target}`")
     return {f"{folder.parent.name}/{folder.name}": load_dictionary(folder) for folder in folders}

@@ -86,5 +86,5 @@ def split_of(config: Config, name: str) -> Split:
 
 def main() -> None:
     if len(sys.argv) != 2:
-        raise UserError(f"one family is needed, such as `python -m stages.tasks {min(MODULES)}`")
+        raise UserError(f"one family is needed, such as `python -m stages tasks {min(MODULES)}`")
     run(load("tasks", Config), sys.argv[1])

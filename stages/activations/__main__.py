@@ -1,7 +1,0 @@
-"""``python -m stages.activations TARGET``."""
-
-from stages.activations.stage import main
-from stages.errors import run_stage
-
-if __name__ == "__main__":
-    run_stage(main)
