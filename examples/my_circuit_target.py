@@ -8,7 +8,7 @@ from torch import nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from stages.circuits import Graph, Node
+from stages.circuits.engine.graph import Graph, Node
 
 
 class TwoPaths(HookedRootModule):

@@ -20,7 +20,7 @@ from flows.commands import circuits, dictionaries
 from flows.environment import child_environment
 from flows.tables import print_json
 from flows.times import load_times
-from stages import paths
+from stages.base import paths
 
 __all__ = ["BENCHMARKS", "arm_file", "copy_without_results", "pipeline"]
 
@@ -126,7 +126,7 @@ def _timed(name: str, copy: Path, jobs: int, console: Console) -> dict[str, Any]
 
 def metering(*, jobs: int, as_json: bool) -> None:
     """What the meters and the sandbox cost, and the built-in methods' FLOPs by layer."""
-    from stages.research.bench_metering import bench_metering
+    from stages.benchmarks.metering import bench_metering
 
     console = Console(stderr=as_json)
     with console.status("metering") as shown:

@@ -13,9 +13,10 @@ from typing import Literal, NamedTuple
 from flows.environment import prepare_dvc
 from flows.lock import holder
 from flows.times import load_times
-from stages import paths, tracking
+from stages import tracking
+from stages.base import paths
 from stages.errors import UserError
-from stages.sandbox import layers
+from stages.sandbox.bubblewrap import layers
 
 __all__ = ["Check", "examine"]
 

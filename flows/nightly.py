@@ -27,7 +27,8 @@ from flows.outcome import Outcome
 from flows.tables import print_times
 from flows.times import save_times
 from flows.walk import Children, repro
-from stages import paths, tracking
+from stages import tracking
+from stages.base import paths
 from stages.errors import UserError
 
 __all__ = ["nightly", "once", "serve_nights", "submit_graph"]

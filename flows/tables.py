@@ -12,7 +12,7 @@ from rich.table import Table
 from flows.graph import stage_of
 from flows.outcome import Outcome
 from flows.times import Times
-from stages import paths
+from stages.base import paths
 from stages.errors import UserError
 
 __all__ = [

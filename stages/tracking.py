@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages import paths
+from stages.base import paths
 
 __all__ = ["EXPERIMENT", "Run", "enabled", "end_orphans", "open_store", "stage_run", "uri"]
 

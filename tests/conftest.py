@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from stages.targets import ZOO, Target
+from stages.contracts.target import Target
 from stages.targets.storage import freeze
+from stages.targets.zoo import ZOO
 
 
 def make_target(name: str, steps: int, n: int = 200) -> Target:

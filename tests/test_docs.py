@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import typer
 
-from stages.interpretation import Attribute, Budget, Represent, from_file
-from stages.metering import Ledger, MeteredAccess
-from stages.targets import ZOO, Target, save_target
+from stages.contracts.method import Attribute, Budget, Represent
+from stages.contracts.target import Target
+from stages.interpretation.loading import from_file
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.targets.storage import save_target
+from stages.targets.zoo import ZOO
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.orphans import MARK
+from stages.base.processes import MARK
 from stages.sandbox.groups import descendants
 from tests.sandbox.test_killed import gone
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import time
 from joblib import delayed
-from stages.orphans import processes
+from stages.base.processes import processes
 print("started", flush=True)
 with processes(2) as pool:
     for _ in range(100):

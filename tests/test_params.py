@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stages import paths
+from stages.base import paths
+from stages.base.params import load
 from stages.errors import UserError
-from stages.params import load
 from tests import toy
 
 STAGES = sorted(file.stem for file in (toy.ROOT / "params").glob("*.yaml"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.research.redteam import CONTROLS, EXPLOITS, as_markdown
+from stages.redteam.red_team import CONTROLS, EXPLOITS, as_markdown
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "security.md"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from stages import paths
+from stages.base import paths
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {"active_learning": "train", "few_shot_shapley": "validation", "prompt_optimum": "test"}
@@ -18,7 +18,7 @@ N_INSTANCES = 50
 
 @contextmanager
 def rooted(root: Path) -> Iterator[None]:
-    """Everything that asks ``stages.paths`` works under ``root``, untracked and in one process."""
+    """Everything that asks ``stages.base.paths`` works under ``root``, untracked and in one process."""
     wanted = {"LENSMITH_ROOT": str(root), "LENSMITH_TRACKING": "off", "LENSMITH_JOBS": "1"}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
@@ -46,14 +46,14 @@ def write_params(root: Path) -> None:
 
 def build(root: Path) -> None:
     """Targets, tasks, I(M), all arms and metrics under ``root``."""
+    from stages.base.params import load
     from stages.execution.stage import Config as ExecutionConfig
     from stages.execution.stage import run as execute
     from stages.interpretation.stage import Config as InterpretationConfig
     from stages.interpretation.stage import run as interpret
-    from stages.params import load
     from stages.reward.stage import Config as RewardConfig
     from stages.reward.stage import run as reward
-    from stages.targets import save_target
+    from stages.targets.storage import save_target
     from stages.tasks.stage import Config as TasksConfig
     from stages.tasks.stage import run as make_tasks
     from tests.conftest import make_target

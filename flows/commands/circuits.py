@@ -42,8 +42,10 @@ def discover(
     """
     from dataclasses import replace
 
-    from stages.circuits import METHODS, OBJECTIVES, Settings, load_subject
-    from stages.circuits import discover as run
+    from stages.circuits.algorithms.methods import METHODS, Settings
+    from stages.circuits.discovery import discover as run
+    from stages.circuits.discovery import load_subject
+    from stages.circuits.engine.objectives import OBJECTIVES
     from stages.errors import UserError
 
     if method not in METHODS:
@@ -71,7 +73,7 @@ def cards(
     from rich.console import Console
 
     from flows.tables import print_json, print_rows
-    from stages.circuits.bench import card_rows
+    from stages.circuits.recovery import card_rows
 
     console = Console(stderr=as_json)
     with console.status("deriving") as shown:
@@ -91,7 +93,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
 
     from flows.tables import print_json, print_rows
-    from stages.circuits.bench import bench_rows, verdicts
+    from stages.circuits.recovery import bench_rows, verdicts
 
     console = Console(stderr=as_json)
     with console.status("deriving and searching") as shown:

@@ -25,7 +25,7 @@ def list_(as_json: AsJson = False) -> None:
 
     Example: lensmith dictionaries list
     """
-    from stages.dictionaries.inspect import list_dictionaries
+    from stages.tools.dictionaries import list_dictionaries
 
     rows = list_dictionaries()
     _show(rows if as_json else [_short(row) for row in rows], as_json, "saved")
@@ -57,7 +57,7 @@ def train(
     Example: lensmith dictionaries train digits_mlp layers.0.hook_post --out my_dictionary
     """
     if to is not None:
-        from stages.dictionaries.transcoders import train_between
+        from stages.tools.transcoders import train_between
 
         measured = train_between(
             target, hook, to, architecture, skip=skip, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch,
@@ -69,7 +69,7 @@ def train(
         from stages.errors import UserError
 
         raise UserError("--skip and --checkpoint are of transcoders: give --to HOOK as well")
-    from stages.dictionaries.inspect import train_one
+    from stages.tools.dictionaries import train_one
 
     made = train_one(
         target, hook, architecture, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch, lr=lr, seed=seed,
@@ -89,7 +89,7 @@ def evaluate(
 
     Example: lensmith dictionaries eval digits_mlp/layers.0.hook_post/topk
     """
-    from stages.dictionaries.inspect import evaluate_dictionary
+    from stages.tools.dictionaries import evaluate_dictionary
 
     _show_metrics(evaluate_dictionary(name, target, hook), as_json)
 
@@ -104,7 +104,7 @@ def compare(
 
     Example: lensmith dictionaries compare digits_mlp/layers.0.hook_post/topk digits_mlp/layers.0.hook_post/standard
     """
-    from stages.dictionaries.inspect import compare_dictionaries
+    from stages.tools.dictionaries import compare_dictionaries
 
     _show(compare_dictionaries(one, other), as_json, "")
 
@@ -114,7 +114,7 @@ def measure_training(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
 
     from flows.tables import print_json, print_rows
-    from stages.dictionaries.bench import run_training, stacking
+    from stages.benchmarks.dictionaries import run_training, stacking
 
     console = Console(stderr=as_json)
     with console.status("training") as shown:
@@ -136,7 +136,7 @@ def measure_synthetic(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
 
     from flows.tables import print_json, print_rows
-    from stages.dictionaries.synthetic import METRICS, run_synthetic
+    from stages.benchmarks.synthetic import METRICS, run_synthetic
 
     console = Console(stderr=as_json)
     with console.status("training") as shown:
@@ -175,7 +175,7 @@ def measure_cache(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
 
     from flows.tables import print_json, print_rows
-    from stages.dictionaries.bench import run_cache
+    from stages.benchmarks.dictionaries import run_cache
 
     rows = run_cache()
     if as_json:

@@ -35,8 +35,8 @@ def removal(
     """
     import torch
 
-    from stages.editing import Settings, remove_capability
-    from stages.targets import load_target
+    from stages.editing.capability import Settings, remove_capability
+    from stages.targets.storage import load_target
 
     torch.set_num_threads(1)
     told = typer.echo if not as_json else (lambda line: None)

@@ -25,7 +25,7 @@ def nightly(
             "say how: `lensmith nightly --once` runs now, `lensmith nightly --serve` waits for the schedule"
         )
     from flows.environment import prefect_environment
-    from stages import paths
+    from stages.base import paths
 
     prefect_environment(paths.root(), serve=serve)
     from flows.nightly import once as one_night

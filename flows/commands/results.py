@@ -48,7 +48,7 @@ def score(
 
     from flows.lock import run_lock
     from flows.tables import print_leaderboard, print_per_task
-    from stages import paths
+    from stages.base import paths
     from stages.errors import UserError
 
     if not method.is_file():
@@ -57,7 +57,7 @@ def score(
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
     console = Console(stderr=str(out) == "-")
     with run_lock(paths.root(), "lensmith score", shared=True):
-        from stages.research.score import score_method
+        from stages.scoring.score import score_method
 
         with console.status("scoring") as shown:
             result: dict[str, Any] = score_method(
@@ -109,7 +109,7 @@ def research(
 
     from flows.lock import run_lock
     from flows.tables import print_iterations
-    from stages import paths
+    from stages.base import paths
     from stages.errors import UserError
 
     if methods is not None and not methods.is_dir():
@@ -147,7 +147,7 @@ def report(
 
     Example: lensmith report --open
     """
-    from stages import paths
+    from stages.base import paths
     from stages.errors import UserError
 
     path = paths.report_file()

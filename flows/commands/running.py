@@ -24,7 +24,7 @@ def run(
     from flows.lock import run_lock
     from flows.running import run_graph
     from flows.tables import print_times
-    from stages import paths
+    from stages.base import paths
 
     console, root = Console(), paths.root()
     with run_lock(root, "lensmith run"):
@@ -44,7 +44,7 @@ def run(
 
 
 def _explain_failure(outcomes: "list[Outcome]") -> None:
-    from stages import paths
+    from stages.base import paths
     from stages.errors import UserError
 
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
@@ -63,14 +63,15 @@ def _explain_failure(outcomes: "list[Outcome]") -> None:
 
 def _show_results(console: "Console") -> None:
     from flows.tables import leaderboard_rows, print_leaderboard
-    from stages import paths
+    from stages.base import paths
 
     if paths.metrics_file("leaderboard").is_file():
         print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families")
 
 
 def _show_places(console: "Console") -> None:
-    from stages import paths, tracking
+    from stages import tracking
+    from stages.base import paths
 
     lines = []
     if paths.report_file().is_file():
@@ -97,7 +98,7 @@ def status(
     from flows.tables import print_json, print_times
     from flows.times import load_times
     from flows.walk import at_work
-    from stages import paths
+    from stages.base import paths
 
     console, root = Console(), paths.root()
     prepare_dvc(root)

@@ -20,7 +20,7 @@ def list_(as_json: AsJson = False) -> None:
 
     Example: lensmith tasks list
     """
-    from stages.tasks.inspect import list_families
+    from stages.tools.tasks import list_families
 
     _show(list_families(), as_json, "task families")
 
@@ -33,7 +33,7 @@ def show(
 
     Example: lensmith tasks show few_shot_shapley
     """
-    from stages.tasks.inspect import show_family
+    from stages.tools.tasks import show_family
 
     _show(show_family(name), as_json, name)
 
@@ -53,7 +53,7 @@ def instances(
 
     Example: lensmith tasks instances few_shot_shapley --n 5 --seed 1 --with-truth --json
     """
-    from stages.tasks.inspect import make_instances
+    from stages.tools.tasks import make_instances
 
     _show(make_instances(name, n=n, seed=seed, target=target, with_truth=with_truth), as_json, name)
 
@@ -67,7 +67,7 @@ def audit(
 
     Example: lensmith tasks audit few_shot_shapley --json
     """
-    from stages.tasks.inspect import audit as audit_families
+    from stages.tools.tasks import audit as audit_families
 
     _show(audit_families(names or None), as_json, "audit")
 

@@ -25,14 +25,20 @@ def redteam(
 
     from flows.lock import run_lock
     from flows.tables import print_json
-    from stages import paths
+    from stages.base import paths
     from stages.errors import UserError
 
     if file is not None and not file.is_file():
         raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
     console = Console(stderr=as_json or markdown)
     with run_lock(paths.root(), "lensmith redteam", shared=True):
-        from stages.research.redteam import COLUMNS, as_cells, as_markdown, failures, red_team
+        from stages.redteam.red_team import (
+            COLUMNS,
+            as_cells,
+            as_markdown,
+            failures,
+            red_team,
+        )
 
         with console.status("red team") as shown:
             rows = red_team(quick=quick, file=file, progress=lambda said: shown.update(str(said)[:120]))

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages import paths
 from stages.activations.manifest import MANIFEST, Manifest, cache_dir, sha256_of
 from stages.activations.order import BatchOrder
+from stages.base import paths
 from stages.errors import UserError
 
 __all__ = ["ActivationCache", "Rows"]

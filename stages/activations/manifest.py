@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages import paths
+from stages.base import paths
 from stages.errors import UserError
 
 __all__ = ["MANIFEST", "PROTOCOL", "Manifest", "Shard", "cache_dir", "content_key", "sha256_of"]

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from stages.activations.manifest import Manifest
 from stages.activations.writer import write_caches
-from stages.params import Params, load
-from stages.targets import load_target
+from stages.base.params import Params, load
+from stages.targets.storage import load_target
 
 __all__ = ["Config", "main", "run"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from stages.activations.manifest import Manifest, Shard, cache_dir, content_key, sha256_of
 from stages.activations.order import generator_for, shard_bounds, write_order
+from stages.contracts.target import HookSpec, Target, TargetSpec
 from stages.errors import UserError
-from stages.targets import HookSpec, Target, TargetSpec
 
 __all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches", "write_shards"]
 

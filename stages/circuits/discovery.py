@@ -10,7 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stages.circuits.ablation import Ablation
+from stages.circuits.algorithms.acdc import losses
+from stages.circuits.algorithms.found import Found
+from stages.circuits.algorithms.methods import Settings, run_method
+from stages.circuits.engine.ablation import Ablation
+from stages.circuits.engine.graph import Graph, Node
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.objectives import Objective, distance, projection
 from stages.circuits.evaluation import (
     agreement,
     divergence,
@@ -19,15 +25,9 @@ from stages.circuits.evaluation import (
     random_mask,
     seed_agreement,
 )
-from stages.circuits.found import Found
-from stages.circuits.graph import Graph, Node
-from stages.circuits.masked import MaskedForward
-from stages.circuits.methods import Settings, run_method
-from stages.circuits.objectives import Objective, distance, projection
-from stages.circuits.pruning import losses
 from stages.circuits.validity import check_circuit
 from stages.errors import UserError
-from stages.metering import UnknownOpError, count_flops
+from stages.metering.op_table import UnknownOpError, count_flops
 
 __all__ = ["Subject", "discover", "load_subject"]
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.circuits.cards import TOLERANCE, Card, truth_of
-from stages.circuits.found import Found
-from stages.circuits.graph import Graph, Layout
-from stages.circuits.methods import METHODS, Settings, run_method
-from stages.circuits.objectives import mse
+from stages.circuits.algorithms.found import Found
+from stages.circuits.algorithms.methods import METHODS, Settings, run_method
+from stages.circuits.engine.graph import Graph, Layout
+from stages.circuits.engine.objectives import mse
+from stages.circuits.known.known_circuits import TOLERANCE, Card, truth_of
 
 __all__ = ["MOST", "drawing", "drawings"]
 

@@ -11,10 +11,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from stages.circuits.graph import Layout
-from stages.circuits.masked import MaskedForward
-from stages.circuits.objectives import Objective, kl
-from stages.circuits.pruning import losses
+from stages.circuits.algorithms.acdc import losses
+from stages.circuits.engine.graph import Layout
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.objectives import Objective, kl
 from stages.errors import UserError
 
 __all__ = [

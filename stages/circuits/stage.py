@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import Field
 
-from stages import paths, tracking
-from stages.circuits.bench import bench_rows, card_rows
-from stages.circuits.cards import card_named
+from stages import tracking
+from stages.base import paths
+from stages.base.params import Params, load
 from stages.circuits.drawings import drawings
-from stages.params import Params, load
+from stages.circuits.known.known_circuits import card_named
+from stages.circuits.recovery import bench_rows, card_rows
 
 __all__ = ["Config", "main", "run"]
 
@@ -26,7 +27,7 @@ class Config(Params):
     cards: tuple[str, ...]
     """Cards or subjects; empty: all of them."""
     methods: tuple[str, ...] = Field(min_length=1)
-    """Names as in stages/circuits/methods.py."""
+    """Names as in stages/circuits/algorithms/methods.py."""
     seeds: int = Field(ge=1, le=1000)
     """Per card and method: sample of inputs, partners, starts and gates."""
     drawn: dict[str, tuple[str, ...]]
@@ -79,12 +80,12 @@ def main() -> None:
     """``python -m stages circuits``: the stage; ``python -m stages.circuits tables``: the tables of
     docs/circuits.md."""
     if sys.argv[1:] == ["tables"]:
-        from stages.circuits.tables import write_tables
+        from stages.tools.circuit_tables import write_tables
 
         write_tables()
         return
     if sys.argv[1:2] in (["export"], ["compare"]):
-        from stages.circuits.peers.compare import main as peers
+        from stages.benchmarks.circuit_peers.compare import main as peers
 
         peers(sys.argv[1:])
         return

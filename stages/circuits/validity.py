@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.circuits.masked import MaskedForward
-from stages.circuits.objectives import Objective
-from stages.circuits.pruning import losses
+from stages.circuits.algorithms.acdc import losses
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.objectives import Objective
 
 __all__ = ["Validity", "check_circuit"]
 

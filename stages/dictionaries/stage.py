@@ -20,9 +20,12 @@ from pydantic import Field, field_validator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stages import paths, tracking
-from stages.activations import ActivationCache
-from stages.dictionaries.evaluation import (
+from stages import tracking
+from stages.activations.cache import ActivationCache
+from stages.base import paths
+from stages.base.params import Params, load
+from stages.contracts.target import Target
+from stages.dictionaries.evaluation.evaluate import (
     HeldOut,
     codec_of,
     evaluate,
@@ -32,15 +35,25 @@ from stages.dictionaries.evaluation import (
     random_dictionary,
     raw_probe,
 )
-from stages.dictionaries.gallery import gallery_of
-from stages.dictionaries.rows import Row, finish, order_of, stability, write_json
+from stages.dictionaries.evaluation.gallery import gallery_of
+from stages.dictionaries.evaluation.rows import (
+    Row,
+    finish,
+    order_of,
+    stability,
+    write_json,
+)
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.sweep import Nulls, SweepConfig, SweepSettings
 from stages.dictionaries.sweep import run as run_sweep
-from stages.dictionaries.training import ARCHITECTURES, PENALISED, recipe_for, train
+from stages.dictionaries.training.train import (
+    ARCHITECTURES,
+    PENALISED,
+    recipe_for,
+    train,
+)
 from stages.errors import UserError
-from stages.params import Params, load
-from stages.targets import Target, load_target
+from stages.targets.storage import load_target
 
 __all__ = ["ArchitectureConfig", "Config", "TargetConfig", "main", "run", "summarise", "sweep"]
 
@@ -58,7 +71,7 @@ class ArchitectureConfig(Params):
     label: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
     """What it is called in files and tables; the name by default. For a second one of the same name."""
     regularisers: dict[str, float] = Field(default_factory=dict)
-    """Coefficients of regularisers added to the loss, by name (stages/dictionaries/plugs.py)."""
+    """Coefficients of regularisers added to the loss, by name (stages/dictionaries/architectures/custom_objectives.py)."""
     activation: str = ""
     """Name of an activation in place of ReLU (standard only)."""
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages import paths
+from stages.base import paths
 from stages.errors import UserError
 
 __all__ = ["CFG", "load_dictionaries", "load_dictionary", "save_dictionary"]

@@ -17,10 +17,13 @@ from pydantic import Field, field_validator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stages import paths, tracking
-from stages.activations import ActivationCache
-from stages.dictionaries.baselines import BASELINES, baseline
-from stages.dictionaries.evaluation import (
+from stages import tracking
+from stages.activations.cache import ActivationCache
+from stages.base import paths
+from stages.base.params import Params
+from stages.contracts.target import Target
+from stages.dictionaries.evaluation.baselines import BASELINES, baseline
+from stages.dictionaries.evaluation.evaluate import (
     HeldOut,
     codec_of,
     evaluate,
@@ -30,11 +33,15 @@ from stages.dictionaries.evaluation import (
     random_dictionary,
     raw_probe,
 )
-from stages.dictionaries.rows import Row, finish, order_of, stability, write_json
+from stages.dictionaries.evaluation.rows import (
+    Row,
+    finish,
+    order_of,
+    stability,
+    write_json,
+)
 from stages.dictionaries.storage import save_dictionary
-from stages.dictionaries.training import ARCHITECTURES, recipe_for, train
-from stages.params import Params
-from stages.targets import Target
+from stages.dictionaries.training.train import ARCHITECTURES, recipe_for, train
 
 __all__ = ["Nulls", "SweepConfig", "SweepSettings", "run"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from stages.contracts.target import Corpus, Target
 from stages.errors import UserError
-from stages.targets import Corpus, Target
 
 __all__ = ["Behaviour", "behaviour_of"]
 

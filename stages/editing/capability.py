@@ -25,14 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.circuits import MaskedForward, graph_of_target, run_method
-from stages.circuits.objectives import answer as answer_lost
+from stages.circuits.algorithms.methods import run_method
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.objectives import answer as answer_lost
+from stages.circuits.engine.zoo import graph_of_target
+from stages.contracts.target import Target
 from stages.editing.behaviours import Behaviour, behaviour_of
 from stages.editing.cutting import SITES, Site, cut, cut_scores, mean_inputs, site_sizes, top
 from stages.editing.measuring import clustered_interval, effect, redundancy, relearn_steps
 from stages.editing.removing import BATCH, GONE, HOWS, accuracy, remove
 from stages.errors import UserError
-from stages.targets import ZOO, Target
+from stages.targets.zoo import ZOO
 
 __all__ = ["Settings", "remove_capability"]
 

@@ -12,12 +12,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stages.contracts.method import Interpretation, Method, Query
+from stages.contracts.target import Target
 from stages.errors import MethodError
 from stages.execution.arms import as_rows
-from stages.interpretation.contract import Interpretation, Method, Query
-from stages.metering import Ledger, MeteredAccess, count_flops
-from stages.targets import Target
-from stages.tasks import Task
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.metering.op_table import count_flops
+from stages.tasks.storage import Task
 
 __all__ = ["MAX_FEATURES", "Answered", "Asker", "ask_in_process", "checked"]
 

@@ -26,11 +26,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stages.base.params import Params
+from stages.contracts.target import Target
 from stages.execution.calibrator import Calibrator, Fit, assemble, cross_validate
-from stages.metering import Ledger, MeteredAccess
-from stages.params import Params
-from stages.targets import Target
-from stages.tasks import Task
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.tasks.storage import Task
 
 __all__ = [
     "BUDGETS",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import paths
+from stages.base import paths
 from stages.execution.arms import ArmResult, Rung
 from stages.execution.calibrator import Fit
 

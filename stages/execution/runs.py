@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from threadpoolctl import threadpool_limits
 
+from stages.contracts.target import Target
 from stages.execution.answering import Answered
 from stages.execution.arms import ArmResult, ExecutorConfig, climb, deal_out, solve
 from stages.execution.results import Baseline, MethodArms
-from stages.targets import Target
-from stages.tasks import Task
+from stages.tasks.storage import Task
 
 __all__ = ["arms_of", "baseline_of"]
 

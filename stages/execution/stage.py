@@ -9,16 +9,17 @@ import sys
 from joblib import delayed
 from pydantic import Field
 
-from stages import paths
+from stages.base import paths
+from stages.base.params import load
+from stages.base.processes import processes
 from stages.execution.answering import Answered, ask_in_process
 from stages.execution.arms import ExecutorConfig
 from stages.execution.results import load_baseline, save_arms, save_baseline
 from stages.execution.runs import arms_of, baseline_of
-from stages.interpretation import built_in, load_interpretation
-from stages.orphans import processes
-from stages.params import load
-from stages.targets import load_target
-from stages.tasks import list_tasks, load_task
+from stages.interpretation.artifact import load_interpretation
+from stages.interpretation.loading import built_in
+from stages.targets.storage import load_target
+from stages.tasks.storage import list_tasks, load_task
 
 __all__ = ["Config", "main", "run"]
 

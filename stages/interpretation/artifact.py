@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from stages.contracts.method import Interpretation
 from stages.errors import MethodError, UserError
-from stages.interpretation.contract import Interpretation
 
 __all__ = ["load_interpretation", "pack", "save_interpretation", "unpack"]
 

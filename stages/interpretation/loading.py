@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from stages.contracts.method import Method
 from stages.errors import MethodError, UserError
-from stages.interpretation.contract import Method
 from stages.interpretation.methods import BUILT_IN
 
 __all__ = ["built_in", "from_file", "method_name"]

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import (
+from stages.contracts.method import (
     Answer,
     Attribute,
     Compare,
@@ -25,7 +25,12 @@ from stages.interpretation.contract import (
     Query,
     Represent,
 )
-from stages.targets import Component, HookSpec, TargetAccess, TargetSpec
+from stages.contracts.target import (
+    Component,
+    HookSpec,
+    TargetAccess,
+    TargetSpec,
+)
 
 __all__ = ["Pooling", "answer_with", "component_values", "corpus_vectors", "hook_names", "readout", "vectors"]
 

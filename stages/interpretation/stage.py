@@ -9,15 +9,17 @@ import time
 import torch
 from pydantic import Field
 
-from stages import paths
-from stages.dictionaries import load_dictionaries
+from stages.base import paths
+from stages.base.params import Params, load
+from stages.contracts.method import Budget, Interpretation, Method
+from stages.contracts.target import Target
+from stages.dictionaries.storage import load_dictionaries
 from stages.errors import MethodError
 from stages.interpretation.artifact import save_interpretation
-from stages.interpretation.contract import Budget, Interpretation, Method
 from stages.interpretation.loading import built_in
-from stages.metering import Ledger, MeteredAccess
-from stages.params import Params, load
-from stages.targets import Target, load_target
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.targets.storage import load_target
 
 __all__ = ["Config", "interpret", "main", "run"]
 

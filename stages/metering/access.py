@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from stages.metering.ledger import Ledger
-from stages.metering.op_table import OpTable, count_flops
-from stages.targets import (
+from stages.contracts.target import (
     Corpus,
     Forward,
     Gradients,
@@ -24,6 +22,8 @@ from stages.targets import (
     TargetSpec,
     objective_values,
 )
+from stages.metering.ledger import Ledger
+from stages.metering.op_table import OpTable, count_flops
 
 __all__ = ["MeteredAccess", "PhaseError"]
 

@@ -19,21 +19,27 @@ import torch
 from pydantic import Field
 from threadpoolctl import threadpool_limits
 
-from stages import paths, tracking
-from stages.dictionaries import load_dictionary
+from stages import tracking
+from stages.base import paths
+from stages.base.params import Params, load
+from stages.contracts.method import Budget
+from stages.contracts.target import Target
+from stages.dictionaries.storage import load_dictionary
 from stages.errors import UserError
-from stages.execution import Baseline, arms_of, ask_in_process, load_baseline
+from stages.execution.answering import ask_in_process
+from stages.execution.results import Baseline, load_baseline
+from stages.execution.runs import arms_of
 from stages.execution.stage import Config as ExecutionConfig
-from stages.interpretation import Budget
 from stages.interpretation.methods.sae import Sae
-from stages.metering import Ledger, MeteredAccess
-from stages.params import Params, load
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
 from stages.proxies.correlation import correlate
-from stages.reward import Judged, interval, judge
+from stages.reward.judging import Judged, judge
+from stages.reward.resampling import interval
 from stages.reward.stage import Config as RewardConfig
 from stages.reward.stage import write_rows
-from stages.targets import Target, load_target
-from stages.tasks import Task, list_tasks, load_task
+from stages.targets.storage import load_target
+from stages.tasks.storage import Task, list_tasks, load_task
 
 __all__ = ["Config", "main", "proxies", "run"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages import paths
+from stages.base import paths
 from stages.errors import UserError
 
 __all__ = ["Missing", "Results", "Row", "load_results"]

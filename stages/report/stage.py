@@ -8,9 +8,9 @@ import sys
 
 from pydantic import Field
 
-from stages import paths
+from stages.base import paths
+from stages.base.params import Params, load
 from stages.errors import UserError
-from stages.params import Params, load
 from stages.report.composing import render
 from stages.report.figure import leaderboard_svg
 from stages.report.results import load_results

@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.execution import load_arms
-from stages.orphans import processes
+from stages.base.processes import processes
+from stages.execution.results import load_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal
-from stages.research.proposals import as_json, from_json, shown
 from stages.research.researchers import Researcher
-from stages.research.settings import INFRA, Settings
-from stages.research.trial import Trial, judge_arms, run_trial
-from stages.reward import Judged, leaderboard_row, task_row
+from stages.reward.judging import Judged, leaderboard_row, task_row
+from stages.scoring.proposals import as_json, from_json, shown
+from stages.scoring.settings import INFRA, Settings
+from stages.scoring.trial import Trial, judge_arms, run_trial
 
 __all__ = ["Campaign", "objective"]
 

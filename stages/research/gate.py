@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.reward import Judged, interval, noise_floor
+from stages.reward.judging import Judged, noise_floor
+from stages.reward.resampling import interval
 
 __all__ = ["Decision", "Gate"]
 

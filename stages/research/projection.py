@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages import tracking
-from stages.research.proposals import shown
-from stages.reward import Judged
+from stages.reward.judging import Judged
+from stages.scoring.proposals import shown
 
 __all__ = ["Projection", "meter_points"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from stages.errors import UserError
-from stages.interpretation.composed import Spec
-from stages.research.proposals import Proposal, Source
 from stages.research.space import draw_spec
+from stages.scoring.composed import Spec
+from stages.scoring.proposals import Proposal, Source
 
 __all__ = ["RESEARCHERS", "Researcher", "make_researcher"]
 

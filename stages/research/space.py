@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from stages.interpretation.composed import Spec
+from stages.scoring.composed import Spec
 
 __all__ = ["Chooser", "draw_spec"]
 

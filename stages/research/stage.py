@@ -15,19 +15,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages import paths
+from stages.base import paths
+from stages.base.params import Params, load
 from stages.errors import UserError
-from stages.params import Params, load
 from stages.research.campaign import Campaign, Progress
-from stages.research.opening import best_found, open_test
 from stages.research.projection import Projection
-from stages.research.proposals import shown
 from stages.research.researchers import FilesResearcher, Researcher, make_researcher
-from stages.research.settings import Settings, jobs, settings
+from stages.research.sealed_test import best_found, open_test
 from stages.reward.stage import read_rows, write_rows
-from stages.sandbox import require_sandbox
-from stages.targets import load_target
-from stages.tasks import list_tasks
+from stages.sandbox.host import require_sandbox
+from stages.scoring.proposals import shown
+from stages.scoring.settings import Settings, jobs, settings
+from stages.targets.storage import load_target
+from stages.tasks.storage import list_tasks
 
 __all__ = ["Config", "campaign", "main", "run"]
 
@@ -166,7 +166,7 @@ def main() -> None:
     # joblib replaces a worker whose memory has grown and says so each time; nothing is lost by it.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     if sys.argv[1:] == ["fresh"]:
-        from stages.research import fresh
+        from stages.scoring import fresh
 
         for row in fresh.run():
             if row["task"] == "all":

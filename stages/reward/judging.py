@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from stages.execution import ArmResult, Baseline, MethodArms
-from stages.params import Params
+from stages.base.params import Params
+from stages.execution.arms import ArmResult
+from stages.execution.results import Baseline, MethodArms
 from stages.reward.formula import Form, flop_reduction, reward
 from stages.reward.resampling import Resamples, interval, pooled, scores
-from stages.tasks import Task
+from stages.tasks.storage import Task
 
 __all__ = ["Judged", "RewardConfig", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stages.execution import ArmResult
-from stages.tasks import Task
+from stages.execution.arms import ArmResult
+from stages.tasks.storage import Task
 
 __all__ = ["Resamples", "interval", "pooled", "scores"]
 

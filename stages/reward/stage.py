@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from stages import paths, tracking
-from stages.execution import load_arms, load_baseline
-from stages.params import load
+from stages import tracking
+from stages.base import paths
+from stages.base.params import load
+from stages.execution.results import load_arms, load_baseline
 from stages.reward.controls import control_rows
 from stages.reward.formula import FORMS, Form
 from stages.reward.judging import Judged, RewardConfig, judge, leaderboard_row, rounded, task_row
-from stages.tasks import list_tasks, load_task
+from stages.tasks.storage import list_tasks, load_task
 
 __all__ = ["Config", "main", "read_rows", "run", "sensitivity", "write_rows"]
 

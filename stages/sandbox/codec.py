@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from stages.interpretation.contract import (
+from stages.contracts.method import (
     Attribute,
     Compare,
     Interpretation,
@@ -24,7 +24,16 @@ from stages.interpretation.contract import (
     Represent,
     Steer,
 )
-from stages.targets import Component, Corpus, Forward, Gradients, HookSpec, Intervention, Objective, TargetSpec
+from stages.contracts.target import (
+    Component,
+    Corpus,
+    Forward,
+    Gradients,
+    HookSpec,
+    Intervention,
+    Objective,
+    TargetSpec,
+)
 
 __all__ = ["Disconnected", "MessageError", "TimedOut", "decode", "encode", "receive", "send"]
 

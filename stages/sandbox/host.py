@@ -19,13 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from stages.contracts.method import Interpretation, Query
+from stages.contracts.target import Intervention, Objective
 from stages.errors import InfraError, MethodError, UserError
-from stages.interpretation.contract import Interpretation, Query
-from stages.metering import MeteredAccess
+from stages.metering.access import MeteredAccess
 from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
 from stages.sandbox.codec import Disconnected, MessageError, TimedOut, receive, send
 from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
-from stages.targets import Intervention, Objective
 
 __all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
 

@@ -16,12 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import Budget, Interpretation, Method
+from stages.contracts.method import Budget, Interpretation, Method
+from stages.contracts.target import (
+    Corpus,
+    Forward,
+    Gradients,
+    Intervention,
+    Objective,
+    TargetSpec,
+)
 from stages.interpretation.loading import built_in, from_file
-from stages.metering.own import OwnMeter
 from stages.sandbox.codec import Disconnected, decode, encode, receive, send
 from stages.sandbox.confine import confine
-from stages.targets import Corpus, Forward, Gradients, Intervention, Objective, TargetSpec
+from stages.sandbox.method_meter import OwnMeter
 
 __all__ = ["RemoteAccess", "main"]
 

@@ -9,9 +9,10 @@ import sys
 import torch
 from pydantic import Field
 
-from stages import paths, tracking
+from stages import tracking
+from stages.base import paths
+from stages.base.params import Params, load
 from stages.errors import UserError
-from stages.params import Params, load
 from stages.targets.storage import freeze, save_target
 from stages.targets.zoo import ZOO
 

@@ -8,9 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedRootModule
 
-from stages import paths
+from stages.base import paths
+from stages.contracts.target import (
+    Corpus,
+    Target,
+    TargetSpec,
+    digest_of,
+)
 from stages.errors import UserError
-from stages.targets.contract import Corpus, Target, TargetSpec, digest_of
 from stages.targets.zoo import ZOO
 
 __all__ = ["freeze", "load_target", "save_target"]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.targets import Component, Target
-from stages.tasks.contract import Instances
-from stages.tasks.drawing import draw_inputs, is_few_shot
+from stages.contracts.target import Component, Target
+from stages.contracts.task import Instances
+from stages.tasks.inputs import draw_inputs, is_few_shot
 
 __all__ = ["decode", "draw_behaviours", "encode", "masked", "zeroed"]
 

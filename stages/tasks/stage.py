@@ -13,11 +13,11 @@ import torch
 from pydantic import Field
 
 from stages import tracking
+from stages.base.params import Params, load
 from stages.errors import UserError
-from stages.params import Params, load
-from stages.targets import load_target
+from stages.targets.storage import load_target
 from stages.tasks.families import MODULES, family
-from stages.tasks.making import instance_keys, make
+from stages.tasks.generation import instance_keys, make
 from stages.tasks.storage import Split, save_facts, save_task
 
 __all__ = ["Config", "main", "run"]

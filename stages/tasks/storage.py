@@ -14,9 +14,9 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from stages import paths
+from stages.base import paths
+from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.errors import UserError
-from stages.tasks.contract import Instances, TaskFamily, Truth
 from stages.tasks.families import MODULES, family
 
 __all__ = ["Split", "Task", "list_tasks", "load_task", "save_facts", "save_task"]

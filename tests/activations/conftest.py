@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stages.targets import ZOO, Target
+from stages.contracts.target import Target
 from stages.targets.storage import freeze
+from stages.targets.zoo import ZOO
 
 
 @pytest.fixture(scope="session")

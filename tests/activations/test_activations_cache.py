@@ -10,11 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.activations import ActivationCache, cached_hooks, row_width, rows_of, write_caches
+from stages.activations.cache import ActivationCache
 from stages.activations.order import write_order
-from stages.activations.writer import n_positions, to_dtype
+from stages.activations.writer import (
+    cached_hooks,
+    n_positions,
+    row_width,
+    rows_of,
+    to_dtype,
+    write_caches,
+)
+from stages.contracts.target import Target
 from stages.errors import UserError
-from stages.targets import Target
 
 HOOK = "layers.0.hook_post"
 HEADS = "blocks.1.attn.hook_z"

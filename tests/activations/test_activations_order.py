@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.activations import BatchOrder, shard_bounds
-from stages.activations.order import write_order
+from stages.activations.order import BatchOrder, shard_bounds, write_order
 from stages.errors import UserError
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.circuits.planted import PlantedCnn, PlantedMlp
-from stages.circuits.transformers import PlainTransformer
+from stages.circuits.engine.transformers import PlainTransformer
+from stages.circuits.known.planted import PlantedCnn, PlantedMlp
 
 
 def filled(module: torch.nn.Module, seed: int = 0, size: float = 0.5) -> torch.nn.Module:

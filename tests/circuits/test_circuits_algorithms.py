@@ -6,13 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.circuits import METHODS, Graph, MaskedForward, Node, Settings, run_method
-from stages.circuits.attribution import eap, eap_ig, hisp, node_patching
-from stages.circuits.objectives import kl, mse, projection
-from stages.circuits.planted import PlantedMlp, planted_edges, train_planted
-from stages.circuits.probing import Probe, probe
-from stages.circuits.pruning import acdc, acdc_scores, eliminate, losses
-from stages.circuits.transformers import PlainTransformer
+from stages.circuits.algorithms.acdc import (
+    acdc,
+    acdc_scores,
+    eliminate,
+    losses,
+)
+from stages.circuits.algorithms.attribution import (
+    eap,
+    eap_ig,
+    hisp,
+    node_patching,
+)
+from stages.circuits.algorithms.methods import METHODS, Settings, run_method
+from stages.circuits.algorithms.subnetwork_probing import Probe, probe
+from stages.circuits.engine.graph import Graph, Node
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.objectives import kl, mse, projection
+from stages.circuits.engine.transformers import PlainTransformer
+from stages.circuits.known.planted import PlantedMlp, planted_edges, train_planted
 from stages.errors import UserError
 from tests.circuits.conftest import filled
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from stages.circuits.bench import bench_rows, card_rows
-from stages.circuits.cards import CARDS, card_named, truth_of
+from stages.circuits.known.known_circuits import CARDS, card_named, truth_of
+from stages.circuits.recovery import bench_rows, card_rows
 from stages.circuits.stage import Config, run
 from stages.errors import UserError
 
@@ -21,7 +21,7 @@ tracr = pytest.mark.skipif(
 @tracr
 @pytest.mark.parametrize("name", ["reverse", "balance"])
 def test_compiled_modules_do_what_tracr_and_the_program_do(name: str) -> None:
-    from stages.circuits.cards import _compiled
+    from stages.circuits.known.known_circuits import _compiled
 
     compiled = _compiled(name)
     words = compiled.words(4)[::17]

@@ -2,9 +2,9 @@
 
 import torch
 
-from stages.circuits.cards import card_named, truth_of
+from stages.circuits.algorithms.found import Bill, Found
 from stages.circuits.drawings import MOST, drawing, drawings
-from stages.circuits.found import Bill, Found
+from stages.circuits.known.known_circuits import card_named, truth_of
 
 
 def engine_of(name: str):

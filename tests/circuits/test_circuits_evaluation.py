@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from stages.circuits import MaskedForward, Settings, Subject, discover, load_subject
-from stages.circuits.bench import verdicts
+from stages.circuits.algorithms.acdc import losses
+from stages.circuits.algorithms.methods import Settings
+from stages.circuits.discovery import Subject, discover, load_subject
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.objectives import (
+    OBJECTIVES,
+    answer,
+    distance,
+    kl,
+    mse,
+    projection,
+)
+from stages.circuits.engine.transformers import PlainTransformer
 from stages.circuits.evaluation import (
     GRID,
     against_truth,
@@ -25,13 +36,11 @@ from stages.circuits.evaluation import (
     random_mask,
     seed_agreement,
 )
-from stages.circuits.objectives import OBJECTIVES, answer, distance, kl, mse, projection
-from stages.circuits.planted import PlantedMlp
-from stages.circuits.pruning import losses
-from stages.circuits.tables import replace_between
-from stages.circuits.transformers import PlainTransformer
+from stages.circuits.known.planted import PlantedMlp
+from stages.circuits.recovery import verdicts
 from stages.circuits.validity import check_circuit
 from stages.errors import UserError
+from stages.tools.circuit_tables import replace_between
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,12 +8,15 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule, HookedTransformer, HookedTransformerConfig
 from transformer_lens.hook_points import HookPoint
 
-from stages.circuits import Graph, MaskedForward, Node, graph_of_target, with_latents
-from stages.circuits.planted import PlantedCnn, PlantedMlp
-from stages.circuits.transformers import PlainTransformer, transformer_graph
-from stages.dictionaries import decode, encode
+from stages.circuits.engine.graph import Graph, Node
+from stages.circuits.engine.latents import with_latents
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.transformers import PlainTransformer, transformer_graph
+from stages.circuits.engine.zoo import graph_of_target
+from stages.circuits.known.planted import PlantedCnn, PlantedMlp
+from stages.dictionaries.architectures.codec import decode, encode
 from stages.errors import UserError
-from stages.targets import ZOO
+from stages.targets.zoo import ZOO
 from tests.circuits.conftest import filled
 
 ABLATIONS = ("zero", "mean", "mean-all", "resample", "interchange")

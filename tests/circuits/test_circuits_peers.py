@@ -11,9 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.circuits.peers.auto_circuit_peer import our_name
-from stages.circuits.peers.compare import compare, main, our_row, peer_rows
-from stages.circuits.peers.export import Exported, export_card, read_export
+from stages.benchmarks.circuit_peers.auto_circuit_peer import our_name
+from stages.benchmarks.circuit_peers.compare import (
+    compare,
+    main,
+    our_row,
+    peer_rows,
+)
+from stages.benchmarks.circuit_peers.export import Exported, export_card, read_export
 from stages.errors import UserError
 
 tracr = pytest.mark.skipif(

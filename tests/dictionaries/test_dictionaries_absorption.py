@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.dictionaries.absorption import absorption, class_probes, f1
-from stages.dictionaries.geometry import description_length, description_lengths, jackknife
-from stages.dictionaries.metrics import logistic
+from stages.dictionaries.evaluation.absorption import absorption, class_probes, f1
+from stages.dictionaries.evaluation.geometry import description_length, description_lengths, jackknife
+from stages.dictionaries.evaluation.metrics import logistic
 
 N, D = 400, 12
 

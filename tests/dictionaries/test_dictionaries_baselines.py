@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.dictionaries import decode, encode, load_dictionary, save_dictionary
-from stages.dictionaries.baselines import BASELINES, baseline, directions_of
-from stages.dictionaries.geometry import likeness
-from stages.dictionaries.metrics import explained_variance
+from stages.dictionaries.architectures.codec import decode, encode
+from stages.dictionaries.evaluation.baselines import BASELINES, baseline, directions_of
+from stages.dictionaries.evaluation.geometry import likeness
+from stages.dictionaries.evaluation.metrics import explained_variance
+from stages.dictionaries.storage import load_dictionary, save_dictionary
 from stages.errors import UserError
 
 

@@ -7,8 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.dictionaries.evaluation import Codec, HeldOut, held_out, load_codec
-from stages.dictionaries.gallery import N_BINS, N_EFFECT, directions_of, effects_of, gallery_of, grid_of
+from stages.dictionaries.evaluation.evaluate import (
+    Codec,
+    HeldOut,
+    held_out,
+    load_codec,
+)
+from stages.dictionaries.evaluation.gallery import (
+    N_BINS,
+    N_EFFECT,
+    directions_of,
+    effects_of,
+    gallery_of,
+    grid_of,
+)
 from tests.dictionaries.test_dictionaries_stage import HOOKS, Finished, finished
 
 __all__ = ["finished"]  # the fixture is shared

@@ -8,8 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.dictionaries import metrics
-from stages.dictionaries.intervals import estimate, over_items, percentiles, resamples
+from stages.base.intervals import (
+    estimate,
+    over_items,
+    percentiles,
+    resamples,
+)
+from stages.dictionaries.evaluation.evaluate import metrics
 
 sizes = st.tuples(st.integers(3, 25), st.integers(1, 8), st.integers(0, 10_000))
 

@@ -11,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.dictionaries import ARCHITECTURES, decode, encode, gates, objectives, sparse
-from stages.dictionaries.bench import sae_lens_twin
-from stages.dictionaries.objectives import P_EPS, Weights, standard
-from stages.dictionaries.trainer import Recipe, Trainer
-from stages.dictionaries.training import PENALISED, recipe_for, train, train_many
+from stages.benchmarks.dictionaries import sae_lens_twin
+from stages.dictionaries.architectures import gated as gates
+from stages.dictionaries.architectures import objectives, sparse
+from stages.dictionaries.architectures.codec import decode, encode
+from stages.dictionaries.architectures.objectives import P_EPS, Weights, standard
+from stages.dictionaries.training.train import (
+    ARCHITECTURES,
+    PENALISED,
+    recipe_for,
+    train,
+    train_many,
+)
+from stages.dictionaries.training.trainer import Recipe, Trainer
 from stages.errors import UserError
 
 WIDTH, N_LATENTS, ROWS = 12, 40, 64

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.dictionaries import decode, encode, load_dictionary, save_dictionary
-from stages.dictionaries.evaluation import load_codec
-from stages.dictionaries.metrics import explained_variance, l0
-from stages.dictionaries.objectives import latents_of
-from stages.dictionaries.plugs import ACTIVATIONS, REGULARISERS
-from stages.dictionaries.trainer import Trainer
-from stages.dictionaries.training import recipe_for, train
+from stages.dictionaries.architectures.codec import decode, encode
+from stages.dictionaries.architectures.custom_objectives import ACTIVATIONS, REGULARISERS
+from stages.dictionaries.architectures.objectives import latents_of
+from stages.dictionaries.evaluation.evaluate import load_codec
+from stages.dictionaries.evaluation.metrics import explained_variance, l0
+from stages.dictionaries.storage import load_dictionary, save_dictionary
+from stages.dictionaries.training.train import recipe_for, train
+from stages.dictionaries.training.trainer import Trainer
 from stages.errors import UserError
 
 

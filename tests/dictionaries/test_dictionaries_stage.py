@@ -10,17 +10,29 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from stages import paths
-from stages.activations import ActivationCache, write_caches
-from stages.dictionaries import bench, encode, inspect, load_dictionaries, stage
-from stages.dictionaries.evaluation import codec_of, evaluate, held_out, load_codec, spliced_logits
-from stages.dictionaries.rows import stability
-from stages.dictionaries.subjects import distinct_examples, subjects
-from stages.dictionaries.transcoders import aligned
+from stages.activations.cache import ActivationCache
+from stages.activations.writer import write_caches
+from stages.base import paths
+from stages.base.params import load
+from stages.benchmarks import dictionaries as bench
+from stages.contracts.target import Target
+from stages.dictionaries import stage
+from stages.dictionaries.architectures.codec import encode
+from stages.dictionaries.evaluation.evaluate import (
+    codec_of,
+    evaluate,
+    held_out,
+    load_codec,
+    spliced_logits,
+)
+from stages.dictionaries.evaluation.rows import stability
+from stages.dictionaries.evaluation.subjects import distinct_examples, subjects
+from stages.dictionaries.storage import load_dictionaries
 from stages.errors import UserError
-from stages.params import load
-from stages.targets import ZOO, Target, save_target
-from stages.targets.storage import freeze
+from stages.targets.storage import freeze, save_target
+from stages.targets.zoo import ZOO
+from stages.tools import dictionaries as inspect
+from stages.tools.transcoders import aligned
 
 HOOKS = {"digits_mlp": "layers.0.hook_post", "digits_few_shot": "blocks.0.hook_resid_post"}
 

@@ -6,9 +6,21 @@ from typing import Any
 import pytest
 import torch
 
-from stages.dictionaries.baselines import baseline
-from stages.dictionaries.synthetic import PUBLISHED, World, make_world, rows_of_world, run_synthetic, score
-from stages.dictionaries.training import ARCHITECTURES, PENALISED, recipe_for, train
+from stages.benchmarks.synthetic import (
+    PUBLISHED,
+    World,
+    make_world,
+    rows_of_world,
+    run_synthetic,
+    score,
+)
+from stages.dictionaries.evaluation.baselines import baseline
+from stages.dictionaries.training.train import (
+    ARCHITECTURES,
+    PENALISED,
+    recipe_for,
+    train,
+)
 from stages.errors import UserError
 
 TINY = World(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.dictionaries import ARCHITECTURES, decode, encode, load_dictionary, train_dictionary
-from stages.dictionaries.metrics import explained_variance, l0
-from stages.dictionaries.storage import save_dictionary
-from stages.dictionaries.training import PENALISED, recipe_for
-from stages.dictionaries.training import train as train_to
+from stages.dictionaries.architectures.codec import decode, encode
+from stages.dictionaries.evaluation.metrics import explained_variance, l0
+from stages.dictionaries.storage import load_dictionary, save_dictionary
+from stages.dictionaries.training.train import ARCHITECTURES, PENALISED, recipe_for, train_dictionary
+from stages.dictionaries.training.train import train as train_to
 from stages.errors import UserError
-from stages.metering import count_flops
+from stages.metering.op_table import count_flops
 
 SPARSITY = dict.fromkeys(ARCHITECTURES, 4.0) | dict.fromkeys(PENALISED, 0.5)
 

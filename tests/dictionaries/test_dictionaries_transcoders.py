@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.activations import write_caches
-from stages.dictionaries import load_dictionary, save_dictionary
-from stages.dictionaries.metrics import explained_variance, l0
-from stages.dictionaries.trainer import Recipe, Trainer
-from stages.dictionaries.training import recipe_for
-from stages.dictionaries.transcoders import train_between, train_transcoder, transcode
+from stages.activations.writer import write_caches
+from stages.dictionaries.evaluation.metrics import explained_variance, l0
+from stages.dictionaries.storage import load_dictionary, save_dictionary
+from stages.dictionaries.training.train import recipe_for
+from stages.dictionaries.training.trainer import Recipe, Trainer
 from stages.errors import UserError
-from stages.targets import ZOO
 from stages.targets.storage import freeze, save_target
+from stages.targets.zoo import ZOO
+from stages.tools.transcoders import train_between, train_transcoder, transcode
 
 SPARSITY = {"standard": 0.02, "topk": 8.0, "batchtopk": 8.0}
 

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.command import app
-from stages.targets import Target, save_target
+from stages.contracts.target import Target
+from stages.targets.storage import save_target
 
 RUNNER = CliRunner()
 

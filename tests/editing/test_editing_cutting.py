@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stages.circuits import MaskedForward, graph_of_target
-from stages.circuits.attribution import eap
+from stages.circuits.algorithms.attribution import eap
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.zoo import graph_of_target
 from stages.editing.cutting import SITES, Site, cut, cut_scores, keep_only, mean_inputs, site_sizes, top
 from stages.errors import UserError
 

@@ -7,12 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from stages.editing import Settings, Site, behaviour_of, cut, cut_scores, mean_inputs, remove, remove_capability, top
-from stages.editing.behaviours import Behaviour
+from stages.contracts.target import Corpus, Target
+from stages.editing.behaviours import Behaviour, behaviour_of
+from stages.editing.capability import Settings, remove_capability
+from stages.editing.cutting import (
+    Site,
+    cut,
+    cut_scores,
+    mean_inputs,
+    top,
+)
 from stages.editing.measuring import clustered_interval, effect, interval, redundancy, relearn_steps
-from stages.editing.removing import GONE, HOWS, accuracy
+from stages.editing.removing import GONE, HOWS, accuracy, remove
 from stages.errors import UserError
-from stages.targets import Corpus, Target
 
 SEED = torch.Generator().manual_seed(0)
 SITES = (Site("0"), Site("2"))

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from stages.contracts.method import Interpretation, Method
 from stages.errors import MethodError
-from stages.execution import Answered, ExecutorConfig, arms_of, ask_in_process, baseline_of, checked, split
-from stages.execution.arms import BUDGETS, as_rows, budgets_of, climb, deal_out
+from stages.execution.answering import Answered, ask_in_process, checked
+from stages.execution.arms import BUDGETS, ExecutorConfig, as_rows, budgets_of, climb, deal_out, split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
-from stages.interpretation import Interpretation, Method, built_in
-from stages.metering import MeteredAccess
-from stages.tasks import Task
+from stages.execution.runs import arms_of, baseline_of
+from stages.interpretation.loading import built_in
+from stages.metering.access import MeteredAccess
 from stages.tasks.families import family
-from stages.tasks.making import make
+from stages.tasks.generation import make
+from stages.tasks.storage import Task
 
 CONFIG = ExecutorConfig(n_calibration=40)
 

@@ -6,10 +6,18 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
-from stages.interpretation import Attribute, Budget, Compare, Localise, Represent, built_in
+from stages.contracts.method import (
+    Attribute,
+    Budget,
+    Compare,
+    Localise,
+    Represent,
+)
+from stages.contracts.target import Component, Objective
+from stages.interpretation.loading import built_in
 from stages.interpretation.methods.circuit import CORPUS_INPUTS, _hidden
-from stages.metering import Ledger, MeteredAccess
-from stages.targets import Component, Objective
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
 
 METHOD = built_in("circuit")
 

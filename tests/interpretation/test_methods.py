@@ -3,13 +3,23 @@
 import pytest
 import torch
 
+from stages.contracts.method import (
+    Attribute,
+    Budget,
+    Compare,
+    Interpretation,
+    Localise,
+    Represent,
+)
+from stages.contracts.target import Intervention
 from stages.errors import MethodError, UserError
-from stages.interpretation import Attribute, Budget, Compare, Interpretation, Localise, Represent, built_in
 from stages.interpretation.artifact import load_interpretation, pack, save_interpretation, unpack
-from stages.interpretation.composed import Composed, Spec
+from stages.interpretation.loading import built_in
 from stages.interpretation.methods import BUILT_IN
-from stages.metering import Ledger, MeteredAccess, count_flops
-from stages.targets import Intervention
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.metering.op_table import count_flops
+from stages.scoring.composed import Composed, Spec
 
 N = 6
 

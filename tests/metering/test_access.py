@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from stages.metering import Ledger, MeteredAccess, count_flops
-from stages.metering.access import PhaseError
-from stages.targets import Intervention, Objective
+from stages.contracts.target import Intervention, Objective
+from stages.metering.access import MeteredAccess, PhaseError
+from stages.metering.ledger import Ledger
+from stages.metering.op_table import count_flops
 
 
 def by_hand_mlp(batch: int) -> int:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.metering import OpTable, UnknownOpError, count_flops
+from stages.metering.op_table import OpTable, UnknownOpError, count_flops
 
 
 def flops_of(function) -> int:

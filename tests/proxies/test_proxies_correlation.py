@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from stages.proxies import correlate, partial, spearman
+from stages.proxies.correlation import correlate, partial, spearman
 
 numbers = st.lists(st.integers(-5, 5), min_size=4, max_size=30)
 

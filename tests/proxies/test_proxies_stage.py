@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import paths
-from stages.activations import write_caches
+from stages.activations.writer import write_caches
+from stages.base import paths
 from stages.dictionaries import stage as dictionaries
 from stages.errors import UserError
 from stages.proxies.stage import Config, proxies, run
-from stages.targets import load_target
+from stages.targets.storage import load_target
 from tests import toy
 from tests.dictionaries.test_dictionaries_stage import make_config
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stages.report import load_results
+from stages.report.results import load_results
 from stages.report.stage import Config, run
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)

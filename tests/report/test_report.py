@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from stages.errors import UserError
-from stages.report import leaderboard_svg, load_results, render
 from stages.report.comparing import pareto_front
+from stages.report.composing import render
+from stages.report.figure import leaderboard_svg
 from stages.report.images import strip
+from stages.report.results import load_results
 from stages.report.scales import linear, logarithmic
 from stages.report.stage import Config, figure, run
 from stages.report.wording import flops, number, placebo_note, signed, summary

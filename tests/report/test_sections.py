@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.report import load_results, render
 from stages.report.circuits import circuit_table, draw_circuit, fate, fates
+from stages.report.composing import render
 from stages.report.latents import LEVELS, explorer, image_of
 from stages.report.proxies import proxy_forest, proxy_table, ranked
+from stages.report.results import load_results
 from stages.report.sweeps import BASELINES, points, styles, sweep
 from tests.report.conftest import circuits, drawing, latents, proxies
 

@@ -18,7 +18,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def graph(built: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the toy graph that a test may change; ``stages.paths`` points to it."""
+    """A copy of the toy graph that a test may change; ``stages.base.paths`` points to it."""
     root = tmp_path / "graph"
     shutil.copytree(built, root, copy_function=os.link)  # hard links: read-only use costs nothing
     shutil.rmtree(root / "params")

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from stages import paths
+from stages.base import paths
 from stages.errors import UserError
-from stages.metering import Calibration, Unexplained, calibrate
-from stages.research import Journal
-from stages.research.apart import answer_apart, interpret_apart, unchanged
-from stages.research.fresh import fresh_gap, fresh_task
-from stages.research.redteam import CONTROLS
-from stages.research.settings import cached_target, cached_task, settings
+from stages.metering.cpu_time import Calibration, Unexplained, calibrate
+from stages.redteam.red_team import CONTROLS
+from stages.research.journal import Journal
 from stages.sandbox.groups import descendants
-from stages.tasks.making import instance_keys
+from stages.scoring.fresh import fresh_gap, fresh_task
+from stages.scoring.isolated import answer_apart, interpret_apart, unchanged
+from stages.scoring.settings import cached_target, cached_task, settings
+from stages.tasks.generation import instance_keys
 from tests import toy
 from tests.sandbox.test_killed import gone
 from tests.sandbox.walls import TRUST, needs_sandbox
@@ -184,7 +184,7 @@ def results(graph: Path) -> dict[Path, int]:
 def test_killing_the_orchestrator_leaves_neither_processes_nor_half_results(graph):
     """kill -9 of `score` at random moments, with workers and sandboxes below it; then it simply runs again."""
     code = (
-        "import sys; from pathlib import Path; from stages.research.score import score_method;"
+        "import sys; from pathlib import Path; from stages.scoring.score import score_method;"
         " print('started', flush=True); score_method(Path(sys.argv[1]), progress=lambda said: None); print('done')"
     )
     method = CONTROLS / "numpy_heavy.py"

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from stages import paths
+from stages.base import paths
+from stages.base.params import load
 from stages.errors import UserError
-from stages.params import load
-from stages.research import Journal, fresh
+from stages.research.journal import Journal
 from stages.research.stage import Config, campaign, run
+from stages.scoring import fresh
 from tests import toy
 
 

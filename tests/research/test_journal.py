@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.research import Journal
+from stages.research.journal import Journal
 
 
 @given(st.integers(0, 200))

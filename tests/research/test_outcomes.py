@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from stages import paths
+from stages.base import paths
 from stages.errors import InfraError, UserError
-from stages.metering import calibrate
-from stages.research import Journal
-from stages.research.apart import interpret_apart
+from stages.metering.cpu_time import calibrate
+from stages.research.journal import Journal
 from stages.research.researchers import FilesResearcher
-from stages.research.score import _one, score_method
-from stages.research.settings import settings
 from stages.research.stage import campaign
 from stages.sandbox.groups import descendants
+from stages.scoring.isolated import interpret_apart
+from stages.scoring.score import _one, score_method
+from stages.scoring.settings import settings
 from tests.sandbox.walls import needs_sandbox
 
 HEAD = """

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from stages.errors import UserError
-from stages.research.redteam import CONTROLS, EXPLOITS, QUICK, _constants, failures, red_team
+from stages.redteam.red_team import (
+    CONTROLS,
+    EXPLOITS,
+    QUICK,
+    _constants,
+    failures,
+    red_team,
+)
 from tests.sandbox.walls import needs_sandbox
 
 HEAD = """
@@ -71,7 +78,7 @@ def test_what_gets_through_is_a_failure(graph, tmp_path, text, outcome):
 
 
 def test_every_test_of_the_list_is_covered():
-    from stages.research import house_rows
+    from stages.redteam import pipeline_attacks as house_rows
 
     covered = {n for path in EXPLOITS.glob("*.py") for n in _constants(path).get("TESTS", ())}
     text = Path(house_rows.__file__).read_text(encoding="utf-8")

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from stages.errors import UserError
-from stages.interpretation.composed import Spec
-from stages.research import RESEARCHERS, make_researcher
+from stages.research.researchers import RESEARCHERS, make_researcher
+from stages.scoring.composed import Spec
 
 
 def worth(spec: Spec) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.errors import MethodError, UserError
-from stages.research.score import score_method
+from stages.scoring.score import score_method
 from tests import toy
 
 HEAD = """

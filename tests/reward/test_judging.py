@@ -5,23 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.execution import ArmResult, Baseline, MethodArms
-from stages.execution.arms import BUDGETS
-from stages.reward import (
-    Resamples,
+from stages.contracts.task import Instances, Truth
+from stages.execution.arms import BUDGETS, ArmResult
+from stages.execution.results import Baseline, MethodArms
+from stages.reward.controls import control_rows
+from stages.reward.judging import (
     RewardConfig,
-    interval,
     judge,
     leaderboard_row,
-    pooled,
-    scores,
     task_row,
     verdict,
 )
-from stages.reward.controls import control_rows
-from stages.tasks import Task, Truth
-from stages.tasks.contract import Instances
+from stages.reward.resampling import (
+    Resamples,
+    interval,
+    pooled,
+    scores,
+)
 from stages.tasks.families import family
+from stages.tasks.storage import Task
 
 N, CALIBRATION, SEEDS = 120, 40, 3
 CONFIG = RewardConfig(draws=300)

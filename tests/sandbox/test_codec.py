@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.interpretation import Interpretation, Represent
+from stages.contracts.method import Interpretation, Represent
+from stages.contracts.target import Intervention, Objective
 from stages.sandbox.codec import Disconnected, MessageError, TimedOut, decode, encode, receive, send
-from stages.targets import Intervention, Objective
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8),

@@ -6,11 +6,13 @@ import time
 import pytest
 import torch
 
+from stages.contracts.method import Attribute, Represent
 from stages.errors import MethodError
-from stages.interpretation import Attribute, Represent, built_in
 from stages.interpretation.artifact import pack
-from stages.metering import Ledger, MeteredAccess
-from stages.sandbox import MethodProcess
+from stages.interpretation.loading import built_in
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.sandbox.host import MethodProcess
 from tests.sandbox.walls import TRUST
 
 HEAD = """
@@ -34,7 +36,7 @@ def test_same_artifact_answer_and_charge_inside_and_outside(few_shot, method):
     segments = tuple((i,) for i in range(8))
     queries = [Represent(inputs), Attribute(inputs, segments)]
     here, ledger = built_in(method), Ledger()
-    from stages.interpretation import Budget
+    from stages.contracts.method import Budget
 
     made = here.interpret(MeteredAccess(few_shot, Ledger(), free=True), Budget(60, 10**7, 0))
     access = MeteredAccess(few_shot, ledger)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from stages.contracts.method import Represent
 from stages.errors import MethodError
-from stages.interpretation import Represent
-from stages.metering import Ledger, MeteredAccess
-from stages.sandbox import MethodProcess
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
 from stages.sandbox.groups import descendants
+from stages.sandbox.host import MethodProcess
 from tests.sandbox.walls import needs_sandbox
 
 MOMENTS = int(os.environ.get("LENSMITH_KILL_MOMENTS", "3"))

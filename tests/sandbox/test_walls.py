@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.contracts.method import Represent
 from stages.errors import MethodError, UserError
-from stages.interpretation import Represent
-from stages.metering import Ledger, MeteredAccess
-from stages.sandbox import Limits, MethodProcess, bubblewrap, layers, seccomp
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.sandbox import bubblewrap, seccomp
+from stages.sandbox.bubblewrap import layers
+from stages.sandbox.host import Limits, MethodProcess
 from tests.sandbox.walls import needs_sandbox
 
 HEAD = """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.sandbox import why_unavailable
+from stages.sandbox.bubblewrap import why_unavailable
 
 TRUST = bool(why_unavailable())
 """Tests of what is the same with and without a sandbox run without one where there is none."""

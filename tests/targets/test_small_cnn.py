@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.activations import ActivationCache
+from stages.activations.cache import ActivationCache
 from stages.activations.writer import n_positions, row_width, write_caches
-from stages.targets import load_target, save_target
+from stages.targets.storage import load_target, save_target
 from stages.targets.zoo import small_cnn
 from tests.conftest import make_target
 

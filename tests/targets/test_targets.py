@@ -5,10 +5,17 @@ import json
 import pytest
 import torch
 
-from stages import paths
+from stages.base import paths
+from stages.contracts.target import (
+    Objective,
+    TargetSpec,
+    keep_segments,
+    objective_values,
+)
 from stages.errors import UserError
-from stages.targets import ZOO, Objective, TargetSpec, keep_segments, load_target, objective_values, save_target
 from stages.targets.stage import Config, TargetConfig, run
+from stages.targets.storage import load_target, save_target
+from stages.targets.zoo import ZOO
 from stages.targets.zoo.few_shot_data import digit_splits, draw_episodes
 from tests import toy
 from tests.conftest import make_target

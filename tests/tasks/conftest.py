@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.targets import ZOO, Target, save_target
-from stages.targets.contract import Corpus
-from stages.targets.storage import freeze
-from stages.tasks import MODULES, family
-from stages.tasks.making import Made, make
+from stages.contracts.target import Corpus, Target
+from stages.targets.storage import freeze, save_target
+from stages.targets.zoo import ZOO
+from stages.tasks.families import MODULES, family
+from stages.tasks.generation import Made, make
 from stages.tasks.storage import Split
 
 SPLIT: Split = "train"

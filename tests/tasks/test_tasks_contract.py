@@ -8,12 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.contracts.method import (
+    Attribute,
+    Compare,
+    Localise,
+    Represent,
+)
+from stages.contracts.task import Instances, skill
 from stages.errors import UserError
-from stages.interpretation.contract import Attribute, Compare, Localise, Represent
-from stages.metering import Ledger, MeteredAccess
-from stages.tasks import MODULES, Instances, family, skill
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.tasks.families import MODULES, family
 from stages.tasks.families.backdoor_detection import draw_kinds
-from stages.tasks.making import SPLITS, instance_keys, make, pool_of
+from stages.tasks.generation import (
+    SPLITS,
+    instance_keys,
+    make,
+    pool_of,
+)
 from tests.tasks.conftest import CASES, SIZES, SPLIT, made_small, small_target
 
 CLIMBED = [(name, target) for name, target in CASES if (name, target) != ("ablation_effect", "digits_mlp")]

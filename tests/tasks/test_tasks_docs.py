@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from stages.params import load
-from stages.tasks import MODULES, family
+from stages.base.params import load
+from stages.tasks.families import MODULES, family
 from stages.tasks.stage import Config
 
 ROOT = Path(__file__).resolve().parents[2]

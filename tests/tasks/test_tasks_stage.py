@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stages import paths
+from stages.base import paths
+from stages.base.params import load
 from stages.errors import UserError
-from stages.params import load
-from stages.tasks import list_tasks, load_task
-from stages.tasks.inspect import audit, list_families, make_instances, show_family
 from stages.tasks.stage import Config, main, run
+from stages.tasks.storage import list_tasks, load_task
+from stages.tools.tasks import (
+    audit,
+    list_families,
+    make_instances,
+    show_family,
+)
 from tests.tasks.conftest import small_target
 
 

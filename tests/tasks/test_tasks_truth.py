@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformer_lens import HookedRootModule
 
-from stages.targets import Target
+from stages.contracts.target import Target
 from stages.tasks.families.backdoor_detection import KINDS
 from stages.tasks.families.few_shot_shapley import shapley_values
 from stages.tasks.families.robustness_radius import smallest_perturbation

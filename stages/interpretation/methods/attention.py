@@ -11,7 +11,7 @@ outputs, S = segments, P = components.
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import (
+from stages.contracts.method import (
     Answer,
     Attribute,
     Budget,
@@ -22,8 +22,8 @@ from stages.interpretation.contract import (
     Query,
     Represent,
 )
+from stages.contracts.target import TargetAccess
 from stages.interpretation.representation import readout
-from stages.targets import TargetAccess
 
 __all__ = ["Attention"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.interpretation.contract import (
+from stages.contracts.method import (
     Answer,
     Attribute,
     Budget,
@@ -28,7 +28,7 @@ from stages.interpretation.contract import (
     Query,
     segment_sums,
 )
-from stages.targets import Intervention, Objective, TargetAccess
+from stages.contracts.target import Intervention, Objective, TargetAccess
 
 __all__ = ["Circuit"]
 

@@ -9,7 +9,7 @@ Shape legend: n = inputs, m = inputs per behaviour, S = segments, P = components
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import (
+from stages.contracts.method import (
     Answer,
     Attribute,
     Budget,
@@ -21,8 +21,8 @@ from stages.interpretation.contract import (
     Represent,
     segment_sums,
 )
+from stages.contracts.target import Objective, TargetAccess
 from stages.interpretation.representation import hook_names
-from stages.targets import Objective, TargetAccess
 
 __all__ = ["Gradient"]
 

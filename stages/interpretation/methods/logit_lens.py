@@ -8,7 +8,7 @@ Shape legend: n = inputs, T = token positions, D = width, C = outputs, S = segme
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import (
+from stages.contracts.method import (
     Answer,
     Attribute,
     Budget,
@@ -19,8 +19,8 @@ from stages.interpretation.contract import (
     Query,
     Represent,
 )
+from stages.contracts.target import TargetAccess
 from stages.interpretation.representation import hook_names, readout, vectors
-from stages.targets import TargetAccess
 
 __all__ = ["LogitLens"]
 

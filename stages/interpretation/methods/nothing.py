@@ -1,7 +1,13 @@
 """Declines every query: the control that must score exactly 0."""
 
-from stages.interpretation.contract import Answer, Budget, Interpretation, Method, Query
-from stages.targets import TargetAccess
+from stages.contracts.method import (
+    Answer,
+    Budget,
+    Interpretation,
+    Method,
+    Query,
+)
+from stages.contracts.target import TargetAccess
 
 __all__ = ["Nothing"]
 

@@ -3,9 +3,15 @@
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import Answer, Budget, Interpretation, Method, Query
+from stages.contracts.method import (
+    Answer,
+    Budget,
+    Interpretation,
+    Method,
+    Query,
+)
+from stages.contracts.target import TargetAccess
 from stages.interpretation.representation import Encode, Pooling, answer_with, corpus_vectors, hook_names
-from stages.targets import TargetAccess
 
 __all__ = ["Pca"]
 

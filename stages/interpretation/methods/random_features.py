@@ -5,7 +5,7 @@ Noise that depends on no input. (A random *projection* of activations would be i
 
 import torch
 
-from stages.interpretation.contract import (
+from stages.contracts.method import (
     Answer,
     Attribute,
     Budget,
@@ -16,7 +16,7 @@ from stages.interpretation.contract import (
     Query,
     Represent,
 )
-from stages.targets import TargetAccess
+from stages.contracts.target import TargetAccess
 
 __all__ = ["RandomFeatures"]
 

@@ -1,8 +1,14 @@
 """Activations as they are, at every residual-stream and hidden-layer hook point."""
 
-from stages.interpretation.contract import Answer, Budget, Interpretation, Method, Query
+from stages.contracts.method import (
+    Answer,
+    Budget,
+    Interpretation,
+    Method,
+    Query,
+)
+from stages.contracts.target import TargetAccess
 from stages.interpretation.representation import Encode, Pooling, answer_with, hook_names
-from stages.targets import TargetAccess
 
 __all__ = ["RawActivations"]
 

@@ -2,10 +2,16 @@
 
 from torch import Tensor
 
-from stages.dictionaries import encode
-from stages.interpretation.contract import Answer, Budget, Interpretation, Method, Query
+from stages.contracts.method import (
+    Answer,
+    Budget,
+    Interpretation,
+    Method,
+    Query,
+)
+from stages.contracts.target import TargetAccess
+from stages.dictionaries.architectures.codec import encode
 from stages.interpretation.representation import CORPUS_INPUTS, Encode, Pooling, answer_with, vectors
-from stages.targets import TargetAccess
 
 __all__ = ["Sae", "pack", "useful_latents"]
 

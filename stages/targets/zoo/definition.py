@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from transformer_lens import HookedRootModule
 
-from stages.targets.contract import Component, Corpus, HookSpec
+from stages.contracts.target import Component, Corpus, HookSpec
 
 __all__ = ["TargetDefinition", "train_loop"]
 

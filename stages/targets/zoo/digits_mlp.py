@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from stages.targets.contract import Component, Corpus, HookSpec
+from stages.contracts.target import Component, Corpus, HookSpec
 from stages.targets.zoo.definition import train_loop
 from stages.targets.zoo.few_shot_data import PIXELS, digit_splits
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from stages.targets.contract import Corpus
+from stages.contracts.target import Corpus
 
 __all__ = ["N_LABELS", "N_SHOTS", "PIXELS", "digit_splits", "draw_episodes"]
 

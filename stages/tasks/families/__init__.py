@@ -2,8 +2,8 @@
 
 from importlib import import_module
 
+from stages.contracts.task import TaskFamily
 from stages.errors import UserError
-from stages.tasks.contract import TaskFamily
 
 __all__ = ["MODULES", "family"]
 

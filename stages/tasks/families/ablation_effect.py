@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import Localise, Query
-from stages.targets import Intervention, Target, TargetAccess
-from stages.tasks.answers import CHUNK, ask, label_features, outputs_of
+from stages.contracts.method import Localise, Query
+from stages.contracts.target import Intervention, Target, TargetAccess
+from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.tasks.black_box import (
+    CHUNK,
+    ask,
+    label_features,
+    outputs_of,
+)
 from stages.tasks.components import decode, draw_behaviours, encode, zeroed
-from stages.tasks.contract import Instances, TaskFamily, Truth
 
 __all__ = ["AblationEffect", "compress"]
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from stages.interpretation.contract import Query, Represent
-from stages.targets import Target, TargetAccess
-from stages.tasks.answers import answer_features, ask, label_features
-from stages.tasks.contract import Instances, TaskFamily, Truth
-from stages.tasks.drawing import draw_inputs, is_few_shot
+from stages.contracts.method import Query, Represent
+from stages.contracts.target import Target, TargetAccess
+from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.tasks.black_box import answer_features, ask, label_features
+from stages.tasks.inputs import draw_inputs, is_few_shot
 
 __all__ = ["ActiveLearning", "compress"]
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from stages.interpretation.contract import Compare, Query
-from stages.targets import Target, TargetAccess
-from stages.tasks.answers import ask
-from stages.tasks.contract import Instances, TaskFamily, Truth
-from stages.tasks.drawing import draw_inputs
+from stages.contracts.method import Compare, Query
+from stages.contracts.target import Target, TargetAccess
+from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.tasks.black_box import ask
+from stages.tasks.inputs import draw_inputs
 
 __all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds"]
 

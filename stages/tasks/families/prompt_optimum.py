@@ -14,11 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import Query, Represent
-from stages.targets import Target, TargetAccess, TargetSpec, keep_segments
-from stages.tasks.answers import answer_features, ask, label_features, outputs_of
-from stages.tasks.contract import Instances, TaskFamily, Truth
-from stages.tasks.drawing import draw_inputs
+from stages.contracts.method import Query, Represent
+from stages.contracts.target import (
+    Target,
+    TargetAccess,
+    TargetSpec,
+    keep_segments,
+)
+from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.tasks.black_box import (
+    answer_features,
+    ask,
+    label_features,
+    outputs_of,
+)
+from stages.tasks.inputs import draw_inputs
 
 __all__ = ["PromptOptimum", "log_odds"]
 

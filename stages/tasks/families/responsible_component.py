@@ -15,12 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import Localise, Query
-from stages.targets import Component, Intervention, Target, TargetAccess
-from stages.tasks.answers import CHUNK, ask, label_features, outputs_of
+from stages.contracts.method import Localise, Query
+from stages.contracts.target import (
+    Component,
+    Intervention,
+    Target,
+    TargetAccess,
+)
+from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.tasks.black_box import (
+    CHUNK,
+    ask,
+    label_features,
+    outputs_of,
+)
 from stages.tasks.components import decode, draw_behaviours, encode, zeroed
-from stages.tasks.contract import Instances, TaskFamily, Truth
-from stages.tasks.drawing import draw_inputs
+from stages.tasks.inputs import draw_inputs
 
 __all__ = ["ResponsibleComponent"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.interpretation.contract import Query, Represent
-from stages.targets import Target, TargetAccess
-from stages.tasks.answers import answer_features, ask, outputs_of
-from stages.tasks.contract import Instances, TaskFamily, Truth
-from stages.tasks.drawing import draw_inputs
+from stages.contracts.method import Query, Represent
+from stages.contracts.target import Target, TargetAccess
+from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.tasks.black_box import answer_features, ask, outputs_of
+from stages.tasks.inputs import draw_inputs
 
 __all__ = ["RobustnessRadius", "smallest_perturbation"]
 

@@ -1,0 +1,1 @@
+"""Circuit discovery: ACDC, attribution patching, subnetwork probing and their controls."""

@@ -1,0 +1,1 @@
+"""Graphs over hook points, and the one masked forward pass that all algorithms share."""

@@ -1,0 +1,1 @@
+"""Modules whose circuit is known: compiled programs, planted networks, truth by ablation."""

@@ -1,0 +1,168 @@
+"""Every method on every card, several seeds: how often the known circuit is found exactly, and at what cost."""
+
+from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+
+from stages.circuits.algorithms.found import Found
+from stages.circuits.algorithms.methods import METHODS, Settings, run_method
+from stages.circuits.engine.masked import MaskedForward
+from stages.circuits.engine.objectives import mse
+from stages.circuits.evaluation import against_truth, auc, faithfulness_curve, node_scores, seed_agreement
+from stages.circuits.known.known_circuits import (
+    TOLERANCE,
+    Card,
+    Truth,
+    cards,
+    truth_of,
+)
+from stages.circuits.validity import check_circuit
+from stages.errors import UserError
+
+__all__ = ["GOALS", "bench_rows", "card_rows", "run_card", "verdicts"]
+
+Row = dict[str, Any]
+TOLD_SIZE = ("eap", "eap-ig", "eap-ig-activations", "nap", "hisp", "random")
+"""Methods that only rank: their exact recovery is of the best edges, as many as the truth has, which they are told."""
+GOALS = (
+    ("edge-sp", "exact_recovery", 0.9, "edge-sp finds the circuit exactly in at least 9 of 10 seeds"),
+    ("edge-sp", "seconds_per_seed", 6.0, "edge-sp takes at most 6 s a seed"),
+    ("acdc", "seconds_per_seed", 0.2, "ACDC takes at most 0.2 s a threshold on reverse"),
+    ("eap-ig", "seconds_per_seed", 0.1, "EAP-IG takes at most 0.1 s"),
+)
+
+
+def run_card(
+    card: Card, truth: Truth, methods: Sequence[str], seeds: int, settings: Settings | None = None
+) -> list[Row]:
+    """One row per method. Every seed has its own sample of inputs, partners of ``resample``, starts and gates."""
+    settings = settings or Settings(tolerance=TOLERANCE)
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(1)
+    data = torch.cat([card.inputs(generator) for _ in range(seeds)])
+    engine = card.engine(data, generator, groups=seeds)
+    rows = []
+    for method in methods:
+        row: Row = {
+            "card": card.name,
+            "subject": card.subject,
+            "ablation": card.ablation,
+            "length": card.length,
+            "method": method,
+            "seeds": seeds,
+            "n_edges": engine.n_edges,
+            "truth_edges": len(truth.edges),
+            "truth_agrees": truth.agree,
+            "told_size": method in TOLD_SIZE,
+        }
+        try:
+            found = run_method(method, engine, mse, torch.Generator().manual_seed(2), settings)
+        except UserError as error:
+            rows.append(row | {"failed": str(error)})
+            continue
+        rows.append(row | _judged(engine, truth, found))
+    return rows
+
+
+def _judged(engine: MaskedForward, truth: Truth, found: list[Found]) -> Row:
+    judged = [against_truth(one.scores, truth.mask, one.mask) for one in found]
+    raw = [against_truth(one.scores, truth.mask, one.unpolished) for one in found if one.unpolished is not None]
+    curves = [
+        faithfulness_curve(engine.group(i) if engine.groups > 1 else engine, mse, one.scores)
+        for i, one in enumerate(found)
+    ]
+    wanted = (node_scores(engine.layout, truth.mask) > 0.5).float()
+    nodes = [auc(node_scores(engine.layout, one.scores).nan_to_num(neginf=-1e30), wanted) for one in found]
+
+    def mean(key: str, rows: Sequence[Any] = judged) -> float | None:
+        values = [float(row[key]) for row in rows if row[key] is not None and isfinite(float(row[key]))]
+        return sum(values) / len(values) if values else None
+
+    return {
+        "exact_recovery": mean("exact_recovery"),
+        "exact_before_polish": mean("exact_recovery", raw) if raw else None,
+        "edge_auc": mean("edge_auc"),
+        "node_auc": sum(nodes) / len(nodes),
+        "precision_at_size": mean("precision_at_size"),
+        "precision": mean("precision"),
+        "recall": mean("recall"),
+        "size": mean("size"),
+        "cpr": mean("cpr", curves),
+        "cmd": mean("cmd", curves),
+        "iou_of_seeds": seed_agreement([one.mask for one in found if one.mask is not None]),
+        "forwards": sum(one.bill.forwards for one in found) / len(found),
+        "backwards": sum(one.bill.backwards for one in found) / len(found),
+        "seconds_per_seed": sum(one.bill.seconds for one in found) / len(found),
+    }
+
+
+def bench_rows(
+    names: Sequence[str] = (),
+    methods: Sequence[str] = ("edge-sp", "acdc", "eap", "eap-ig"),
+    seeds: int = 10,
+    orders: int = 3,
+    progress: Callable[[str], None] = lambda said: None,
+) -> list[Row]:
+    """Rows of all cards (by default) whose truth is one: both derivations and every order of cutting agree.
+
+    Raises:
+        UserError: an unknown card or method, or cards of compiled programs without tracr.
+    """
+    unknown = sorted(set(methods) - set(METHODS))
+    if unknown or seeds < 1:
+        raise UserError(f"methods {unknown or methods}, seeds {seeds}: use {', '.join(METHODS)} and at least one seed")
+    rows: list[Row] = []
+    for card in cards(tuple(names)):
+        progress(card.name)
+        truth = truth_of(card, orders)
+        if truth.agree:
+            rows += run_card(card, truth, methods, seeds)
+    return rows
+
+
+def card_rows(
+    names: Sequence[str] = (), orders: int = 3, progress: Callable[[str], None] = lambda said: None
+) -> list[Row]:
+    """What is known about each card: its circuit, how it was derived, and what to be wary of."""
+    rows = []
+    for card in cards(tuple(names)):
+        progress(card.name)
+        truth = truth_of(card, orders)
+        generator = torch.Generator().manual_seed(0)
+        data = card.everything()
+        engine = card.engine(data, generator)
+        bare = None if card.ablation == "zero" else Card(card.subject, "zero", card.length).engine(data, generator)
+        rows.append(
+            {
+                "card": card.name,
+                "n_edges": len(truth.mask),
+                "truth_edges": len(truth.edges) if truth.agree else None,
+                "agree": truth.agree,
+                "unique": truth.ablated.unique,
+                "irreducible": truth.ablated.irreducible,
+                "orders": truth.ablated.orders + 1,
+                "subsets_tried": truth.ablated.subsets,
+                "edges": list(truth.edges) if truth.agree else [],
+                "validity": list(check_circuit(engine, mse, truth.mask, TOLERANCE, bare).said),
+            }
+        )
+    return rows
+
+
+def verdicts(rows: Sequence[Row]) -> list[Row]:
+    """Each goal next to what was measured, over the cards it is about."""
+    found = []
+    for method, key, bound, said in GOALS:
+        about = [row for row in rows if row["method"] == method and key in row and row[key] is not None]
+        if "reverse" in said:
+            about = [row for row in about if row["subject"] == "reverse"]
+        if not about:
+            continue
+        worst = (
+            min(about, key=lambda row: row[key]) if key == "exact_recovery" else max(about, key=lambda row: row[key])
+        )
+        met = worst[key] >= bound if key == "exact_recovery" else worst[key] <= bound
+        found.append({"goal": said, "worst": worst[key], "card": worst["card"], "met": met})
+    return found

@@ -1,0 +1,1 @@
+"""What a dictionary computes: encoding, losses with hand-written gradients, sparse kernels."""

@@ -1,0 +1,1 @@
+"""How a saved dictionary is measured: metrics, baselines, probes, galleries."""

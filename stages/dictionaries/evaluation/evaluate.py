@@ -1,0 +1,354 @@
+"""Measuring one dictionary on held-out rows: every metric of ``metrics`` with its interval and its null.
+
+Shape legend: R = rows, D = width, F = latents, N = examples, C = outputs.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.activations.cache import ActivationCache, Rows
+from stages.activations.order import generator_for
+from stages.activations.writer import rows_of
+from stages.base.intervals import (
+    estimate,
+    over_items,
+    percentiles,
+    resamples,
+)
+from stages.contracts.target import Target
+from stages.dictionaries.architectures.codec import OWN, decode, encode
+from stages.dictionaries.evaluation.absorption import ClassProbe, absorption, class_probes
+from stages.dictionaries.evaluation.evaluate import geometry, metrics
+from stages.dictionaries.evaluation.subjects import (
+    N_CLASSES,
+    Subjects,
+    distinct_examples,
+    subjects,
+)
+from stages.dictionaries.storage import load_dictionary
+from stages.errors import UserError
+
+__all__ = ["Codec", "HeldOut", "codec_of", "evaluate", "held_out", "live_decoder", "load_codec", "random_dictionary"]
+
+K_SPARSE = (1, 2, 5)
+JACKKNIFE = 10
+"""Groups of examples left out in turn for the interval of the description length."""
+
+
+class Codec(NamedTuple):
+    encode: Callable[[Tensor], Tensor]
+    """(R, D) -> (R, F)."""
+    decode: Callable[[Tensor], Tensor]
+    """(R, F) -> (R, D)."""
+    decoder: Tensor
+    """(F, D)."""
+
+    @property
+    def n_latents(self) -> int:
+        return len(self.decoder)
+
+
+class HeldOut(NamedTuple):
+    """The rows one hook point's dictionaries are measured on; made once, shared by all of them."""
+
+    target: Target
+    hook: str
+    rows: Rows
+    """Validation rows of distinct inputs only."""
+    cluster: Tensor
+    """(R,) number of the example of each row, 0..n_examples-1."""
+    about: Subjects
+    embeddings: Tensor
+    """(images, X) pixels of each distinct image minus the mean training image: independent of the target."""
+    inputs: Tensor
+    """(N, *input_shape) distinct validation inputs."""
+    labels: Tensor
+    """(N,)."""
+    probe_train: tuple[Tensor, Tensor]
+    """(rows, D) training activations and (rows,) classes for probes."""
+    probe_test: Tensor
+    """Numbers of the validation rows that probes are tested on."""
+    class_probes: list[ClassProbe]
+    """What the activations themselves say of each class, on the same rows."""
+    clean: Tensor
+    """(N, C) untouched logits."""
+    ablated: Tensor
+    """(N, C) logits with zeros at the hook point."""
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.inputs)
+
+
+def held_out(target: Target, hook: str, n_probe_rows: int, root: Path | None = None) -> HeldOut:
+    """Load what dictionaries at ``hook`` are measured on.
+
+    Raises:
+        UserError: no cache, a damaged one or one of another target; too few classes to probe.
+    """
+    caches = {
+        split: ActivationCache.open(target.name, hook, split, digest=target.digest, root=root)
+        for split in ("train", "validation")
+    }
+    corpus = target.corpus("validation")
+    distinct = distinct_examples(corpus.inputs)
+    every = caches["validation"].read()
+    distinct = distinct[torch.isin(distinct, every.example)]
+    rows = Rows(*(column[torch.isin(every.example, distinct)] for column in every))
+    about = subjects(target, "validation", rows)
+    train_rows = caches["train"].read()
+    train_about = subjects(target, "train", train_rows)
+    known = (train_about.classes >= 0).nonzero().flatten()[:n_probe_rows]  # rows are shuffled: the first are a sample
+    test = (about.classes >= 0).nonzero().flatten()[:n_probe_rows]
+    if len(test) == 0 or len(torch.unique(train_about.classes[known])) < 2:
+        raise UserError(f"{target.name}: the images at {hook} have no known classes, so latents cannot be probed")
+    images = torch.zeros(int(about.image.max()) + 1, about.pixels.shape[1])
+    images = images.index_copy(0, about.image, about.pixels.float())
+    inputs, labels = corpus.inputs[distinct], corpus.labels[distinct]
+    with torch.no_grad():
+        clean = target.model(inputs)
+    return HeldOut(
+        target=target, hook=hook, rows=rows, cluster=torch.searchsorted(distinct, rows.example), about=about,
+        embeddings=images - train_about.pixels.float().mean(0), inputs=inputs, labels=labels,
+        probe_train=(train_rows.acts[known], train_about.classes[known]), probe_test=test,
+        class_probes=class_probes(
+            train_rows.acts[known], train_about.classes[known], rows.acts[test], about.classes[test], N_CLASSES
+        ),
+        clean=clean,
+        ablated=spliced_logits(target, hook, inputs, torch.zeros_like),
+    )  # fmt: skip
+
+
+def load_codec(folder: Path) -> Codec:
+    """A saved dictionary through SAELens, exactly as anyone else would load it; ours where SAELens has no class."""
+    if (dictionary := load_dictionary(folder))["cfg"]["architecture"] == OWN:
+        return codec_of(dictionary)
+    from sae_lens import SAE
+
+    sae: Any = SAE.load_from_disk(str(folder))
+    sae.eval().requires_grad_(False)
+    return Codec(sae.encode, sae.decode, sae.W_dec.detach())
+
+
+def codec_of(dictionary: Mapping[str, Any]) -> Codec:
+    """A dictionary in memory, through this room's own operations."""
+    return Codec(functools.partial(encode, dictionary), functools.partial(decode, dictionary), dictionary["W_dec"])
+
+
+def live_decoder(codec: Codec, held: HeldOut) -> Tensor:
+    """(live latents, D) decoder rows of the latents that fire on the held-out rows."""
+    with torch.no_grad():
+        fired = (codec.encode(held.rows.acts) != 0).any(0)
+    return codec.decoder[fired]
+
+
+def random_dictionary(acts: Tensor, n_latents: int, k: int, seed: int) -> dict[str, Any]:
+    """The null every dictionary is compared with: k of n_latents random unit directions about the mean."""
+    w_dec = torch.randn(n_latents, acts.shape[1], generator=generator_for("random dictionary", seed))
+    w_dec = torch.nn.functional.normalize(w_dec, dim=-1)
+    return {
+        "cfg": {
+            "architecture": "topk", "k": k, "d_in": acts.shape[1], "d_sae": n_latents, "apply_b_dec_to_input": True,
+            "rescale_acts_by_decoder_norm": False,
+        },
+        "W_enc": w_dec.T.contiguous(), "b_enc": torch.zeros(n_latents), "W_dec": w_dec, "b_dec": acts.mean(0),
+    }  # fmt: skip
+
+
+def spliced_logits(target: Target, hook: str, inputs: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, C) logits with every row at the hook point replaced.
+
+    Args:
+        replace: (R, D) -> (R, D).
+    """
+    spec = target.spec.hook(hook)
+    calls = 0
+
+    def splice(acts: Tensor, hook: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return replace(rows_of(spec, acts)).reshape(acts.shape)
+
+    with torch.no_grad():
+        logits: Tensor = target.model.run_with_hooks(inputs, fwd_hooks=[(hook, splice)])
+    assert calls == 1, f"{hook} fired {calls} times in one forward pass of {target.name}"
+    return logits
+
+
+def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[str, Any]:
+    """All metrics of one dictionary: {"<metric>": {"value", "low", "high", "null"}}, and counts as plain numbers.
+
+    Intervals (95%, bootstrap) are over examples, except for monosemanticity, class purity, class entropy, max_cosine
+    and dead_ratio, whose population is the latents, and splitting and absorption, whose population is the classes; that
+    of the description length is a jackknife over groups of examples. ``<metric>_shuffled`` of the first three is the
+    same latents over shuffled images or classes. "null" is left empty for the caller, who knows the random dictionary.
+    """
+    generator = generator_for("evaluation", seed)
+    acts, x = held.rows.acts, held.rows.acts.double()
+    with torch.no_grad():
+        latents = codec.encode(acts)
+        reconstruction = codec.decode(latents)
+    fired = latents != 0
+    alive = fired.any(0)
+    weights = resamples(held.n_examples, n_resamples, generator)
+    per_row = weights[:, held.cluster]
+    out: dict[str, Any] = {
+        "n_validation_rows": len(acts),
+        "n_validation_examples": held.n_examples,
+        "l0": estimate(metrics.l0(latents), *percentiles(per_row @ fired.sum(-1).double() / per_row.sum(-1))),
+        "explained_variance": estimate(
+            metrics.explained_variance(acts, reconstruction), *_variance_interval(x, reconstruction.double(), per_row)
+        ),
+        "dead_ratio": estimate(*over_items((~alive).double(), n_resamples, generator)),
+        **_shrinkage(acts, reconstruction, per_row),
+        "density_histogram": geometry.density_histogram(metrics.density(latents)),
+        "max_cosine": estimate(*over_items(geometry.max_cosine(codec.decoder[alive]), n_resamples, generator)),
+    }
+    out |= _lengths(acts, latents, reconstruction, codec.decoder, held)
+    out |= _behaviour(codec, held, weights)
+    out |= _meaning(latents[:, alive], held, n_resamples, generator)
+    out |= _probes(codec, held, latents, per_row, n_resamples, generator)
+    return out
+
+
+def _shrinkage(acts: Tensor, reconstruction: Tensor, per_row: Tensor) -> dict[str, Any]:
+    x, y = acts.double(), reconstruction.double()
+    bias = (per_row @ y.square().sum(-1)) / (per_row @ (x * y).sum(-1))
+    lengths = x.norm(dim=-1)
+    kept = per_row * (lengths >= geometry.SHORT)
+    ratio = kept @ (y.norm(dim=-1) / lengths.clamp_min(geometry.SHORT)) / kept.sum(-1)
+    return {
+        "reconstruction_bias": estimate(metrics.reconstruction_bias(acts, reconstruction), *percentiles(bias)),
+        "l2_ratio": estimate(geometry.l2_ratio(acts, reconstruction), *percentiles(ratio)),
+    }
+
+
+def _lengths(
+    acts: Tensor, latents: Tensor, reconstruction: Tensor, decoder: Tensor, held: HeldOut
+) -> dict[str, dict[str, Any]]:
+    """Description length in bits per row, with one group of examples left out at a time for the intervals."""
+    groups = min(JACKKNIFE, held.n_examples)
+    without = torch.stack([(held.cluster % groups != group).double() for group in range(groups)])
+    weights = torch.cat([torch.ones(1, len(acts), dtype=torch.float64), without])
+    codes, residual, raw = geometry.description_lengths(acts, latents, reconstruction, decoder, weights)
+    named = {"": codes + residual, "_codes": codes, "_raw": raw}
+    return {
+        f"description_length{suffix}": estimate(float(bits[0]), *geometry.jackknife(float(bits[0]), bits[1:]))
+        for suffix, bits in named.items()
+    }
+
+
+def _variance_interval(x: Tensor, y: Tensor, per_row: Tensor) -> tuple[float, float]:
+    count = per_row.sum(-1)
+    residual = per_row @ (x - y).square().sum(-1)
+    total = per_row @ x.square().sum(-1) - (per_row @ x).square().sum(-1) / count
+    return percentiles(1.0 - residual / total)
+
+
+def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> dict[str, Any]:
+    """What the target still does with the reconstruction in place of the activation."""
+    spliced = spliced_logits(held.target, held.hook, held.inputs, lambda rows: codec.decode(codec.encode(rows)))
+    loss = {
+        name: torch.nn.functional.cross_entropy(logits, held.labels, reduction="none").double()
+        for name, logits in (("clean", held.clean), ("spliced", spliced), ("ablated", held.ablated))
+    }
+    point = metrics.loss_recovered(loss["clean"], loss["spliced"], loss["ablated"])
+    mean = {name: weights @ values / weights.sum(-1) for name, values in loss.items()}
+    ratio = (mean["ablated"] - mean["spliced"]) / (mean["ablated"] - mean["clean"])
+    same = (held.clean.argmax(-1) == spliced.argmax(-1)).double()
+    right = {
+        name: (logits.argmax(-1) == held.labels).double() for name, logits in (("clean", held.clean), ("s", spliced))
+    }
+    drop = right["clean"] - right["s"]
+    worst = metrics.divergences(held.clean, held.ablated)
+    return {
+        "loss_recovered": estimate(point.ratio, *percentiles(ratio)),
+        "loss_clean": estimate(point.clean, *percentiles(mean["clean"])),
+        "loss_spliced": estimate(point.spliced, *percentiles(mean["spliced"])),
+        "loss_ablated": estimate(point.ablated, *percentiles(mean["ablated"])),
+        "loss_recovered_small_denominator": point.small_denominator,
+        "ablation": "zero",
+        "kl_recovered": estimate(
+            metrics.kl_recovered(held.clean, spliced, held.ablated),
+            *percentiles(1.0 - (weights @ metrics.divergences(held.clean, spliced)) / (weights @ worst)),
+        ),
+        "accuracy_drop": estimate(drop.mean().item(), *percentiles(weights @ drop / weights.sum(-1))),
+        "top1_agreement": estimate(
+            metrics.top1_agreement(held.clean, spliced), *percentiles(weights @ same / weights.sum(-1))
+        ),
+    }
+
+
+def image_latents(latents: Tensor, image: Tensor) -> Tensor:
+    """(images, F) mean over the rows about each distinct image."""
+    n = int(image.max()) + 1
+    total = torch.zeros(n, latents.shape[1], dtype=torch.float64).index_add(0, image, latents.double())
+    return total / torch.bincount(image, minlength=n).unsqueeze(-1)
+
+
+def _meaning(latents: Tensor, held: HeldOut, n_resamples: int, generator: torch.Generator) -> dict[str, Any]:
+    """Monosemanticity per distinct image, purity and entropy per row of known class; live latents only."""
+    by_image = image_latents(latents, held.about.image)
+    shuffled = by_image[torch.randperm(len(by_image), generator=generator)]
+    known = held.about.classes >= 0
+    z, classes = latents[known], held.about.classes[known]
+    mixed = classes[torch.randperm(len(classes), generator=generator)]
+    pairs = {
+        "monosemanticity": (
+            metrics.monosemanticity(by_image, held.embeddings),
+            metrics.monosemanticity(shuffled, held.embeddings),
+        ),
+        "class_purity": (
+            metrics.class_purity(z, classes, N_CLASSES),
+            metrics.class_purity(z, mixed, N_CLASSES),
+        ),
+        "class_entropy": (
+            metrics.class_entropy(z, classes, N_CLASSES),
+            metrics.class_entropy(z, mixed, N_CLASSES),
+        ),
+    }
+    out: dict[str, Any] = {
+        name + suffix: estimate(*over_items(value, n_resamples, generator))
+        for name, both in pairs.items()
+        for suffix, value in zip(("", "_shuffled"), both, strict=True)
+    }
+    return out | {
+        "n_images": len(by_image),
+        "n_monosemanticity_latents": int(torch.isfinite(pairs["monosemanticity"][0]).sum()),
+    }
+
+
+def _probes(
+    codec: Codec, held: HeldOut, latents: Tensor, per_row: Tensor, n_resamples: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """Class of the image from k latents (balanced accuracy, chance 0.5) and from all (accuracy); absorption."""
+    train_acts, train_classes = held.probe_train
+    with torch.no_grad():
+        train = codec.encode(train_acts)
+    test, classes = latents[held.probe_test], held.about.classes[held.probe_test]
+    weights = per_row[:, held.probe_test]
+    out = {}
+    for k in K_SPARSE:
+        right = metrics.k_sparse_probing(train, train_classes, test, classes, N_CLASSES, k)
+        out[f"probe_{k}_sparse"] = estimate(
+            metrics.balanced_accuracy(right, classes).item(),
+            *percentiles(metrics.balanced_accuracy(right, classes, weights)),
+        )
+    right = metrics.full_probing(train, train_classes, test, classes).double()
+    out["probe_full"] = estimate(right.mean().item(), *percentiles(weights @ right / weights.sum(-1)))
+    found = absorption(held.class_probes, train, train_classes, test, classes, codec.decoder)
+    named = {"splitting": found.splitting, "absorption": found.fraction, "absorption_full": found.full}
+    return out | {name: estimate(*over_items(of, n_resamples, generator)) for name, of in named.items()}
+
+
+def raw_probe(held: HeldOut) -> float:
+    """Accuracy of the full probe on the activations themselves: what there is to read at this hook point."""
+    train, classes = held.probe_train
+    right = metrics.full_probing(train, classes, held.rows.acts[held.probe_test], held.about.classes[held.probe_test])
+    return right.double().mean().item() if len(right) else math.nan

@@ -1,0 +1,1 @@
+"""How a dictionary is trained on an activation cache."""

@@ -1,0 +1,270 @@
+"""``lensmith redteam``: every exploit through the real path, and honest strong methods beside them.
+
+An exploit is a method file in ``stages/redteam/exploits``. It is interpreted, frozen, asked and judged like
+any other method
+that nobody has reviewed. What counts as held back:
+
+    void       the result was thrown out, with a reason
+    blocked    it failed or declined, or what it computed was charged in full, and its reward is not above that of a
+    method
+               that does nothing
+
+Anything else fails the run: ``breached`` (the file says, by raising BREACH, that it got what it was after),
+``scored`` (a reward above
+`nothing`, beyond the noise floor), ``uncharged`` (it did known work that no meter saw) and ``unflagged`` (it should
+be void).
+Controls must be ``ok``, and score the same inside the sandbox and outside, within the noise floor.
+
+Constants of an exploit file: TESTS (numbers of the list it covers), DEFENCE (what holds it back where it simply gets
+nothing), EXPECT
+("void" where nothing less will do), TRUE_FLOPS (work it does per answer), N_TASKS (answers it needs).
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from joblib import delayed
+
+from stages.base import paths
+from stages.base.processes import processes
+from stages.errors import MethodError, UserError
+from stages.execution.answering import Answered, ask_in_process
+from stages.execution.results import MethodArms, load_baseline
+from stages.execution.runs import arms_of
+from stages.interpretation.artifact import pack, unpack
+from stages.interpretation.loading import from_file
+from stages.interpretation.stage import interpret
+from stages.metering.cpu_time import Calibration, calibrate
+from stages.redteam.pipeline_attacks import house_rows
+from stages.reward.judging import judge, noise_floor
+from stages.scoring.isolated import (
+    Apart,
+    answer_apart,
+    interpret_apart,
+    layer_of,
+)
+from stages.scoring.settings import (
+    Settings,
+    cached_target,
+    cached_task,
+    jobs,
+    settings,
+)
+from stages.tasks.storage import list_tasks
+
+__all__ = ["COLUMNS", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
+
+FOLDER = Path(__file__).resolve().parents[1] / "sandbox" / "redteam"
+EXPLOITS, CONTROLS = FOLDER / "exploits", FOLDER / "controls"
+QUICK = (
+    "calls_out",
+    "count_cleared",
+    "fork_bomb",
+    "memory_hog",
+    "modes_disabled",
+    "numpy_of_its_own",
+    "reads_truth_from_disk",
+    "socket_reuse",
+)
+"""A cross-section that takes less than a minute; with one control."""
+COLUMNS = ("name", "kind", "outcome", "charged FLOPs", "reward", "layer", "what happened")
+TIMEOUT_S = 8.0
+FULL_SHARE = 0.9
+Progress = Callable[[str], None]
+
+
+def _constants(path: Path) -> dict[str, Any]:
+    """Upper-case assignments at the top of a file, read without running it."""
+    found: dict[str, Any] = {}
+    operations = {ast.Mult: operator.mul, ast.Pow: operator.pow, ast.Add: operator.add, ast.FloorDiv: operator.floordiv}
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.BinOp) and type(node.op) in operations:
+            return operations[type(node.op)](value(node.left), value(node.right))
+        return ast.literal_eval(node)
+
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
+            try:
+                found[node.targets[0].id] = value(node.value)
+            except ValueError:
+                continue
+    return found
+
+
+def _cases(chosen: Settings) -> list[tuple[str, str]]:
+    """(family, target) to attack on, best first: small target, one item per instance, small noise floor."""
+    folder = paths.require(paths.execution_dir("baseline"), "baseline")
+
+    def key(case: tuple[str, str]) -> tuple[bool, bool, bool, float, tuple[str, str]]:
+        task = cached_task(*case)
+        baseline = load_baseline(folder, task.name)
+        arms = arms_of(task, baseline, Answered("declined", None, 0.0, 0.0), chosen.execution)
+        # A floor of zero is a degenerate task: both of its baseline arms do the same thing.
+        floor = noise_floor(judge(task, baseline, arms, chosen.reward).aa_reward) or 1.0
+        many = task.truth.values.shape[1] > 1
+        return (many, task.family.query_kind != "Represent", case[1] != "digits_mlp", floor, case)
+
+    return sorted((task for split in ("train", "validation") for task in list_tasks(split)), key=key)
+
+
+def _judged(arms: MethodArms, family: str, target: str, chosen: Settings) -> tuple[float, float, float]:
+    """(reward, its lower limit, noise floor)."""
+    task = cached_task(family, target)
+    judged = judge(task, load_baseline(paths.execution_dir("baseline"), task.name), arms, chosen.reward)
+    return (
+        float(judged.reward[0]),
+        float(sorted(judged.reward[1:])[len(judged.reward) // 40]),
+        noise_floor(judged.aa_reward),
+    )
+
+
+def _attack(path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration) -> dict[str, Any]:
+    """One exploit (or any method file): its row."""
+    facts = _constants(path)
+    cases = cases[: int(facts.get("N_TASKS", 1))]
+    row: dict[str, Any] = {"name": path.stem, "kind": "exploit", "tests": list(facts.get("TESTS", ()))}
+    done: list[Apart] = []
+    rewards = []
+    try:
+        made = interpret_apart(path, path.stem, sorted({t for _, t in cases}), chosen, TIMEOUT_S, False)
+        for family, target in cases:
+            task = cached_task(family, target)
+            timeout = 60.0 if facts.get("TRUE_FLOPS") or facts.get("EXPECT") else TIMEOUT_S
+            apart = answer_apart(path, path.stem, made[target], task, cached_target(target), timeout, False, rates)
+            done.append(apart)
+            baseline = load_baseline(paths.execution_dir("baseline"), task.name)
+            rewards.append(_judged(arms_of(task, baseline, apart.answered, chosen.execution), family, target, chosen))
+            if apart.outcome in ("failed", "void"):
+                break
+    except MethodError as error:
+        breached = "BREACH" in str(error)
+        return row | {
+            "outcome": "breached" if breached else "blocked",
+            "charged_flops": 0.0,
+            "reward": 0.0,
+            "layer": layer_of(error.cause),
+            "reason": error.cause[:200],
+        }
+    worst = next((a for a in done if a.outcome in ("void", "failed")), done[-1])
+    charged = sum(float(a.facts["charged_flops"]) for a in done)
+    true_flops = float(facts.get("TRUE_FLOPS", 0))
+    reward, low, floor = max(rewards)
+    full = charged >= FULL_SHARE * true_flops
+    if "BREACH" in worst.reason:
+        outcome = "breached"
+    elif worst.outcome == "void":
+        outcome = "void"
+    elif facts.get("EXPECT") == "void":
+        outcome = "unflagged"
+    elif reward > floor and low > 0:
+        outcome = "scored"
+    elif true_flops and worst.outcome != "failed" and not full:
+        outcome = "uncharged"
+    else:
+        outcome = "blocked"
+    return row | {
+        "outcome": outcome,
+        "charged_flops": charged,
+        "reward": None if worst.outcome == "void" else round(reward, 6),
+        "layer": worst.layer or str(facts.get("DEFENCE", "reward")),
+        "reason": worst.reason[:200] or ("charged in full" if true_flops else "it got nothing"),
+    }
+
+
+def _control(path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration) -> dict[str, Any]:
+    """One honest method, in the sandbox and in this process: its row."""
+    inside, outside, floors, charged, layer, reason, ok = [], [], [], 0.0, "", "", True
+    targets = sorted({t for _, t in cases})
+    method = from_file(path)
+    apart_made = interpret_apart(path, path.stem, targets, chosen, 60.0, False)
+    limit = chosen.interpretation
+    for family, target in cases:
+        task, model = cached_task(family, target), cached_target(target)
+        baseline = load_baseline(paths.execution_dir("baseline"), task.name)
+
+        def reward_of(answered: Answered, task: Any = task, baseline: Any = baseline) -> tuple[float, float, float]:
+            arms = arms_of(task, baseline, answered, chosen.execution)
+            return _judged(arms, task.family.name, task.target_name, chosen)
+
+        apart = answer_apart(path, path.stem, apart_made[target], task, model, 60.0, False, rates)
+        made = unpack(*pack(interpret(method, path.stem, model, limit), path.stem, "interpret", limit.max_bytes))
+        here = reward_of(ask_in_process(method, path.stem, made, task, model))
+        there = reward_of(apart.answered)
+        inside.append(there[0])
+        outside.append(here[0])
+        floors.append(there[2])
+        charged += float(apart.facts["charged_flops"])
+        if apart.outcome in ("failed", "void"):
+            ok, layer, reason = False, apart.layer, apart.reason
+    difference = max(abs(a - b) for a, b in zip(inside, outside, strict=True))
+    same = difference <= max(floors)
+    return {
+        "name": path.stem,
+        "kind": "control",
+        "tests": [],
+        "outcome": "ok" if ok and same else "refused" if not ok else "differs",
+        "charged_flops": charged,
+        "reward": round(sum(inside) / len(inside), 6),
+        "reward_outside": round(sum(outside) / len(outside), 6),
+        "noise_floor": round(max(floors), 6),
+        "layer": layer,
+        "reason": reason[:200] or f"inside and outside differ by {difference:.2g}, noise floor {max(floors):.2g}",
+    }
+
+
+def red_team(
+    *, quick: bool = False, file: Path | None = None, progress: Progress = lambda said: None
+) -> list[dict[str, Any]]:
+    """Run it.
+
+    Args:
+        quick: the cross-section only.
+        file: one method file instead, judged as an exploit.
+
+    Returns:
+        One row each: {"name", "kind", "outcome", "charged_flops", "reward", "layer", "tests", "reason"}.
+
+    Raises:
+        UserError: no such file, the graph has not been run, or there is no sandbox here.
+    """
+    if file is not None and not file.is_file():
+        raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
+    chosen, _ = settings()
+    cases, rates = _cases(chosen), calibrate()
+    exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
+    controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]
+    progress(f"{len(exploits)} exploits and {len(controls)} controls")
+    with processes(jobs()) as pool:
+        rows: list[dict[str, Any]] = pool(
+            [delayed(_attack)(path, cases, chosen, rates) for path in exploits]
+            + [delayed(_control)(path, cases[:2], chosen, rates) for path in controls]
+        )
+    return rows if file else rows + house_rows(cases[0], chosen)
+
+
+def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that must not be."""
+    good = {"exploit": ("blocked", "void"), "control": ("ok",)}
+    return [row for row in rows if row["outcome"] not in good[row["kind"]]]
+
+
+def as_cells(row: dict[str, Any]) -> list[str]:
+    """A row as text, for a terminal."""
+    reward = "-" if row["reward"] is None else f"{row['reward']:+.3f}"
+    charged = f"{row['charged_flops']:.3g}"
+    return [row["name"], row["kind"], row["outcome"], charged, reward, row["layer"], row["reason"]]
+
+
+def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/security.md: without rewards and FLOPs of a machine."""
+    lines = ["| Name | What it tries | Kind | Outcome | Held back by |", "|---|---|---|---|---|"]
+    for row in rows:
+        path = (CONTROLS if row["kind"] == "control" else EXPLOITS) / f"{row['name']}.py"
+        tries = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        what = tries or row["name"].replace("_", " ") + " (on a record, a gate or a price list)"
+        lines.append(f"| `{row['name']}` | {what} | {row['kind']} | {row['outcome']} | {row['layer'] or '-'} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,203 @@
+"""``lensmith score``: a method of the user's own, on train and validation tasks, next to the built-in ones.
+
+The method runs in a process of its own, with a time limit; target, labels, meter and scoring stay here. What the three
+meters said goes to MLflow and to a side file, since CPU time varies from run to run.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from joblib import delayed
+
+from stages import tracking
+from stages.base import paths
+from stages.base.processes import processes
+from stages.errors import InfraError, UserError
+from stages.execution.results import MethodArms
+from stages.execution.runs import arms_of
+from stages.interpretation.methods import BUILT_IN
+from stages.metering.cpu_time import Calibration, calibrate
+from stages.research.projection import meter_points
+from stages.reward.judging import Judged, leaderboard_row, task_row
+from stages.reward.stage import read_rows
+from stages.scoring.fresh import fresh_gap
+from stages.scoring.isolated import (
+    Apart,
+    Frozen,
+    answer_apart,
+    interpret_apart,
+)
+from stages.scoring.settings import (
+    INFRA,
+    Settings,
+    cached_baseline,
+    cached_target,
+    cached_task,
+    jobs,
+    settings,
+)
+from stages.scoring.trial import judge_arms
+from stages.tasks.storage import list_tasks
+
+__all__ = ["score_method", "verdict_text"]
+
+Progress = Callable[[str], None]
+
+
+def _one(
+    source: Path,
+    name: str,
+    frozen: Frozen,
+    family: str,
+    target: str,
+    chosen: Settings,
+    timeout_s: float,
+    trust: bool,
+    rates: Calibration,
+    fresh: bool,
+) -> tuple[str, Apart, MethodArms | None, dict[str, Any] | None]:
+    """One task: the answer from a process of its own, then the arms. A failure of the machinery is an outcome."""
+    task, model, gap = cached_task(family, target), cached_target(target), None
+    baseline = cached_baseline(paths.execution_dir("baseline"), task.name)
+    try:
+        apart = answer_apart(source, name, frozen, task, model, timeout_s, trust, rates)
+        if fresh:
+            gap = fresh_gap(source, name, frozen, apart, task, model, chosen, timeout_s, trust, rates)
+        arms = arms_of(task, baseline, apart.answered, chosen.execution)
+    except INFRA as error:
+        return task.name, Apart.infra(task.name, error), None, None
+    return task.name, apart, arms, gap
+
+
+def score_method(
+    path: Path,
+    *,
+    timeout_s: float = 120.0,
+    trust: bool = False,
+    only: Sequence[tuple[str, str]] | None = None,
+    fresh: bool = True,
+    progress: Progress = print,
+) -> dict[str, Any]:
+    """Score the method in a file.
+
+    Args:
+        path: the file.
+        timeout_s: wall limit of one call of the method.
+        trust: run it without the sandbox.
+        only: (family, target) of the tasks; None: all of train and validation.
+        fresh: compare with instances that are drawn now, from a secret seed.
+        progress: told what is being done.
+
+    Returns:
+        {"method", "rows": leaderboard rows of it and the built-in methods, "per_task": its rows, "verdict",
+        "verdict_text", "outcome": ok, failed, void or infra, "reason", "meters": FLOPs of each task by layer,
+        "calibration", "fresh_gap": rows per task}.
+        A result that is void or infra has no rows of its own. The meters also go to MLflow and, as "meters_file" says,
+        to .lensmith/meters/<method>.json.
+
+    Raises:
+        UserError: the graph has not been run, or there is no sandbox and no ``trust``.
+        MethodError: the file does not import, or interpret fails. (Failing to answer is a result, not an error.)
+        InfraError: no method starts here, or a worker process was killed. (On a single task it is a result.)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
+    chosen, _ = settings()
+    splits = {
+        split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
+    }
+    tasks = [*splits["train"], *splits["validation"]]
+    paths.require(paths.execution_dir("baseline"), "baseline")
+    rates = calibrate()
+    progress("interpret")
+    try:
+        made = interpret_apart(path, path.stem, sorted({target for _, target in tasks}), chosen, timeout_s, trust)
+    except OSError as error:
+        raise InfraError(f"no method's process could be made ({error}): run it again") from error
+    progress("answers, assisted and placebo arms")
+    work = [delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, fresh) for f, t in tasks]
+    try:
+        with processes(jobs()) as pool:
+            done = pool(work)
+    except BrokenProcessPool as error:
+        raise InfraError(f"a worker process was killed ({' '.join(str(error).split())[:200]}): run it again") from error
+    name = path.stem if path.stem not in BUILT_IN else f"{path.stem}_of_yours"
+    void = [apart for _, apart, _, _ in done if apart.outcome == "void"]
+    infra = [apart for _, apart, _, _ in done if apart.outcome == "infra"]
+    judged: dict[str, list[Judged]] = {}
+    if not void and not infra:
+        arms = {task_name: of_task for task_name, _, of_task, _ in done if of_task is not None}
+        judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
+    mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
+    rows = mine + [row for file in ("train", "leaderboard") for row in read_rows(file)]
+    rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
+    failed = [apart for _, apart, _, _ in done if apart.outcome == "failed"]
+    worst = next(iter([*void, *infra, *failed]), None)
+    outcome = "void" if void else "infra" if infra else "failed" if failed else "ok"
+    meters = [apart.facts | {"outcome": apart.outcome} for _, apart, _, _ in done]
+    return {
+        "method": name,
+        "meters_file": _keep(name, outcome, meters, rates),
+        "interpret_bytes": sum(frozen.n_bytes for frozen in made.values()),
+        "interpret_cpu_s": round(sum(frozen.seconds for frozen in made.values()), 3),
+        "rows": rows,
+        "per_task": [task_row(name, j) for split in judged for j in judged[split]],
+        "outcome": outcome,
+        "reason": worst.reason if worst else "",
+        "layer": worst.layer if worst else "",
+        "meters": meters,
+        "fresh_gap": [gap for _, _, _, gap in done if gap is not None],
+        "calibration": rates.facts(),
+        "verdict": mine[-1]["verdict"] if mine else outcome,
+        "verdict_text": verdict_text(mine[-1], judged[mine[-1]["split"]])
+        if mine
+        else f"{name} is {outcome}, which is no score: {worst.reason if worst else ''}."
+        + ("" if void else " That is not the method's fault: run it again."),
+    }
+
+
+def _keep(name: str, outcome: str, meters: list[dict[str, Any]], rates: Calibration) -> str:
+    """Write what the meters said beside the results and to MLflow; returns the file, relative to the working copy."""
+    file = paths.meters_file(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"method": name, "outcome": outcome, "meters": meters, "calibration": rates.facts()}
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(file)
+    with tracking.stage_run(f"score {name}", {"method": name}) as log:
+        log.tag({"lensmith.kind": "score", "outcome": outcome})
+        log(meter_points([of for of in meters if "flops_a" in of]))
+        log({f"calibration/{key}": value for key, value in rates.facts().items()})
+    return file.relative_to(paths.root()).as_posix()
+
+
+def verdict_text(row: dict[str, Any], judged: Sequence[Judged]) -> str:
+    """One plain sentence or three about the validation row."""
+    words = {
+        "better": "better than the baseline, beyond the noise floor",
+        "worse": "worse than the baseline, beyond the noise floor",
+        "not distinguishable": "not distinguishable from the baseline",
+    }
+    text = (
+        f"{row['method']} is {words[row['verdict']]} on held-out families: reward {row['reward_mean']:+.3f}"
+        f" [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}], noise floor {row['noise_floor']:.3f},"
+        f" n = {row['n_tasks']} tasks x {row['n_seeds']} seeds."
+    )
+    as_well = row["placebo_reward"] >= row["reward_mean"] - row["noise_floor"]
+    text += (
+        f" Its placebo, the same answers dealt to other instances, {'did as well' if as_well else 'did not do as well'}"
+        f" ({row['placebo_reward']:+.3f} [{row['placebo_low']:+.3f}, {row['placebo_high']:+.3f}])."
+    )
+    if as_well and row["verdict"] == "better":
+        text += " So what helped is not what the answers say."
+    failed = [f"{j.task.name} ({j.arms.reason})" for j in judged if j.arms.status == "failed"]
+    if failed:
+        text += f" It failed on {'; '.join(failed)}, and pays for that in full."
+    declined = [j.task.name for j in judged if j.arms.status == "declined"]
+    if declined:
+        text += f" It declined {', '.join(declined)}."
+    return text

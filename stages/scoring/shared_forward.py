@@ -1,0 +1,62 @@
+"""One forward pass shared by the parts of a composed method."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.contracts.target import (
+    Forward,
+    Gradients,
+    Intervention,
+    Objective,
+    TargetAccess,
+    TargetSpec,
+)
+
+__all__ = ["SharedForward"]
+
+
+class SharedForward:
+    """A ``TargetAccess`` that asks for all hook points at once and remembers the last inputs.
+
+    A forward pass costs the same whatever is captured, so parts that look at the same inputs pay for one pass together.
+    """
+
+    def __init__(self, access: TargetAccess, hook_points: Sequence[str]) -> None:
+        self._access, self._hook_points = access, list(hook_points)
+        self._memory: list[tuple[Tensor, Forward]] = []
+        self._variants: dict[int, SharedForward] = {}
+
+    @property
+    def spec(self) -> TargetSpec:
+        return self._access.spec
+
+    def forward(
+        self, inputs: Tensor, capture: Sequence[str] = (), interventions: Sequence[Intervention] = ()
+    ) -> Forward:
+        if interventions:
+            return self._access.forward(inputs, capture, interventions)
+        result = next((known for seen, known in self._memory if seen is inputs or torch.equal(seen, inputs)), None)
+        if result is None:
+            result = self._access.forward(inputs, self._hook_points)
+            self._memory.append((inputs, result))
+        return Forward(result.outputs, {name: result.captured[name] for name in capture})
+
+    def gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
+        return self._access.gradients(inputs, objective, wrt)
+
+    def variant(self, index: int) -> "SharedForward":
+        if index not in self._variants:
+            self._variants[index] = SharedForward(self._access.variant(index), self._hook_points)
+        return self._variants[index]
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._access.weights()
+
+    def corpus(self, split: Any = "train") -> Any:
+        return self._access.corpus(split)
+
+    def dictionaries(self) -> dict[str, dict[str, Any]]:
+        return self._access.dictionaries()
