@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.contracts.method import Interpretation, Method, Represent
+from lensmith import Interpretation, Method, Represent
 
 
 class ClassMeans(Method):

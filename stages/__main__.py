@@ -1,6 +1,6 @@
 """``python -m stages STAGE [ARGUMENTS]``: what every command of dvc.yaml runs.
 
-``STAGE`` is a room (``targets``: its ``stage.py``) or one module of a room (``scoring.fresh``); the module has a ``main``.
+``STAGE`` is a room (``targets``: its ``stage.py``) or one module (``scoring.fresh``); the module has a ``main``.
 """
 
 import sys

@@ -9,7 +9,7 @@ from stages.targets.zoo import ZOO
 
 
 def make_target(name: str, steps: int, n: int = 200) -> Target:
-    definition, generator = ZOO[name](), torch.Generator().manual_seed(0)
+    definition, generator = ZOO.find(name)(), torch.Generator().manual_seed(0)
     data = definition.data(0)
     model = definition.build(generator)
     if steps:

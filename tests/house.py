@@ -1,10 +1,19 @@
-"""What dvc.yaml says a node depends on, and what its code really imports. Used by test_house.py."""
+"""What dvc.yaml says a node depends on, and what its code really imports: file by file, both ways.
+
+    python -m tests.house      prints the dependencies on code that each stage should declare
+
+Imports come from grimp. A room's ``__init__`` re-exports nothing, so an import names the file it needs.
+"""
 
 import ast
+import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grimp
+import yaml
 from dvc.repo import Repo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,19 +21,26 @@ PACKAGE = "stages"
 
 NO_INFLUENCE = {
     "stages": "a docstring",
-    "stages.errors": "how a failure is told; it changes no output",
+    "stages.__main__": "starts a stage; it changes no output",
+    "stages.errors": "how a failure is shown; it changes no output",
     "stages.tracking": "a projection; it changes no output",
+    "stages.base.registry": "finds a file by its name; which file is a dependency of its own",
 }
 """Modules that every stage may import and none depends on: an edit must not re-run everything."""
 
 
 class Node(NamedTuple):
     name: str
-    room: str
-    arm: str
+    entry: str
+    """Module whose ``main`` the command runs."""
+    arguments: tuple[str, ...]
     deps: tuple[str, ...]
     params: dict[str, tuple[str, ...]]
     """{params file: keys, or () for the whole file}."""
+
+    @property
+    def arm(self) -> str:
+        return self.name.partition("@")[2]
 
 
 @cache
@@ -34,99 +50,147 @@ def nodes() -> tuple[Node, ...]:
     with Repo(str(ROOT)) as repo:
         for stage in repo.index.stages:
             words: list[str] = str(stage.cmd).split()
-            room = words[words.index("-m") + 1].removeprefix(f"{PACKAGE}.")
+            assert words[:3] == ["python", "-m", PACKAGE], f"{stage.addressing}: {stage.cmd}"
+            entry = f"{PACKAGE}.{words[3]}" if "." in words[3] else f"{PACKAGE}.{words[3]}.stage"
             plain = [dep for dep in stage.deps if type(dep).__name__ == "Dependency"]
             params: dict[str, tuple[str, ...]] = {}
             for dep in stage.deps:
                 if type(dep).__name__ == "ParamsDependency":
                     given: Any = dep.params
                     params[Path(dep.fs_path).relative_to(ROOT).as_posix()] = tuple(given)
-            arm = stage.addressing.partition("@")[2]
             deps = tuple(sorted(Path(dep.fs_path).relative_to(ROOT).as_posix() for dep in plain))
-            found.append(Node(stage.addressing, room, arm, deps, params))
+            found.append(Node(stage.addressing, entry, tuple(words[4:]), deps, params))
     return tuple(found)
 
 
-def file_of(module: str) -> Path | None:
-    """The file of a first-party module or package, if it is one."""
+def file_of(module: str) -> Path:
     path = ROOT / module.replace(".", "/")
-    if path.with_suffix(".py").is_file():
-        return path.with_suffix(".py")
-    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 @cache
-def imports_of(module: str) -> frozenset[str]:
-    """First-party modules that a module imports, inside functions too, and the packages they lie in."""
-    path = file_of(module)
-    assert path is not None, module
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    found |= {module.rpartition(".")[0]} - {""}
-    whole = set()
-    for name in found:
-        parts = name.split(".")
-        whole |= {".".join(parts[: i + 1]) for i in range(len(parts))}
-    return frozenset(name for name in whole if name.split(".")[0] == PACKAGE and file_of(name))
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph(PACKAGE, cache_dir=None, exclude_type_checking_imports=True)
 
 
-def closure(roots: set[str]) -> set[str]:
-    """Everything that is imported when the roots are."""
-    reached, ahead = set(), set(roots)
+def closure(roots: Iterable[str]) -> set[str]:
+    """Everything that is imported when the roots are, the packages they lie in included."""
+    reached: set[str] = set()
+    ahead = set(roots)
     while ahead:
         module = ahead.pop()
         reached.add(module)
-        ahead |= imports_of(module) - reached
+        parts = module.split(".")
+        packages = {".".join(parts[:i]) for i in range(1, len(parts))}
+        ahead |= (graph().find_modules_directly_imported_by(module) | packages) - reached
     return reached
 
 
 @cache
-def loaded_by_name(module: str) -> frozenset[str]:
-    """Packages out of which a module imports by name: ``import_module(f"stages.x.methods.{name}")``, or a table of
-    names such as ``"stages.x.families.early_exit:EarlyExit"``."""
-    path = file_of(module)
-    assert path is not None, module
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    if not any(ast.unparse(call.func).endswith("import_module") for call in calls):
-        return frozenset()
-    texts = [
-        str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    dotted = [text.partition(":")[0] for text in texts if text.startswith(f"{PACKAGE}.") and " " not in text]
-    return frozenset(text.rpartition(".")[0] for text in dotted)
+def registries() -> dict[str, str]:
+    """{package of files found by name: module that asks it}: see ``stages.base.registry``."""
+    return {
+        module: module
+        for module in graph().modules
+        if "stages.base.registry" in graph().find_modules_directly_imported_by(module)
+    }
+
+
+@cache
+def params_entries() -> dict[str, dict[str, Any]]:
+    return {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "params").glob("*.yaml")}
+
+
+def named_files(node: Node) -> set[str]:
+    """Modules that the node finds by name, in a folder of a registry it imports.
+
+    Its own file where its argument names one; all files where it works on every one of them; none where what the
+    files made is read from data alone.
+    """
+    reached = closure({node.entry})
+    found: set[str] = set()
+    for package in sorted(set(registries()) & reached):
+        names = {path.stem for path in file_of(package).parent.glob("[!_]*.py")}
+        found |= {f"{package}.{name}" for name in names if name in wanted(node, package, names)}
+    return found
+
+
+def wanted(node: Node, package: str, names: set[str]) -> set[str]:
+    """Names of files in ``package`` that the node loads, from the data it depends on."""
+    kind = package.split(".")[1]
+    if kind == "research":
+        return {params_entries()["research"]["researcher"]}
+    folder = {"targets": "data/targets", "tasks": "data/tasks", "interpretation": "data/interpretation"}[kind]
+    own = set(node.arguments) & names
+    for dep in node.deps:
+        if dep == folder or folder.startswith(f"{dep}/"):
+            return names
+        if dep.startswith(f"{folder}/"):
+            own.add(dep.removeprefix(f"{folder}/").partition("/")[0])
+    return own & names
+
+
+def needed(node: Node) -> set[str]:
+    """Files of code that the node's outputs can depend on."""
+    modules = closure({node.entry} | named_files(node)) - set(NO_INFLUENCE)
+    return {file_of(module).relative_to(ROOT).as_posix() for module in modules}
+
+
+def declared(node: Node) -> set[str]:
+    """Files of code that dvc.yaml names, folders taken apart."""
+    found: set[str] = set()
+    for dep in node.deps:
+        if dep.startswith(f"{PACKAGE}/"):
+            path = ROOT / dep
+            files = [path] if path.is_file() else [p for p in path.rglob("*.py")]
+            found |= {file.relative_to(ROOT).as_posix() for file in files}
+    return found
+
+
+def shortest(files: set[str]) -> list[str]:
+    """The files as dvc.yaml should name them: a folder where all of its files are meant."""
+    out: set[str] = set()
+
+    def cover(folder: Path) -> bool:
+        inside = [p for p in folder.rglob("*.py")]
+        names = {p.relative_to(ROOT).as_posix() for p in inside}
+        if names and names <= files:
+            out.add(folder.relative_to(ROOT).as_posix())
+            return True
+        for child in folder.iterdir():
+            if child.is_dir() and child.name != "__pycache__":
+                cover(child)
+            elif child.relative_to(ROOT).as_posix() in files:
+                out.add(child.relative_to(ROOT).as_posix())
+        return False
+
+    cover(ROOT / PACKAGE)
+    return sorted(out)
 
 
 @cache
 def params_read_by(module: str) -> frozenset[str]:
-    """``x`` for each ``load("x", ...)`` in a module."""
-    path = file_of(module)
-    assert path is not None, module
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    loads = [call for call in calls if ast.unparse(call.func) == "load" and call.args]
-    names = [call.args[0].value for call in loads if isinstance(call.args[0], ast.Constant)]
-    return frozenset(str(name) for name in names)
+    """Stages whose params a module loads: ``load("execution", ...)``."""
+    found = set()
+    for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"load", "params.load"} and node.args:
+            if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+                found.add(node.args[0].value)
+    return frozenset(found)
 
 
-def covered(path: Path, deps: tuple[str, ...]) -> bool:
-    """Whether a file is a dependency, itself or by a folder above it."""
-    relative = path.relative_to(ROOT)
-    return any(str(part) in deps for part in (relative, *relative.parents))
+def main() -> None:
+    """Print what each stage should declare, templates put back."""
+    shown: dict[str, set[str]] = {}
+    for node in nodes():
+        stage = node.name.partition("@")[0]
+        names = [re.sub(rf"\b{re.escape(node.arm)}\b", "${key}", dep) if node.arm else dep for dep in shortest(needed(node))]
+        shown.setdefault(stage, set()).update(names)
+    for stage, deps in shown.items():
+        print(stage)
+        for dep in sorted(deps):
+            print(f"      - {dep}")
 
 
-def arm_files(arm: str) -> list[Path]:
-    """Files that bear the name of an arm: a method, a family, a target."""
-    return sorted((ROOT / PACKAGE).rglob(f"{arm}.py")) if arm else []
-
-
-def needed(node: Node) -> set[Path]:
-    """Every first-party file whose code can run in a node."""
-    roots = {f"{PACKAGE}.{node.room}.__main__"}
-    for path in arm_files(node.arm):
-        roots.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    files = {file_of(module) for module in closure(roots) if module not in NO_INFLUENCE}
-    return {path for path in files if path is not None}
+if __name__ == "__main__":
+    main()

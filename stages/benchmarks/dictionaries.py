@@ -256,8 +256,8 @@ def _writing(root: Path) -> list[Row]:
     from stages.targets.zoo import ZOO
 
     rows = []
-    for name in sorted(ZOO):
-        definition = ZOO[name]()
+    for name in ZOO.names():
+        definition = ZOO.find(name)()
         generator = torch.Generator().manual_seed(0)
         images = definition.data(0)
         data = {split: definition.sample(images, split, 2048, generator) for split in ("train", "validation")}

@@ -85,9 +85,10 @@ def skill(predictions: FloatArray, truth: FloatArray, weights: FloatArray | None
 
 
 class TaskFamily(ABC):
-    """One family of verifiable tasks. One file in families/, plus one line in families/__init__.py."""
+    """One family of verifiable tasks: one file in families/, and its split and targets in params/tasks.yaml."""
 
     name: ClassVar[str]
+    """Name of the file it is in; set by itself."""
     version: ClassVar[int] = 1
     """Results are comparable only within a version."""
     title: ClassVar[str]
@@ -98,14 +99,16 @@ class TaskFamily(ABC):
     query_kind: ClassVar[Literal["Represent", "Attribute", "Localise", "Compare", "Steer", "Propose"]]
     n_efforts: ClassVar[int]
     """Steps of the black-box ladder: effort runs from 0 (cheapest) to n_efforts - 1."""
-    targets: ClassVar[tuple[str, ...]]
-    """Targets it is run on by default."""
     cost_factor: ClassVar[float] = 1.0
     """Share of the configured number of instances that is generated: below 1 where the truth is dear."""
     truth_recipe: ClassVar[str]
     """How the truth is made, in words that an outsider can program from; names in it are keys of ``constants``."""
     constants: ClassVar[Mapping[str, Any]]
     """Every number that instances or truth depend on. JSON values only."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = cls.__module__.rpartition(".")[2]
 
     @abstractmethod
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:

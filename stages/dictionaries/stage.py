@@ -71,7 +71,7 @@ class ArchitectureConfig(Params):
     label: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
     """What it is called in files and tables; the name by default. For a second one of the same name."""
     regularisers: dict[str, float] = Field(default_factory=dict)
-    """Coefficients of regularisers added to the loss, by name (stages/dictionaries/architectures/custom_objectives.py)."""
+    """Coefficients of regularisers added to the loss, by name (see custom_objectives.py)."""
     activation: str = ""
     """Name of an activation in place of ReLU (standard only)."""
 

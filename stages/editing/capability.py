@@ -226,7 +226,7 @@ def _judged(subject: _Subject, seed: int, settings: Settings) -> tuple[list[dict
     for how in HOWS:
         judge(how, remove(target.model, behaviour, how, generator, subject.sites[-1].module), None)
     if target.name in ZOO:
-        judge("scratch", ZOO[target.name]().build(generator).eval(), None)
+        judge("scratch", ZOO.find(target.name)().build(generator).eval(), None)
     circuit, regrown = top(subject.scores, n), top(subject.scores_in(back), n)
     found = redundancy(target.model, subject.sites, behaviour, subject.means, subject.shown, generator)
     found["regrown_overlap"] = round(float((circuit & regrown).sum() / (circuit | regrown).sum()), 4)

@@ -1,5 +1,35 @@
-"""I: the Method contract, the built-in methods, and frozen artifacts I(M).
+"""I: the built-in methods, one file each in ``methods/``, and frozen artifacts I(M).
 
-A method is one file with one subclass of ``Method``; see contract.py. ``methods/`` holds the built-in ones, one file
-each.
+The contract of a method is in stages/contracts/method.py; files of your own import it from ``lensmith``. The names
+below are what such files imported before there was ``lensmith``.
 """
+
+from stages.contracts.method import (
+    Answer,
+    Attribute,
+    Budget,
+    Compare,
+    Interpretation,
+    Localise,
+    Method,
+    Propose,
+    Query,
+    Represent,
+    Steer,
+    segment_sums,
+)
+
+__all__ = [
+    "Answer",
+    "Attribute",
+    "Budget",
+    "Compare",
+    "Interpretation",
+    "Localise",
+    "Method",
+    "Propose",
+    "Query",
+    "Represent",
+    "Steer",
+    "segment_sums",
+]

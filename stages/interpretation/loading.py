@@ -10,7 +10,7 @@ from types import ModuleType
 
 from stages.contracts.method import Method
 from stages.errors import MethodError, UserError
-from stages.interpretation.methods import BUILT_IN
+from stages.interpretation.methods import METHODS
 
 __all__ = ["built_in", "from_file", "method_name"]
 
@@ -27,9 +27,9 @@ def built_in(name: str) -> Method:
     Raises:
         UserError: no such method.
     """
-    if name not in BUILT_IN:
-        raise UserError(f"method {name!r} is unknown; built in: {', '.join(BUILT_IN)} (a file of your own: `score`)")
-    return _only_method(importlib.import_module(f"stages.interpretation.methods.{name}"), name)
+    made = METHODS.find(name)()
+    assert isinstance(made, Method)
+    return made
 
 
 def from_file(path: Path) -> Method:

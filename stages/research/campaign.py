@@ -18,7 +18,7 @@ from stages.base.processes import processes
 from stages.execution.results import load_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal
-from stages.research.researchers import Researcher
+from stages.research.researcher import Researcher
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.scoring.proposals import as_json, from_json, shown
 from stages.scoring.settings import INFRA, Settings

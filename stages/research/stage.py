@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -19,8 +19,10 @@ from stages.base import paths
 from stages.base.params import Params, load
 from stages.errors import UserError
 from stages.research.campaign import Campaign, Progress
+from stages.research.files_researcher import FilesResearcher
 from stages.research.projection import Projection
-from stages.research.researchers import FilesResearcher, Researcher, make_researcher
+from stages.research.researcher import Researcher
+from stages.research.researchers import make_researcher
 from stages.research.sealed_test import best_found, open_test
 from stages.reward.stage import read_rows, write_rows
 from stages.sandbox.host import require_sandbox
@@ -33,7 +35,8 @@ __all__ = ["Config", "campaign", "main", "run"]
 
 
 class Config(Params):
-    researcher: Literal["search", "random"]
+    researcher: str
+    """Name of a file in stages/research/researchers."""
     budget: int = Field(ge=1, le=10_000)
     """Iterations."""
     seed: int = Field(ge=0)

@@ -1,1 +1,1 @@
-"""From a method to rows: one ``Candidate`` and one ``evaluate`` for the stage, the command, the campaign and the red team."""
+"""From a method to arms: one ``Candidate`` and one ``evaluate`` for stages, commands, campaigns and the red team."""

@@ -47,7 +47,7 @@ class DictionarySpec(Params):
     """Coefficient for ``standard`` and ``p_anneal``, latents per row for the others."""
     steps: int = Field(default=300, ge=1, le=10_000)
     regularisers: dict[str, float] = Field(default_factory=dict, max_length=8)
-    """Coefficients of regularisers added to the loss, by name (``stages.dictionaries.architectures.custom_objectives``)."""
+    """Coefficients of regularisers added to the loss, by name (see custom_objectives.py)."""
     activation: str = ""
     """Name of an activation in place of ReLU (``standard`` only)."""
 

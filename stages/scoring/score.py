@@ -18,7 +18,7 @@ from stages.base.processes import processes
 from stages.errors import InfraError, UserError
 from stages.execution.results import MethodArms
 from stages.execution.runs import arms_of
-from stages.interpretation.methods import BUILT_IN
+from stages.interpretation.methods import METHODS
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.research.projection import meter_points
 from stages.reward.judging import Judged, leaderboard_row, task_row
@@ -125,7 +125,7 @@ def score_method(
             done = pool(work)
     except BrokenProcessPool as error:
         raise InfraError(f"a worker process was killed ({' '.join(str(error).split())[:200]}): run it again") from error
-    name = path.stem if path.stem not in BUILT_IN else f"{path.stem}_of_yours"
+    name = path.stem if path.stem not in METHODS else f"{path.stem}_of_yours"
     void = [apart for _, apart, _, _ in done if apart.outcome == "void"]
     infra = [apart for _, apart, _, _ in done if apart.outcome == "infra"]
     judged: dict[str, list[Judged]] = {}

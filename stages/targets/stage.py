@@ -39,10 +39,11 @@ def run(config: Config, name: str) -> dict[str, float]:
     Raises:
         UserError: the name is unknown, or the target did not learn.
     """
-    if name not in ZOO or name not in config.targets:
-        raise UserError(f"target {name!r} is unknown; known: {', '.join(sorted(set(ZOO) & set(config.targets)))}")
+    definition = ZOO.find(name)()
+    if name not in config.targets:
+        raise UserError(f"target {name!r} has no settings: add it to params/targets.yaml, as the others are")
     torch.set_num_threads(1)
-    definition, settings = ZOO[name](), config.targets[name]
+    settings = config.targets[name]
     generator = torch.Generator().manual_seed(settings.seed)
     data = definition.data(settings.seed)
     model = definition.build(generator)

@@ -23,7 +23,7 @@ __all__ = ["freeze", "load_target", "save_target"]
 
 def freeze(name: str, model: HookedRootModule, data: dict[str, Corpus]) -> Target:
     """A trained model as a Target, its digest computed."""
-    definition = ZOO[name]()
+    definition = ZOO.find(name)()
     values: dict[str, Any] = {"name": name, "hooks": definition.hooks(), "components": definition.components()}
     spec = TargetSpec(**values | definition.layout(), digest="")
     state = dict(model.state_dict())
@@ -49,15 +49,14 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     Raises:
         UserError: unknown name, stage not run, or files that do not match their digest.
     """
-    if name not in ZOO:
-        raise UserError(f"target {name!r} is unknown; known targets: {', '.join(sorted(ZOO))}")
+    definition = ZOO.find(name)()
     folder = folder or paths.target_dir(name)
     spec_file = paths.require(folder / "target.json", "targets")
     spec = TargetSpec.from_json(json.loads(spec_file.read_text(encoding="utf-8")))
     state = load_file(paths.require(folder / "weights.safetensors", "targets"))
     if digest_of(state, spec.to_json()) != spec.digest:
         raise UserError(f"{folder} does not match its digest: it was changed or damaged; delete it and `lensmith run`")
-    model = ZOO[name]().build(torch.Generator().manual_seed(0))
+    model = definition.build(torch.Generator().manual_seed(0))
     model.load_state_dict(state, strict=False)
     arrays = load_file(paths.require(folder / "data.safetensors", "targets"))
     data = {

@@ -16,11 +16,18 @@ from stages import tracking
 from stages.base.params import Params, load
 from stages.errors import UserError
 from stages.targets.storage import load_target
-from stages.tasks.families import MODULES, family
+from stages.tasks.families import FAMILIES, family
 from stages.tasks.generation import instance_keys, make
 from stages.tasks.storage import Split, save_facts, save_task
 
 __all__ = ["Config", "main", "run"]
+
+
+class FamilyConfig(Params):
+    split: Split
+    """Whole families are held out."""
+    targets: tuple[str, ...] = Field(min_length=1)
+    """Targets it is run on."""
 
 
 class Config(Params):
@@ -28,8 +35,8 @@ class Config(Params):
     """Instances per family and target, before the family's ``cost_factor``."""
     seed: int = Field(ge=0)
     """Of instances and truth. Another seed gives instances that were never seen."""
-    families: dict[str, Split]
-    """Split of every family: whole families are held out."""
+    families: dict[str, FamilyConfig]
+    """One entry per family; names as in stages/tasks/families."""
 
 
 def run(config: Config, name: str) -> dict[str, float]:
@@ -39,12 +46,13 @@ def run(config: Config, name: str) -> dict[str, float]:
         UserError: the family is unknown or has no split, or a target was not trained.
         RuntimeError: the truth does not vary, or two instances are equal.
     """
-    made, split = family(name), split_of(config, name)
+    made, settings = family(name), settings_of(config, name)
+    split = settings.split
     torch.set_num_threads(1)
     n = max(20, round(config.n_instances * made.cost_factor))
     targets: dict[str, dict[str, Any]] = {}
     with tracking.stage_run(f"tasks {name}", config.model_dump()) as log:
-        for target_name in made.targets:
+        for target_name in settings.targets:
             target = load_target(target_name)
             result = make(made, target, split, n, config.seed, "stage")
             values = result.truth.values
@@ -70,21 +78,25 @@ def run(config: Config, name: str) -> dict[str, float]:
     return {target_name: float(about["truth_std"]) for target_name, about in targets.items()}
 
 
-def split_of(config: Config, name: str) -> Split:
-    """The family's split.
+def settings_of(config: Config, name: str) -> FamilyConfig:
+    """The family's split and targets.
 
     Raises:
-        UserError: params name an unknown family, or this one has no split.
+        UserError: params name an unknown family, or have no entry for this one.
     """
-    unknown = sorted(set(config.families) - set(MODULES))
+    unknown = sorted(set(config.families) - set(FAMILIES.names()))
     if unknown:
-        raise UserError(f"params/tasks.yaml: families {unknown} are unknown; known: {', '.join(sorted(MODULES))}")
+        known = ", ".join(FAMILIES.names())
+        raise UserError(f"params/tasks.yaml: families {unknown} are unknown; known: {known}")
     if name not in config.families:
-        raise UserError(f"task family {name!r} has no split: add `{name}: train` (or validation) to params/tasks.yaml")
+        raise UserError(
+            f"task family {name!r} has no split: add `{name}: {{split: train, targets: [digits_mlp]}}` (or validation)"
+            " to params/tasks.yaml"
+        )
     return config.families[name]
 
 
 def main() -> None:
     if len(sys.argv) != 2:
-        raise UserError(f"one family is needed, such as `python -m stages tasks {min(MODULES)}`")
+        raise UserError(f"one family is needed, such as `python -m stages tasks {FAMILIES.names()[0]}`")
     run(load("tasks", Config), sys.argv[1])

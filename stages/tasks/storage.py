@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from stages.base import paths
 from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.errors import UserError
-from stages.tasks.families import MODULES, family
+from stages.tasks.families import FAMILIES, family
 
 __all__ = ["Split", "Task", "list_tasks", "load_task", "save_facts", "save_task"]
 
@@ -102,13 +102,13 @@ def list_tasks(split: Split | None = None) -> list[tuple[str, str]]:
     if split not in (None, "train", "validation", "test"):
         raise UserError(f"split {split!r} is unknown: use train, validation or test")
     found = []
-    for name in sorted(MODULES):
+    for name in FAMILIES.names():
         if (paths.task_dir(name) / "family.json").is_file():
             facts = _facts(name)
             if split in (None, facts["split"]):
                 found += [(name, target) for target in sorted(facts["targets"])]
     if not found and split is None:
-        paths.require(paths.task_dir(min(MODULES)) / "family.json", "tasks")
+        paths.require(paths.task_dir(FAMILIES.names()[0]) / "family.json", "tasks")
     return found
 
 

@@ -20,14 +20,14 @@ from stages.errors import UserError
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.storage import load_target
-from stages.tasks.families import MODULES, family
+from stages.tasks.families import FAMILIES, family
 from stages.tasks.generation import (
     Made,
     instance_keys,
     make,
     stream,
 )
-from stages.tasks.stage import Config, split_of
+from stages.tasks.stage import Config, FamilyConfig, settings_of
 from stages.tasks.storage import Split
 
 __all__ = ["audit", "ladder_scores", "list_families", "make_instances", "show_family"]
@@ -40,16 +40,16 @@ def list_families() -> list[dict[str, Any]]:
     """One row per family: name, split, version, question, query, targets, rungs."""
     config = load("tasks", Config)
     rows = []
-    for name in sorted(MODULES):
-        made = family(name)
+    for name in FAMILIES.names():
+        made, settings = family(name), settings_of(config, name)
         rows.append(
             {
                 "name": name,
-                "split": split_of(config, name),
+                "split": settings.split,
                 "version": made.version,
                 "question": made.title,
                 "query": made.query_kind,
-                "targets": list(made.targets),
+                "targets": list(settings.targets),
                 "n_efforts": made.n_efforts,
             }
         )
@@ -62,14 +62,14 @@ def show_family(name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no family of that name.
     """
-    made = family(name)
+    made, settings = family(name), settings_of(load("tasks", Config), name)
     return {
         "name": name,
-        "split": split_of(load("tasks", Config), name),
+        "split": settings.split,
         "version": made.version,
         "question": made.title,
         "query": made.query_kind,
-        "targets": list(made.targets),
+        "targets": list(settings.targets),
         "n_efforts": made.n_efforts,
         "source": made.source,
         "how_truth_is_made": made.truth_recipe,
@@ -93,14 +93,13 @@ def make_instances(name: str, n: int, seed: int, target: str | None = None, with
     Raises:
         UserError: unknown family, a target it is not run on, or n out of range.
     """
-    made = family(name)
-    chosen = _target_name(made, target)
+    made, settings = family(name), settings_of(load("tasks", Config), name)
+    chosen = _target_name(name, settings, target)
     if not 1 <= n <= 10_000:
         raise UserError(f"n = {n}: use 1 to 10000 instances")
     frozen = load_target(chosen)
     torch.set_num_threads(1)
-    split = split_of(load("tasks", Config), name)
-    result = make(made, frozen, split, n, seed, "inspect")
+    result = make(made, frozen, settings.split, n, seed, "inspect")
     weights = paths.target_dir(chosen) / "weights.safetensors"
     shown: dict[str, Any] = {
         "family": name,
@@ -146,10 +145,10 @@ def audit(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     config = load("tasks", Config)
     torch.set_num_threads(1)
     rows = []
-    for name in names or sorted(MODULES):
-        made = family(name)
-        for target_name in made.targets:
-            rows.append(_audit_one(made, load_target(target_name), split_of(config, name), config.seed))
+    for name in names or FAMILIES.names():
+        made, settings = family(name), settings_of(config, name)
+        for target_name in settings.targets:
+            rows.append(_audit_one(made, load_target(target_name), settings.split, config.seed))
     return rows
 
 
@@ -250,10 +249,10 @@ def _hints(instances: Instances, values: Any, rng: np.random.Generator) -> dict[
     }
 
 
-def _target_name(made: TaskFamily, target: str | None) -> str:
-    if target is not None and target not in made.targets:
-        raise UserError(f"{made.name} is not run on target {target!r}; it is on: {', '.join(made.targets)}")
-    return target or made.targets[0]
+def _target_name(name: str, settings: FamilyConfig, target: str | None) -> str:
+    if target is not None and target not in settings.targets:
+        raise UserError(f"{name} is not run on target {target!r}; it is on: {', '.join(settings.targets)}")
+    return target or settings.targets[0]
 
 
 def _listed(arrays: Any) -> dict[str, Any]:

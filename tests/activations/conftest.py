@@ -14,7 +14,7 @@ from stages.targets.zoo import ZOO
 def make_target() -> Callable[..., Target]:
     def make(name: str, seed: int = 0, n: int = 60) -> Target:
         torch.set_num_threads(1)
-        definition = ZOO[name]()
+        definition = ZOO.find(name)()
         generator = torch.Generator().manual_seed(seed)
         images = definition.data(0)
         data = {split: definition.sample(images, split, n, generator) for split in ("train", "validation")}

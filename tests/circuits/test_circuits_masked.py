@@ -166,7 +166,7 @@ def test_transformer_lens_models_need_no_declaration(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("name", ["digits_few_shot", "digits_mlp", "small_cnn"])
 def test_the_houses_targets_have_graphs(name: str) -> None:
-    definition, generator = ZOO[name](), torch.Generator().manual_seed(0)
+    definition, generator = ZOO.find(name)(), torch.Generator().manual_seed(0)
     model, data = definition.build(generator).eval(), definition.data(0)
     inputs = definition.sample(data, "validation", 12, generator).inputs
     engine = MaskedForward(model, graph_of_target(name), inputs, ablation="mean")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.dictionaries.evaluation.evaluate import geometry
+from stages.dictionaries.evaluation import geometry
 
 sizes = st.tuples(st.integers(2, 12), st.integers(2, 6), st.integers(0, 9999))
 

@@ -14,7 +14,7 @@ from stages.base.intervals import (
     percentiles,
     resamples,
 )
-from stages.dictionaries.evaluation.evaluate import metrics
+from stages.dictionaries.evaluation import metrics
 
 sizes = st.tuples(st.integers(3, 25), st.integers(1, 8), st.integers(0, 10_000))
 

@@ -45,7 +45,7 @@ class Finished(NamedTuple):
 
 
 def untrained(name: str, n: int) -> Target:
-    definition = ZOO[name]()
+    definition = ZOO.find(name)()
     generator = torch.Generator().manual_seed(0)
     images = definition.data(0)
     data = {split: definition.sample(images, split, n, generator) for split in ("train", "validation")}

@@ -131,7 +131,7 @@ def test_a_transcoder_refuses_what_does_not_fit(pair: tuple[Tensor, Tensor]) -> 
 def working_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.set_num_threads(1)
     monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
-    definition, generator = ZOO["digits_mlp"](), torch.Generator().manual_seed(0)
+    definition, generator = ZOO.find("digits_mlp")(), torch.Generator().manual_seed(0)
     images = definition.data(0)
     data = {split: definition.sample(images, split, 300, generator) for split in ("train", "validation")}
     target = freeze("digits_mlp", definition.build(generator), data | {"tasks": images["tasks"]})

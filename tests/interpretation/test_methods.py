@@ -15,7 +15,7 @@ from stages.contracts.target import Intervention
 from stages.errors import MethodError, UserError
 from stages.interpretation.artifact import load_interpretation, pack, save_interpretation, unpack
 from stages.interpretation.loading import built_in
-from stages.interpretation.methods import BUILT_IN
+from stages.interpretation.methods import METHODS
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
@@ -50,7 +50,7 @@ def access_to(target, ledger=None):
     return MeteredAccess(target, ledger or Ledger(), variants=stack)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", METHODS.names())
 @pytest.mark.parametrize("which", ["mlp", "few_shot"])
 def test_every_answer_has_the_shape_the_query_wants_and_no_unpriced_op(name, which, request):
     target = request.getfixturevalue(which)
@@ -66,7 +66,7 @@ def test_every_answer_has_the_shape_the_query_wants_and_no_unpriced_op(name, whi
     assert (answered == 0) == (name == "nothing" or (name, which) == ("attention", "mlp") or name == "sae")
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "sae"])
+@pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "sae"])
 def test_interpreting_twice_gives_the_same_bytes(name, few_shot):
     def once():
         made = built_in(name).interpret(MeteredAccess(few_shot, Ledger(), free=True), Budget(60, 10**8, 0))

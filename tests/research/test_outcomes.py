@@ -15,8 +15,8 @@ import pytest
 from stages.base import paths
 from stages.errors import InfraError, UserError
 from stages.metering.cpu_time import calibrate
+from stages.research.files_researcher import FilesResearcher
 from stages.research.journal import Journal
-from stages.research.researchers import FilesResearcher
 from stages.research.stage import campaign
 from stages.sandbox.groups import descendants
 from stages.scoring.isolated import interpret_apart

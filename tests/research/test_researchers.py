@@ -25,13 +25,13 @@ def campaign(name: str, seed: int, n: int) -> tuple[list[Spec], list[float]]:
     return specs, values
 
 
-@pytest.mark.parametrize("name", sorted(RESEARCHERS))
+@pytest.mark.parametrize("name", RESEARCHERS.names())
 def test_same_seed_same_proposals(name):
     assert campaign(name, 3, 6) == campaign(name, 3, 6)
     assert campaign(name, 3, 6) != campaign(name, 4, 6)
 
 
-@pytest.mark.parametrize("name", sorted(RESEARCHERS))
+@pytest.mark.parametrize("name", RESEARCHERS.names())
 def test_a_resumed_researcher_proposes_what_an_uninterrupted_one_would(name):
     whole = make_researcher(name, 1)
     for iteration in range(7):
@@ -43,7 +43,7 @@ def test_a_resumed_researcher_proposes_what_an_uninterrupted_one_would(name):
     assert resumed.propose(7) == whole.propose(7)
 
 
-@pytest.mark.parametrize("name", sorted(RESEARCHERS))
+@pytest.mark.parametrize("name", RESEARCHERS.names())
 def test_nothing_is_proposed_twice_and_nothing_empty(name):
     specs, _ = campaign(name, 0, 25)
     assert Spec() not in specs

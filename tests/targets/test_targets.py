@@ -13,10 +13,10 @@ from stages.contracts.target import (
     objective_values,
 )
 from stages.errors import UserError
+from stages.targets.few_shot_data import digit_splits, draw_episodes
 from stages.targets.stage import Config, TargetConfig, run
 from stages.targets.storage import load_target, save_target
 from stages.targets.zoo import ZOO
-from stages.targets.zoo.few_shot_data import digit_splits, draw_episodes
 from tests import toy
 from tests.conftest import make_target
 
@@ -76,7 +76,7 @@ def test_a_trained_target_is_measured_on_held_out_images(tmp_path):
     with toy.rooted(tmp_path):
         metrics = run(config, "digits_mlp")
         saved = json.loads((paths.target_dir("digits_mlp") / "metrics.json").read_text())
-    assert metrics["accuracy"] >= ZOO["digits_mlp"]().minimum_accuracy
+    assert metrics["accuracy"] >= ZOO.find("digits_mlp")().minimum_accuracy
     assert saved["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-6)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.base.params import load
 from stages.contracts.target import Corpus, Target
 from stages.targets.storage import freeze, save_target
 from stages.targets.zoo import ZOO
-from stages.tasks.families import MODULES, family
+from stages.tasks.families import FAMILIES, family
 from stages.tasks.generation import Made, make
+from stages.tasks.stage import Config
 from stages.tasks.storage import Split
 
 SPLIT: Split = "train"
@@ -22,13 +24,14 @@ SIZES = {
     "noise_flip": 6,
     "responsible_component": 3,
 }
-CASES = [(name, target) for name in sorted(MODULES) for target in family(name).targets]
+PARAMS = load("tasks", Config, Path(__file__).resolve().parents[2] / "params" / "tasks.yaml").families
+CASES = [(name, target) for name in FAMILIES.names() for target in PARAMS[name].targets]
 torch.set_num_threads(1)
 
 
 @cache
 def small_target(name: str) -> Target:
-    definition, generator = ZOO[name](), torch.Generator().manual_seed(3)
+    definition, generator = ZOO.find(name)(), torch.Generator().manual_seed(3)
     data = definition.data(3)
     model = definition.build(generator)
     if name == "digits_mlp":

@@ -18,7 +18,7 @@ from stages.contracts.task import Instances, skill
 from stages.errors import UserError
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
-from stages.tasks.families import MODULES, family
+from stages.tasks.families import FAMILIES, family
 from stages.tasks.families.backdoor_detection import draw_kinds
 from stages.tasks.generation import (
     SPLITS,
@@ -180,6 +180,6 @@ def test_skill_of_a_truth_that_does_not_vary_and_of_wrong_shapes() -> None:
 def test_an_unknown_family_names_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'x' is unknown; known families: ablation_effect"):
         family("x")
-    for name in MODULES:
+    for name in FAMILIES.names():
         made = family(name)
         assert made.title.endswith("?") and made.source and made.truth_recipe and made.why_hard_black_box

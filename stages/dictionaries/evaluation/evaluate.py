@@ -23,8 +23,8 @@ from stages.base.intervals import (
 )
 from stages.contracts.target import Target
 from stages.dictionaries.architectures.codec import OWN, decode, encode
+from stages.dictionaries.evaluation import geometry, metrics
 from stages.dictionaries.evaluation.absorption import ClassProbe, absorption, class_probes
-from stages.dictionaries.evaluation.evaluate import geometry, metrics
 from stages.dictionaries.evaluation.subjects import (
     N_CLASSES,
     Subjects,

@@ -10,14 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.dictionaries.evaluation.evaluate import (
-    Codec,
-    HeldOut,
-    geometry,
-    image_latents,
-    metrics,
-    spliced_logits,
-)
+from stages.dictionaries.evaluation import geometry, metrics
+from stages.dictionaries.evaluation.evaluate import Codec, HeldOut, image_latents, spliced_logits
 from stages.dictionaries.evaluation.subjects import N_CLASSES
 
 __all__ = ["N_BINS", "N_EFFECT", "N_NEIGHBOURS", "N_TOP", "directions_of", "effects_of", "gallery_of", "grid_of"]

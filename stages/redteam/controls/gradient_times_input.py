@@ -2,14 +2,14 @@
 
 import torch
 
-from stages.contracts.method import (
+from lensmith import (
     Attribute,
     Interpretation,
     Method,
     Represent,
     segment_sums,
 )
-from stages.contracts.target import Objective
+from lensmith import Objective
 
 
 class Control(Method):

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from stages.contracts.method import Interpretation, Method, Represent
+from lensmith import Interpretation, Method, Represent
 
 
 class Control(Method):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stages.contracts.method import Interpretation, Method, Represent
+from lensmith import Interpretation, Method, Represent
 
 
 class Control(Method):

@@ -1,14 +1,18 @@
-"""Every target by name. Adding one: a file here and a line in ``ZOO``."""
+"""Targets that are trained here, one file each; the name of the file is the name of the target.
 
-from stages.targets.zoo.definition import TargetDefinition
-from stages.targets.zoo.digits_few_shot import DigitsFewShot
-from stages.targets.zoo.digits_mlp import DigitsMlp
-from stages.targets.zoo.small_cnn import SmallCnn
+Add one: a file with a class that fulfils ``stages.targets.definition.TargetDefinition``, and its steps and seed in
+params/targets.yaml.
+"""
 
-__all__ = ["ZOO", "TargetDefinition"]
+from pathlib import Path
 
-ZOO: dict[str, type[TargetDefinition]] = {
-    "digits_few_shot": DigitsFewShot,
-    "digits_mlp": DigitsMlp,
-    "small_cnn": SmallCnn,
-}
+from stages.base.registry import Registry
+
+__all__ = ["ZOO"]
+
+ZOO = Registry(
+    Path(__file__).parent,
+    __name__,
+    "target",
+    lambda cls: all(hasattr(cls, part) for part in ("build", "data", "sample", "fit", "hooks", "components", "layout")),
+)

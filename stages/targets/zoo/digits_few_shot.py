@@ -14,8 +14,8 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from stages.contracts.target import Component, Corpus, HookSpec
-from stages.targets.zoo.definition import train_loop
-from stages.targets.zoo.few_shot_data import (
+from stages.targets.definition import train_loop
+from stages.targets.few_shot_data import (
     N_LABELS,
     N_SHOTS,
     PIXELS,
@@ -118,7 +118,6 @@ class FewShotTransformer(HookedRootModule):
 class DigitsFewShot:
     """Zoo entry: see ``TargetDefinition``."""
 
-    name = "digits_few_shot"
     minimum_accuracy = 0.93
 
     def build(self, generator: torch.Generator) -> HookedRootModule:

@@ -13,8 +13,8 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from stages.contracts.target import Component, Corpus, HookSpec
-from stages.targets.zoo.definition import train_loop
-from stages.targets.zoo.few_shot_data import PIXELS, digit_splits
+from stages.targets.definition import train_loop
+from stages.targets.few_shot_data import PIXELS, digit_splits
 
 __all__ = ["DigitsMlp", "Mlp"]
 
@@ -56,7 +56,6 @@ class Mlp(HookedRootModule):
 class DigitsMlp:
     """Zoo entry: see ``TargetDefinition``."""
 
-    name = "digits_mlp"
     minimum_accuracy = 0.9
 
     def build(self, generator: torch.Generator) -> HookedRootModule:

@@ -20,8 +20,8 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from stages.contracts.target import Component, Corpus, HookSpec
-from stages.targets.zoo.definition import train_loop
-from stages.targets.zoo.few_shot_data import digit_splits
+from stages.targets.definition import train_loop
+from stages.targets.few_shot_data import digit_splits
 
 __all__ = ["FASHION", "Cnn", "SmallCnn", "fashion_splits"]
 
@@ -93,7 +93,6 @@ def side() -> int:
 class SmallCnn:
     """Zoo entry: see ``TargetDefinition``."""
 
-    name = "small_cnn"
     minimum_accuracy = 0.75
 
     def build(self, generator: torch.Generator) -> HookedRootModule:

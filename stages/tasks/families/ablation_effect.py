@@ -44,14 +44,12 @@ CONSTANTS: dict[str, Any] = {
 
 
 class AblationEffect(TaskFamily):
-    name = "ablation_effect"
     title = "How much does the loss on these inputs change when a component is set to zero?"
     source = "Meyes et al. 2019 (Ablation studies in artificial neural networks), arXiv 1901.08644"
     why_hard_black_box = "every component needs its own forward passes, and few inputs give a noisy mean"
     why_white_box_helps = "activation times gradient at a component estimates all effects from one pass"
     query_kind = "Localise"
     n_efforts = len(LADDER)
-    targets = ("digits_few_shot", "digits_mlp")
     cost_factor = 0.5
     truth_recipe = (
         "d = mean cross-entropy (nats) of the right labels on the instance's n_inputs inputs when the activation of"

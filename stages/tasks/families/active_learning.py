@@ -46,7 +46,6 @@ CONSTANTS: dict[str, Any] = {
 
 
 class ActiveLearning(TaskFamily):
-    name = "active_learning"
     title = "How does the held-out loss change when the target is trained on this one sample?"
     source = "Roy and McCallum 2001 (error reduction), Settles 2009 (Active learning literature survey), section 3.4"
     why_hard_black_box = "loss and uncertainty say how far a sample moves the weights, not whether that helps elsewhere"
@@ -55,7 +54,6 @@ class ActiveLearning(TaskFamily):
     )
     query_kind = "Represent"
     n_efforts = len(LADDER)
-    targets = ("digits_mlp",)  # on episodes black-box scores jump between 0.05 and 0.5 with the held-out draw
     truth_recipe = (
         "Start from the target's weights; take steps steps of plain gradient descent (all weights, learning rate lr,"
         " no momentum) on the cross-entropy of this one input and label. d = mean cross-entropy (nats) on"

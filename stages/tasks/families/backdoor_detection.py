@@ -52,7 +52,6 @@ CONSTANTS: dict[str, Any] = {
 
 
 class BackdoorDetection(TaskFamily):
-    name = "backdoor_detection"
     title = "Does this variant of the target have a backdoor?"
     source = "Gu et al. 2017 (BadNets), arXiv 1708.06733; detection over many variants as in TrojAI, arXiv 2003.07233"
     why_hard_black_box = "the trigger is one of thousands of patches, and without it the variant behaves like any other"
@@ -61,7 +60,6 @@ class BackdoorDetection(TaskFamily):
     )
     query_kind = "Compare"
     n_efforts = len(LADDER)
-    targets = ("digits_mlp",)
     truth_recipe = (
         "Planted. Every variant is the target fine-tuned with Adam (steps steps of batch examples; learning rate,"
         " label smoothing and the share of one over-represented label drawn per variant from lr, smoothing, tilt) on"

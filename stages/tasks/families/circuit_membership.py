@@ -52,14 +52,12 @@ CONSTANTS: dict[str, Any] = {
 
 
 class CircuitMembership(TaskFamily):
-    name = "circuit_membership"
     title = "Which components belong to the circuit of this behaviour?"
     source = "Conmy et al. 2023 (ACDC), arXiv 2304.14997; on non-uniqueness Meloux et al. 2025, arXiv 2502.20914"
     why_hard_black_box = "components stand in for each other, so cutting them one at a time does not tell"
     why_white_box_helps = "slopes rank the components, and which feed which can be known beforehand"
     query_kind = "Localise"
     n_efforts = len(LADDER) + 1
-    targets = ("digits_mlp",)
     cost_factor = 0.5
     truth_recipe = (
         "L(S) = mean cross-entropy (nats) of the right labels on the instance's n_inputs inputs when every component"

@@ -30,7 +30,6 @@ CONSTANTS: dict[str, Any] = {"confidence": CONFIDENCE}
 
 
 class EarlyExit(TaskFamily):
-    name = "early_exit"
     title = "From which number of examples on is the target 90% sure of the answer it will finally give?"
     source = "Schuster et al. 2022 (CALM), arXiv 2207.07061, section 3.3: exit once confidence passes a threshold"
     why_hard_black_box = "every prefix is a new input, so each step of the curve costs a forward pass"
@@ -39,7 +38,6 @@ class EarlyExit(TaskFamily):
     )
     query_kind = "Represent"
     n_efforts = len(LADDER)
-    targets = ("digits_few_shot",)
     truth_recipe = (
         "Hide all examples after the first j (presence channel 0; the query stays) for j = 0 .. S-1, where S - 1 is"
         " the number of examples. The final answer is the argmax with j = S-1. Truth: the smallest j such that the"

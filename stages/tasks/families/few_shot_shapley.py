@@ -40,7 +40,6 @@ CONSTANTS: dict[str, Any] = {"scale": SCALE}
 
 
 class FewShotShapley(TaskFamily):
-    name = "few_shot_shapley"
     title = "What is each example's Shapley value for the log-probability of the right answer?"
     source = "Ghorbani and Zou 2019 (Data Shapley), arXiv 1904.02868, equation 1; here exact, over all subsets"
     why_hard_black_box = "an exact value needs all 256 subsets of the examples; sampled permutations converge slowly"
@@ -49,7 +48,6 @@ class FewShotShapley(TaskFamily):
     )
     query_kind = "Attribute"
     n_efforts = 2 + len(PERMUTATIONS)
-    targets = ("digits_few_shot",)
     truth_recipe = (
         "v(T) = log-probability (nats) of the right label when only the examples in T are present (presence channel 0"
         " for the others; the query stays), for all subsets T of the n examples. For example i: the sum over T without"

@@ -34,14 +34,12 @@ CONSTANTS: dict[str, Any] = {
 
 
 class NoiseFlip(TaskFamily):
-    name = "noise_flip"
     title = "How probable is another answer when Gaussian noise is added to the pixels?"
     source = "Cohen, Rosenfeld, Kolter 2019, arXiv 1902.02918, section 3.2 (Monte Carlo over noisy copies)"
     why_hard_black_box = "a probability needs many noisy copies; the margin of one clean answer ignores how steep it is"
     why_white_box_helps = "the local slope towards each other class is in the weights that are active on this input"
     query_kind = "Represent"
     n_efforts = len(LADDER)
-    targets = ("digits_few_shot", "digits_mlp")
     truth_recipe = (
         "Add independent Gaussian noise of standard deviation sigma to every pixel (never to the label or presence"
         " channel of an episode, and without clipping), draws times. Truth: the share of noisy copies whose largest"

@@ -41,14 +41,12 @@ CONSTANTS: dict[str, Any] = {"grain": GRAIN, "n_kept": N_KEPT}
 
 
 class PromptOptimum(TaskFamily):
-    name = "prompt_optimum"
     title = "How likely can the right answer be made by keeping the best 4 of the 8 examples?"
     source = "Liu et al. 2022 (What makes good in-context examples), arXiv 2101.06804; here all subsets are tried"
     why_hard_black_box = "the best of 70 prompts is an extreme value: random prompts find it only by luck"
     why_white_box_helps = "which examples pull towards and away from the right answer is visible in one forward pass"
     query_kind = "Represent"
     n_efforts = len(LADDER)
-    targets = ("digits_few_shot",)
     truth_recipe = (
         "For every subset of n_kept examples (the others hidden: presence channel 0; the query stays) compute the"
         " log-odds log(p / (1 - p)) of the right label. Truth: the largest of them, in nats."

@@ -55,14 +55,12 @@ CONSTANTS: dict[str, Any] = {
 
 
 class ResponsibleComponent(TaskFamily):
-    name = "responsible_component"
     title = "Which components carry this behaviour rather than all that the target does?"
     source = "Meyes et al. 2019, arXiv 1901.08644; selectivity after Morcos et al. 2018, arXiv 1803.06959"
     why_hard_black_box = "every component needs its own forward passes, on this behaviour and on others"
     why_white_box_helps = "one gradient ranks all components, and what they do elsewhere can be known beforehand"
     query_kind = "Localise"
     n_efforts = len(LADDER)
-    targets = ("digits_few_shot", "digits_mlp")
     cost_factor = 0.5
     truth_recipe = (
         "The margin of an input is the logit of its right label minus the largest other logit. d = mean margin on"

@@ -42,7 +42,6 @@ CONSTANTS: dict[str, Any] = {
 
 
 class RobustnessRadius(TaskFamily):
-    name = "robustness_radius"
     title = "How small is the smallest perturbation of the pixels that changes the answer?"
     source = (
         "Rony et al. 2019 (DDN), arXiv 1811.09600, algorithm 1; restarts and bisection added, every result verified"
@@ -51,7 +50,6 @@ class RobustnessRadius(TaskFamily):
     why_white_box_helps = "on a piecewise linear network margin / gradient norm is exact within the current piece"
     query_kind = "Represent"
     n_efforts = len(LADDER)
-    targets = ("digits_mlp",)
     truth_recipe = (
         "Smallest Euclidean norm of a perturbation (not clipped to the pixel range) after which the largest output is"
         " not that of the clean input: the best of restarts targeted DDN attacks of steps steps at every other class"

@@ -14,7 +14,6 @@ __all__ = ["TargetDefinition", "train_loop"]
 class TargetDefinition(Protocol):
     """One target: architecture, data, training. Instances are created without arguments."""
 
-    name: str
     minimum_accuracy: float
     """Held-out accuracy below which the stage refuses to continue."""
 

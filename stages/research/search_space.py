@@ -1,10 +1,14 @@
 """The space of methods a researcher proposes from, written once, as choices of an Optuna trial."""
 
+import warnings
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from stages.scoring.composed import Spec
 
-__all__ = ["Chooser", "draw_spec"]
+__all__ = ["Chooser", "draw_spec", "new_spec"]
+
+MAX_ATTEMPTS = 20
 
 
 class Chooser(Protocol):
@@ -40,3 +44,41 @@ def draw_spec(trial: Chooser) -> Spec:
         n_latents = trial.suggest_categorical("n_latents", [64, 128, 256])
         values["dictionary"] = {"architecture": architecture, "n_latents": n_latents, "sparsity": round(sparsity, 6)}
     return Spec(**values)
+
+
+def new_spec(
+    learned: Sequence[dict[str, Any]], tried: Sequence[dict[str, Any]], kind: str, seed: int, iteration: int
+) -> tuple[Spec, dict[str, Any]]:
+    """A proposal that has not been tried and that answers something; a repeat would spend an iteration on nothing."""
+    seen = [trial["choices"] for trial in tried]
+    for attempt in range(MAX_ATTEMPTS):
+        # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
+        spec, choices = _ask(learned, kind, 1_000_003 * seed + MAX_ATTEMPTS * iteration + attempt)
+        if choices not in seen and spec != Spec():
+            break
+    return spec, choices
+
+
+def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int) -> tuple[Spec, dict[str, Any]]:
+    import optuna  # seconds of import, wanted by nobody who only reads this module
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # "multivariate is experimental": its results are pinned by a seed and a version
+        sampler: Any
+        if kind == "random":
+            sampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for past in trials:
+            if past["value"] is not None:
+                study.enqueue_trial(past["choices"])
+                replayed = study.ask()
+                draw_spec(replayed)
+                study.tell(replayed, past["value"])
+        trial = study.ask()
+        spec = draw_spec(trial)
+    return spec, dict(trial.params)
