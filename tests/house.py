@@ -1,6 +1,6 @@
 """What dvc.yaml says a node depends on, and what its code really imports: file by file, both ways.
 
-    python -m tests.house      prints the dependencies on code that each stage should declare
+    python -m tests.house      writes the dependencies on code that each stage should declare into dvc.yaml
 
 Imports come from grimp. A room's ``__init__`` re-exports nothing, so an import names the file it needs.
 """
@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "stages"
 
 NO_INFLUENCE = {
-    "stages": "a docstring",
     "stages.__main__": "starts a stage; it changes no output",
     "stages.errors": "how a failure is shown; it changes no output",
     "stages.tracking": "a projection; it changes no output",
@@ -130,10 +129,16 @@ def wanted(node: Node, package: str, names: set[str]) -> set[str]:
     return own & names
 
 
+@cache
+def is_only_text(file: Path) -> bool:
+    """Whether a module holds a docstring and nothing else, as most rooms' ``__init__`` do."""
+    return all(isinstance(node, ast.Expr) for node in ast.parse(file.read_text(encoding="utf-8")).body)
+
+
 def needed(node: Node) -> set[str]:
     """Files of code that the node's outputs can depend on."""
-    modules = closure({node.entry} | named_files(node)) - set(NO_INFLUENCE)
-    return {file_of(module).relative_to(ROOT).as_posix() for module in modules}
+    files = {file_of(module) for module in closure({node.entry} | named_files(node)) - set(NO_INFLUENCE)}
+    return {file.relative_to(ROOT).as_posix() for file in files if not is_only_text(file)}
 
 
 def declared(node: Node) -> set[str]:
@@ -142,8 +147,8 @@ def declared(node: Node) -> set[str]:
     for dep in node.deps:
         if dep.startswith(f"{PACKAGE}/"):
             path = ROOT / dep
-            files = [path] if path.is_file() else [p for p in path.rglob("*.py")]
-            found |= {file.relative_to(ROOT).as_posix() for file in files}
+            files = [path] if path.is_file() else list(path.rglob("*.py"))
+            found |= {file.relative_to(ROOT).as_posix() for file in files if not is_only_text(file)}
     return found
 
 
@@ -152,7 +157,7 @@ def shortest(files: set[str]) -> list[str]:
     out: set[str] = set()
 
     def cover(folder: Path) -> bool:
-        inside = [p for p in folder.rglob("*.py")]
+        inside = [path for path in folder.rglob("*.py") if not is_only_text(path)]
         names = {p.relative_to(ROOT).as_posix() for p in inside}
         if names and names <= files:
             out.add(folder.relative_to(ROOT).as_posix())
@@ -173,24 +178,39 @@ def params_read_by(module: str) -> frozenset[str]:
     """Stages whose params a module loads: ``load("execution", ...)``."""
     found = set()
     for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"load", "params.load"} and node.args:
-            if isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
-                found.add(node.args[0].value)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"load", "names"} and node.args:
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                found.add(name.value)
     return frozenset(found)
 
 
-def main() -> None:
-    """Print what each stage should declare, templates put back."""
+def wanted_deps() -> dict[str, list[str]]:
+    """{stage: code it should declare}, with the template's variable where a file bears the arm's name."""
     shown: dict[str, set[str]] = {}
     for node in nodes():
-        stage = node.name.partition("@")[0]
-        names = [re.sub(rf"\b{re.escape(node.arm)}\b", "${key}", dep) if node.arm else dep for dep in shortest(needed(node))]
-        shown.setdefault(stage, set()).update(names)
-    for stage, deps in shown.items():
-        print(stage)
-        for dep in sorted(deps):
-            print(f"      - {dep}")
+        arm = re.compile(rf"(?<=/){re.escape(node.arm)}(?=\.py)" if node.arm else "$^")
+        variable = "${item.method}" if node.name.startswith(("interpretation@", "execution@")) else "${key}"
+        names = {arm.sub(lambda _, variable=variable: variable, dep) for dep in shortest(needed(node))}
+        shown.setdefault(node.name.partition("@")[0], set()).update(names)
+    return {stage: sorted(names) for stage, names in shown.items()}
+
+
+def write_deps() -> None:
+    """Put the wanted dependencies on code into dvc.yaml, in place of those that are there."""
+    file, stage, lines, done = ROOT / "dvc.yaml", "", [], set()
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"  (\w+):$", line):
+            stage = match[1]
+        if line.strip().startswith(f"- {PACKAGE}/"):
+            continue
+        lines.append(line)
+        if line.strip() == "deps:" and stage not in done:
+            done.add(stage)
+            indent = " " * (len(line) - len(line.lstrip()) + 2)
+            lines += [f"{indent}- {dep}" for dep in wanted_deps()[stage]]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write_deps()

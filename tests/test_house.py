@@ -10,18 +10,14 @@ import pytest
 import yaml
 
 from tests import house
-from tests.house import PACKAGE, ROOT, Node, covered, nodes
+from tests.house import PACKAGE, ROOT, Node, nodes
 
-ROOMS = sorted({node.room for node in nodes()})
+ROOMS = sorted({node.entry.split(".")[1] for node in nodes()} - {"scoring"})
+"""Rooms of stages: each has a ``stage.py``."""
 
-LOADS_NOTHING = {
-    "baseline": "the black-box arm asks no method, so no method's file can change it",
-    "tasks": "asks no method; it imports the query types of the method contract",
-    "downstream": "asks the method over dictionaries alone, which is a dep by its file",
-    "proxies": "reads result files; it shares a room with downstream",
-    "reward": "reads result files; it imports the method contract with the executor's types",
-}
-"""Nodes that import a loader by name and never call it, and why."""
+
+def room_of(node: Node) -> str:
+    return node.entry.split(".")[1]
 
 
 def stages() -> dict[str, list[Node]]:
@@ -32,41 +28,21 @@ def stages() -> dict[str, list[Node]]:
 
 
 @pytest.mark.parametrize("stage", sorted(stages()))
-def test_deps_cover_every_module_a_stage_imports(stage: str) -> None:
+def test_deps_on_code_are_what_a_stage_imports(stage: str) -> None:
+    """File by file, both ways. `python -m tests.house` writes them."""
+    needed = {node.name: house.needed(node) for node in stages()[stage]}
+    by_some_arm = set().union(*needed.values())
     for node in stages()[stage]:
-        missing = [str(path.relative_to(ROOT)) for path in house.needed(node) if not covered(path, node.deps)]
+        missing = needed[node.name] - house.declared(node)
         assert not missing, f"{node.name}: add to its deps in dvc.yaml: {sorted(missing)}"
+        spare = house.declared(node) - by_some_arm
+        assert not spare, f"{node.name}: nothing of it is imported: {sorted(spare)}"
 
 
-@pytest.mark.parametrize("stage", sorted(stages()))
-def test_deps_on_code_are_needed_by_some_arm(stage: str) -> None:
-    needed = {path for node in stages()[stage] for path in house.needed(node)}
-    for node in stages()[stage]:
-        for dep in node.deps:
-            if dep.startswith(f"{PACKAGE}/"):
-                assert (ROOT / dep).exists(), f"{node.name}: {dep} is not there"
-                assert any(covered(path, (dep,)) for path in needed), f"{node.name}: nothing imports {dep}"
-
-
-@pytest.mark.parametrize("stage", sorted(stages()))
-def test_what_is_imported_by_name_is_a_dep_too(stage: str) -> None:
-    for node in stages()[stage]:
-        roots = {f"{PACKAGE}.{node.room}.__main__"}
-        for package in {p for module in house.closure(roots) for p in house.loaded_by_name(module)}:
-            folder = ROOT / package.replace(".", "/")
-            own = [path for path in house.arm_files(node.arm) if path.is_relative_to(folder)]
-            whole = covered(folder / "__init__.py", node.deps) and str(folder.relative_to(ROOT)) in _folders(node)
-            if stage not in LOADS_NOTHING:
-                assert whole or own, f"{node.name}: {package} is imported by name; add the folder or the arm's file"
-            assert all(covered(path, node.deps) for path in own), f"{node.name}: add {own}"
-
-
-def _folders(node: Node) -> set[str]:
-    return {str(p) for dep in node.deps if (ROOT / dep).is_dir() for p in _below(ROOT / dep)}
-
-
-def _below(folder: Path) -> list[Path]:
-    return [path.relative_to(ROOT) for path in (folder, *folder.rglob("*")) if path.is_dir()]
+def test_tools_benchmarks_and_the_red_team_are_no_dependency() -> None:
+    for node in nodes():
+        for dep in house.declared(node):
+            assert dep.split("/")[1] not in {"tools", "benchmarks", "redteam"}, f"{node.name} depends on {dep}"
 
 
 def test_every_params_file_has_exactly_the_fields_of_its_config() -> None:
@@ -82,18 +58,20 @@ def test_params_of_a_stage_are_the_fields_of_its_config(stage: str) -> None:
             values = yaml.safe_load((ROOT / file).read_text())
             if keys:
                 assert {key.partition(".")[0] for key in keys} <= set(values), f"{node.name}: {file} has no such key"
-        if node.arm and f"params/{node.room}.yaml" in node.params:
-            file = f"params/{node.room}.yaml"
-            fields = set(import_module(f"{PACKAGE}.{node.room}.stage").Config.model_fields)
+        if node.arm and f"params/{room_of(node)}.yaml" in node.params:
+            file = f"params/{room_of(node)}.yaml"
+            fields = set(import_module(f"{PACKAGE}.{room_of(node)}.stage").Config.model_fields)
             # Stages that share a room may each depend on a part; together they depend on every field.
-            of_room = [key for other in nodes() if other.room == node.room for key in other.params.get(file) or fields]
+            of_room = [
+                key for other in nodes() if room_of(other) == room_of(node) for key in other.params.get(file) or fields
+            ]
             assert {key.partition(".")[0] for key in of_room} == fields, f"{node.name}: keys are not the fields"
 
 
 @pytest.mark.parametrize("stage", sorted(stages()))
 def test_params_that_a_stage_loads_are_params_of_its_nodes(stage: str) -> None:
     for node in stages()[stage]:
-        modules = house.closure({f"{PACKAGE}.{node.room}.__main__"})
+        modules = house.closure({node.entry})
         read = {f"params/{name}.yaml" for module in modules for name in house.params_read_by(module)}
         assert read <= set(node.params), f"{node.name}: add to its params: {sorted(read - set(node.params))}"
 
@@ -139,7 +117,7 @@ def test_every_output_is_cached_by_dvc_and_unseen_by_git() -> None:
 
 def test_a_room_is_a_room() -> None:
     for room in ROOMS:
-        for part in ("__init__", "__main__", "stage"):
+        for part in ("__init__", "stage"):
             assert (ROOT / PACKAGE / room / f"{part}.py").is_file(), f"{PACKAGE}/{room}/{part}.py is missing"
         stage = import_module(f"{PACKAGE}.{room}.stage")
         assert stage.Config.__name__ == "Config" and callable(stage.run) and callable(stage.main)

@@ -51,7 +51,7 @@ def build(root: Path) -> None:
     from stages.execution.stage import run as execute
     from stages.interpretation.stage import Config as InterpretationConfig
     from stages.interpretation.stage import run as interpret
-    from stages.reward.stage import Config as RewardConfig
+    from stages.reward.settings import Config as RewardConfig
     from stages.reward.stage import run as reward
     from stages.targets.storage import save_target
     from stages.tasks.stage import Config as TasksConfig

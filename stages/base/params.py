@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stages.base import paths
 from stages.errors import UserError
 
-__all__ = ["Params", "load"]
+__all__ = ["Params", "load", "names"]
 
 ConfigT = TypeVar("ConfigT", bound="Params")
 
@@ -27,6 +27,13 @@ def load(stage: str, config: type[ConfigT], path: Path | None = None) -> ConfigT
         UserError: the file is missing or not YAML, a key is unknown, or a value is out of range; says which.
     """
     path = path or paths.params_file(stage)
+    try:
+        return config(**_values(path))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error, config)}") from error
+
+
+def _values(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: restore it with `git checkout -- {path.name}`")
     try:
@@ -35,10 +42,7 @@ def load(stage: str, config: type[ConfigT], path: Path | None = None) -> ConfigT
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; mend the line it names") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, not keys and values; write `key: value` lines")
-    try:
-        return config(**values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error, config)}") from error
+    return values
 
 
 def _explain(error: ValidationError, config: type[Params]) -> str:
@@ -53,3 +57,15 @@ def _explain(error: ValidationError, config: type[Params]) -> str:
         else:
             parts.append(f"{key} = {problem['input']!r}: {problem['msg']}")
     return "; ".join(parts)
+
+
+def names(stage: str, key: str) -> tuple[str, ...]:
+    """Sorted names under one key of params/<stage>.yaml, for a stage that needs no more of it than those.
+
+    Raises:
+        UserError: the file or the key is missing.
+    """
+    values = _values(paths.params_file(stage)).get(key)
+    if not isinstance(values, dict | list):
+        raise UserError(f"{paths.params_file(stage)}: key {key!r} is missing or holds no names; add them")
+    return tuple(sorted(map(str, values)))

@@ -6,7 +6,6 @@ circuits for the report to draw.
 """
 
 import json
-import sys
 from typing import Any
 
 from pydantic import Field
@@ -77,16 +76,4 @@ def _rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """``python -m stages circuits``: the stage; ``python -m stages.circuits tables``: the tables of
-    docs/circuits.md."""
-    if sys.argv[1:] == ["tables"]:
-        from stages.tools.circuit_tables import write_tables
-
-        write_tables()
-        return
-    if sys.argv[1:2] in (["export"], ["compare"]):
-        from stages.benchmarks.circuit_peers.compare import main as peers
-
-        peers(sys.argv[1:])
-        return
     run(load("circuits", Config))

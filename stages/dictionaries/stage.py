@@ -1,12 +1,10 @@
 """Stage ``dictionaries``: data/activations/<target>/ -> data/dictionaries/<target>/.
 
 Writes <hook point>/<architecture>/ (SAELens format: cfg.json, sae_weights.safetensors), metrics.json (one row per hook
-point, architecture and seed) and gallery.json. ``summary`` joins the metrics of all targets of params into
-metrics/dictionaries.json. Every metric is of the SAVED dictionary, loaded with ``SAE.load_from_disk``, on held-out
-rows; only the first seed's dictionary is kept.
+point, architecture and seed) and gallery.json. Every metric is of the SAVED dictionary,
+loaded with ``SAE.load_from_disk``, on held-out rows; only the first seed's dictionary is kept.
 """
 
-import json
 import shutil
 import sys
 import tempfile
@@ -16,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pydantic import Field, field_validator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stages import tracking
 from stages.activations.cache import ActivationCache
 from stages.base import paths
-from stages.base.params import Params, load
+from stages.base.files import save_json
+from stages.base.params import load
 from stages.contracts.target import Target
 from stages.dictionaries.evaluation.evaluate import (
     HeldOut,
@@ -36,18 +34,16 @@ from stages.dictionaries.evaluation.evaluate import (
     raw_probe,
 )
 from stages.dictionaries.evaluation.gallery import gallery_of
+from stages.dictionaries.evaluation.nulls import Nulls
 from stages.dictionaries.evaluation.rows import (
     Row,
     finish,
     order_of,
     stability,
-    write_json,
 )
+from stages.dictionaries.settings import Config, TargetConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
-from stages.dictionaries.sweep import Nulls, SweepConfig, SweepSettings
-from stages.dictionaries.sweep import run as run_sweep
 from stages.dictionaries.training.train import (
-    ARCHITECTURES,
     PENALISED,
     recipe_for,
     train,
@@ -55,70 +51,12 @@ from stages.dictionaries.training.train import (
 from stages.errors import UserError
 from stages.targets.storage import load_target
 
-__all__ = ["ArchitectureConfig", "Config", "TargetConfig", "main", "run", "summarise", "sweep"]
+__all__ = ["Config", "main", "run"]
 
 HEADLINE = ("explained_variance", "l0", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
 """Metrics of the kept dictionaries that go to MLflow next to the curves."""
 CURVE_POINTS = 20
 """Points per training curve: each is a transaction of the MLflow store."""
-
-
-class ArchitectureConfig(Params):
-    name: str
-    """One of ``training.ARCHITECTURES``; standard is ReLU with an L1 penalty."""
-    sparsity: float = Field(gt=0)
-    """L1 coefficient (standard) or latents per row (topk, batchtopk)."""
-    label: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]*$")
-    """What it is called in files and tables; the name by default. For a second one of the same name."""
-    regularisers: dict[str, float] = Field(default_factory=dict)
-    """Coefficients of regularisers added to the loss, by name (see custom_objectives.py)."""
-    activation: str = ""
-    """Name of an activation in place of ReLU (standard only)."""
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in ARCHITECTURES:
-            raise ValueError(f"architecture {name!r} is unknown; known: {', '.join(ARCHITECTURES)}")
-        return name
-
-    @property
-    def called(self) -> str:
-        return self.label or self.name
-
-
-class TargetConfig(Params):
-    hooks: tuple[str, ...] = Field(min_length=1)
-    """Hook points to train dictionaries at; they must be cached."""
-    n_latents: int = Field(ge=2, le=65_536)
-    """Size of every dictionary of this target."""
-    steps: int = Field(ge=1, le=1_000_000)
-    """Optimiser steps."""
-    n_swept: int = Field(default=1, ge=0)
-    """Hook points the sweep covers, counted from the last; 0: none."""
-
-
-class Config(Params):
-    targets: dict[str, TargetConfig] = Field(min_length=1)
-    """By name; ``summary`` joins exactly these."""
-    architectures: tuple[ArchitectureConfig, ...] = Field(min_length=1)
-    """Trained at every hook point, each once per seed."""
-    batch: int = Field(ge=2, le=1_000_000)
-    """Rows per step."""
-    lr: float = Field(gt=0, le=1)
-    """Learning rate of Adam."""
-    dead_window_rows: int = Field(ge=1)
-    """Rows without firing after which AuxK works on a latent."""
-    seeds: tuple[int, ...] = Field(min_length=1)
-    """Of the weights and the order of rows. The first one's dictionary is kept."""
-    n_resamples: int = Field(ge=20, le=100_000)
-    """Bootstrap resamples per interval."""
-    n_probe_rows: int = Field(ge=20)
-    """Rows that probes are trained on, and at most tested on."""
-    sweep: SweepConfig
-    """Sparsities, sizes and baselines that are measured beside the kept dictionaries."""
-    n_gallery: int = Field(ge=0, le=2000)
-    """Latents per dictionary in the gallery, at most; each is about 1.3 kB there."""
 
 
 def run(config: Config, target_name: str) -> list[Row]:
@@ -128,7 +66,7 @@ def run(config: Config, target_name: str) -> list[Row]:
         UserError: the target has no entry in params, a hook point is not cached, the cache is damaged or of another
             target, or training diverged.
     """
-    settings = _settings(config, target_name)
+    settings = settings_of(config, target_name)
     torch.set_num_threads(1)
     target = load_target(target_name)
     final = paths.dictionaries_dir(target_name)
@@ -166,8 +104,8 @@ def _train_and_measure(config: Config, settings: TargetConfig, target: Target, f
             settings.steps,
         )
     rows.sort(key=order_of)
-    write_json(folder / "metrics.json", rows)
-    write_json(folder / "gallery.json", {"target": target.name, "dictionaries": galleries}, indent=None)
+    save_json(folder / "metrics.json", rows)
+    save_json(folder / "gallery.json", {"target": target.name, "dictionaries": galleries}, indent=None)
     return rows
 
 
@@ -245,63 +183,7 @@ def _line(row: Row, held: HeldOut, seconds: float) -> str:
     )
 
 
-def sweep(config: Config, target_name: str) -> list[Row]:
-    """Stage ``sweep`` of one target; returns its rows."""
-    of = _settings(config, target_name)
-    hooks = of.hooks[max(0, len(of.hooks) - of.n_swept) :]
-    settings = SweepSettings(
-        config.sweep, hooks, of.n_latents, of.steps, config.batch, config.lr, config.dead_window_rows, config.seeds,
-        config.n_resamples, config.n_probe_rows,
-    )  # fmt: skip
-    return run_sweep(settings, load_target(target_name))
-
-
-def summarise(config: Config) -> list[Row]:
-    """Join metrics.json of the kept and of the swept dictionaries of all targets into metrics/dictionaries.json.
-
-    A dictionary of the sweep that is one of the kept ones stands there once, as the kept one. Where a method was built
-    on it, ``reward`` (of that method, which reads all hook points) and ``answer_flops`` stand in its row.
-
-    Raises:
-        UserError: a target's metrics are missing.
-    """
-    rows: list[Row] = []
-    for name in sorted(config.targets):
-        for folder, stage in ((paths.dictionaries_dir(name), "dictionaries"), (paths.sweep_dir(name), "sweep")):
-            file = paths.require(folder / "metrics.json", stage)
-            known = {order_of(row) for row in rows}
-            rows += [row for row in json.loads(file.read_text(encoding="utf-8")) if order_of(row) not in known]
-        file = paths.require(paths.downstream_file(name), "downstream")
-        rewards = {_method_of(row): row for row in json.loads(file.read_text(encoding="utf-8"))}
-        for row in rows:
-            if row["target"] == name and (found := rewards.get(_method_of(row))):
-                row |= {"reward": found["reward"], "answer_flops": found["flops"]}
-    rows.sort(key=order_of)
-    out = paths.metrics_file("dictionaries")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, rows)
-    return rows
-
-
-def _method_of(row: Row) -> tuple[str, float, int, int]:
-    """What a dictionary has in common with those at other hook points that make up one method with it."""
-    return row["architecture"], row["sparsity"], row["n_latents"], row["seed"]
-
-
-def _settings(config: Config, target: str) -> TargetConfig:
-    if target not in config.targets:
-        raise UserError(
-            f"target {target!r} has no entry in {paths.params_file('dictionaries')}; it has"
-            f" {', '.join(sorted(config.targets))}; add one under `targets`"
-        )
-    return config.targets[target]
-
-
 def main() -> None:
-    config = load("dictionaries", Config)
-    if sys.argv[1] == "summary":
-        summarise(config)
-    elif sys.argv[1] == "sweep":
-        sweep(config, sys.argv[2])
-    else:
-        run(config, sys.argv[1])
+    if len(sys.argv) != 2:
+        raise UserError("one target is needed, such as `python -m stages dictionaries digits_mlp`")
+    run(load("dictionaries", Config), sys.argv[1])

@@ -6,6 +6,7 @@ curves, at the same L0, and not at single points.
 """
 
 import shutil
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,68 +14,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, field_validator
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stages import tracking
 from stages.activations.cache import ActivationCache
 from stages.base import paths
-from stages.base.params import Params
+from stages.base.files import save_json
+from stages.base.params import load
 from stages.contracts.target import Target
 from stages.dictionaries.evaluation.baselines import BASELINES, baseline
 from stages.dictionaries.evaluation.evaluate import (
-    HeldOut,
-    codec_of,
     evaluate,
     held_out,
     live_decoder,
     load_codec,
-    random_dictionary,
     raw_probe,
 )
+from stages.dictionaries.evaluation.nulls import Nulls
 from stages.dictionaries.evaluation.rows import (
     Row,
     finish,
     order_of,
     stability,
-    write_json,
 )
+from stages.dictionaries.settings import Config, SweepConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
-from stages.dictionaries.training.train import ARCHITECTURES, recipe_for, train
+from stages.dictionaries.training.train import recipe_for, train
+from stages.errors import UserError
+from stages.targets.storage import load_target
 
-__all__ = ["Nulls", "SweepConfig", "SweepSettings", "run"]
+__all__ = ["SweepSettings", "main", "run", "sweep"]
 
 LOGGED = ("l0", "explained_variance", "loss_recovered", "monosemanticity", "probe_5_sparse")
 """Metrics that go to MLflow, a point per dictionary."""
-
-
-class SweepConfig(Params):
-    """What is swept; batch, learning rate, seeds and so on are those of the kept dictionaries."""
-
-    architectures: dict[str, tuple[float, ...]] = Field(min_length=1)
-    """Sparsities of each: the L1 coefficient or the latents per row."""
-    baselines: tuple[str, ...]
-    k: tuple[int, ...]
-    """Latents per row of the baselines."""
-    sizes: tuple[float, ...]
-    """Further sizes, as multiples of the target's n_latents, each at the architectures' first sparsity."""
-
-    @field_validator("architectures")
-    @classmethod
-    def _known(cls, wanted: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-        for name, values in wanted.items():
-            if name not in ARCHITECTURES or not values:
-                raise ValueError(f"architecture {name!r} with {len(values)} values; known: {', '.join(ARCHITECTURES)}")
-        return wanted
-
-    @field_validator("baselines")
-    @classmethod
-    def _baselines(cls, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        for name in wanted:
-            if name not in BASELINES:
-                raise ValueError(f"baseline {name!r} is unknown; known: {', '.join(BASELINES)}")
-        return wanted
 
 
 class SweepSettings(NamedTuple):
@@ -103,21 +76,6 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.architecture}-{self.sparsity:g}-{self.n_latents}-s{self.seed}"
-
-
-class Nulls:
-    """Metrics of random dictionaries at the L0 of what is compared with them; each is measured once."""
-
-    def __init__(self, acts: Tensor, held: HeldOut, n_resamples: int, seed: int) -> None:
-        self._acts, self._held, self._n_resamples, self._seed = acts, held, n_resamples, seed
-        self._known: dict[tuple[int, int], dict[str, Any]] = {}
-
-    def at(self, l0: float, n_latents: int) -> dict[str, Any]:
-        k = max(1, min(n_latents, round(l0)))
-        if (k, n_latents) not in self._known:
-            null = random_dictionary(self._acts, n_latents, k, self._seed)
-            self._known[k, n_latents] = evaluate(codec_of(null), self._held, self._n_resamples, self._seed)
-        return self._known[k, n_latents]
 
 
 def points(settings: SweepSettings, width: int) -> Iterator[Point]:
@@ -160,7 +118,7 @@ def run(settings: SweepSettings, target: Target) -> list[Row]:
                     number,
                 )
         rows.sort(key=order_of)
-        write_json(folder / "metrics.json", rows)
+        save_json(folder / "metrics.json", rows)
         shutil.rmtree(final, ignore_errors=True)
         folder.replace(final)
     finally:
@@ -210,3 +168,20 @@ def _made(point: Point, settings: SweepSettings, acts: Tensor, about: dict[str, 
         dead_window=settings.dead_window,
     )  # fmt: skip
     return train(acts, recipe, point.seed, metadata=about)
+
+
+def sweep(config: Config, target_name: str) -> list[Row]:
+    """Stage ``sweep`` of one target; returns its rows."""
+    of = settings_of(config, target_name)
+    hooks = of.hooks[max(0, len(of.hooks) - of.n_swept) :]
+    settings = SweepSettings(
+        config.sweep, hooks, of.n_latents, of.steps, config.batch, config.lr, config.dead_window_rows, config.seeds,
+        config.n_resamples, config.n_probe_rows,
+    )  # fmt: skip
+    return run(settings, load_target(target_name))
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise UserError("one target is needed, such as `python -m stages dictionaries.sweep digits_mlp`")
+    sweep(load("dictionaries", Config), sys.argv[1])

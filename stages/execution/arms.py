@@ -26,9 +26,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stages.base.params import Params
 from stages.contracts.target import Target
 from stages.execution.calibrator import Calibrator, Fit, assemble, cross_validate
+from stages.execution.settings import ExecutorConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.tasks.storage import Task
@@ -36,7 +36,6 @@ from stages.tasks.storage import Task
 __all__ = [
     "BUDGETS",
     "ArmResult",
-    "ExecutorConfig",
     "Rung",
     "as_rows",
     "budgets_of",
@@ -52,20 +51,6 @@ TIGHT = 4.0
 """A tight budget pays for the cheapest rung and one look inside: a forward and a backward pass."""
 
 FloatArray = npt.NDArray[np.float64]
-
-
-class ExecutorConfig(Params):
-    """What the executor is; the same in every arm."""
-
-    n_seeds: int = 3
-    """Splits into calibration and evaluation, each with its own black-box draws."""
-    n_calibration: int = 80
-    """Labelled instances it may learn from; at most 40% of a task's instances."""
-    folds: int = 3
-    margin: float = 0.02
-    """It takes the cheapest option whose cross-validated score is within this of the best."""
-    max_features: int = 24
-    """Features its calibrator keeps."""
 
 
 @dataclass(frozen=True)

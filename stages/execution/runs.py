@@ -9,8 +9,9 @@ from threadpoolctl import threadpool_limits
 
 from stages.contracts.target import Target
 from stages.execution.answering import Answered
-from stages.execution.arms import ArmResult, ExecutorConfig, climb, deal_out, solve
+from stages.execution.arms import ArmResult, climb, deal_out, solve
 from stages.execution.results import Baseline, MethodArms
+from stages.execution.settings import ExecutorConfig
 from stages.tasks.storage import Task
 
 __all__ = ["arms_of", "baseline_of"]

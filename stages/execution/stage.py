@@ -13,9 +13,9 @@ from stages.base import paths
 from stages.base.params import load
 from stages.base.processes import processes
 from stages.execution.answering import Answered, ask_in_process
-from stages.execution.arms import ExecutorConfig
 from stages.execution.results import load_baseline, save_arms, save_baseline
 from stages.execution.runs import arms_of, baseline_of
+from stages.execution.settings import ExecutorConfig
 from stages.interpretation.artifact import load_interpretation
 from stages.interpretation.loading import built_in
 from stages.targets.storage import load_target
@@ -26,10 +26,6 @@ __all__ = ["Config", "main", "run"]
 
 class Config(ExecutorConfig):
     n_seeds: int = Field(ge=3, le=20)
-    n_calibration: int = Field(ge=10, le=1000)
-    folds: int = Field(ge=2, le=10)
-    margin: float = Field(ge=0, le=0.5)
-    max_features: int = Field(ge=1, le=1000)
 
 
 def _one(config: ExecutorConfig, arm: str, family: str, target_name: str) -> str:

@@ -8,16 +8,12 @@ from typing import Any
 
 from stages import tracking
 from stages.reward.judging import Judged
+from stages.scoring.meters import meter_points
 from stages.scoring.proposals import shown
 
-__all__ = ["Projection", "meter_points"]
+__all__ = ["Projection"]
 
 METERS = ("flops_a", "flops_b", "flops_c", "charged_flops", "cpu_s", "cpu_allowed_s", "calls", "ops")
-
-
-def meter_points(meters: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the three layers said of each task, as MLflow metrics."""
-    return {f"{of['task']}/meter/{key}": float(of[key]) for of in meters for key in METERS}
 
 
 class Projection:

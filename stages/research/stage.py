@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.base import paths
+from stages.base.files import load_json, save_json
 from stages.base.params import Params, load
 from stages.errors import UserError
 from stages.research.campaign import Campaign, Progress
@@ -24,7 +25,6 @@ from stages.research.projection import Projection
 from stages.research.researcher import Researcher
 from stages.research.researchers import make_researcher
 from stages.research.sealed_test import best_found, open_test
-from stages.reward.stage import read_rows, write_rows
 from stages.sandbox.host import require_sandbox
 from stages.scoring.proposals import shown
 from stages.scoring.settings import Settings, jobs, settings
@@ -103,7 +103,7 @@ def summary(one: Campaign, name: str) -> dict[str, Any]:
                 "best_so_far": best,
             }
         )
-    star, leaders = best_found(one), read_rows("leaderboard")
+    star, leaders = best_found(one), load_json(paths.metrics_file("leaderboard"))
     found = None
     if star is not None:
         found = {"name": star["name"], "spec": shown(star["spec"]), "iteration": star["iteration"]}
@@ -157,9 +157,9 @@ def run(config: Config, progress: Progress = print) -> dict[str, Any]:
     for file in ("events.jsonl", "theta.json"):
         shutil.copyfile(folder / file, out / file)
     result = summary(one, "campaign")
-    write_rows(result, "campaign")
-    write_rows(test["rows"], "test")
-    write_rows(test["per_task"], "test_per_task")
+    save_json(paths.metrics_file("campaign"), result)
+    save_json(paths.metrics_file("test"), test["rows"])
+    save_json(paths.metrics_file("test_per_task"), test["per_task"])
     shutil.rmtree(folder)
     return result
 
@@ -168,12 +168,4 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # joblib replaces a worker whose memory has grown and says so each time; nothing is lost by it.
     warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
-    if sys.argv[1:] == ["fresh"]:
-        from stages.scoring import fresh
-
-        for row in fresh.run():
-            if row["task"] == "all":
-                gap = row.get("gap", "-")
-                print(f"{row['method']}: {row['outcome']}, gap {gap} over {row['n_tasks']} tasks", flush=True)
-    else:
-        run(load("research", Config))
+    run(load("research", Config))

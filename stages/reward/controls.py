@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.reward.judging import Judged, RewardConfig, leaderboard_row, rounded
+from stages.reward.judging import Judged, leaderboard_row, rounded
+from stages.reward.settings import RewardConfig
 
 __all__ = ["control_rows"]
 

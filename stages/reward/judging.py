@@ -9,34 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from stages.base.params import Params
 from stages.execution.arms import ArmResult
 from stages.execution.results import Baseline, MethodArms
-from stages.reward.formula import Form, flop_reduction, reward
+from stages.reward.formula import flop_reduction, reward
 from stages.reward.resampling import Resamples, interval, pooled, scores
+from stages.reward.settings import RewardConfig
 from stages.tasks.storage import Task
 
-__all__ = ["Judged", "RewardConfig", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
+__all__ = ["Judged", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
 
 FloatArray = npt.NDArray[np.float64]
 Verdict = Literal["better", "not distinguishable", "worse"]
 PLACES = 6
 """Decimal places of every number written: far below any interval, far above the last bits that machines differ in."""
-
-
-class RewardConfig(Params):
-    """How arms become a reward."""
-
-    flop_weight: float = Field(default=0.1, ge=0, le=10)
-    """lambda: what a complete saving of compute is worth, in units of score."""
-    form: Form = "linear"
-    margin: float = Field(default=0.02, ge=0, le=1)
-    """Savings count only where assisted >= baseline - margin."""
-    draws: int = Field(default=1000, ge=100, le=100_000)
-    """Bootstrap resamples."""
-    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)

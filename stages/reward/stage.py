@@ -3,7 +3,6 @@
 Writes metrics/leaderboard.json (validation), train.json, per_task.json, sensitivity.json and controls.json.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,35 +11,16 @@ from scipy.stats import kendalltau
 
 from stages import tracking
 from stages.base import paths
+from stages.base.files import save_json
 from stages.base.params import load
 from stages.execution.results import load_arms, load_baseline
 from stages.reward.controls import control_rows
 from stages.reward.formula import FORMS, Form
-from stages.reward.judging import Judged, RewardConfig, judge, leaderboard_row, rounded, task_row
+from stages.reward.judging import Judged, judge, leaderboard_row, rounded, task_row
+from stages.reward.settings import Config, RewardConfig
 from stages.tasks.storage import list_tasks, load_task
 
-__all__ = ["Config", "main", "read_rows", "run", "sensitivity", "write_rows"]
-
-
-class Config(RewardConfig):
-    methods: tuple[str, ...]
-    """Methods on the leaderboard; read from here, not from the directory, so that a removed arm is not scored again."""
-    flop_weights: tuple[float, ...]
-    """Values of lambda for the sensitivity table."""
-
-
-def write_rows(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], name: str) -> None:
-    """metrics/<name>.json, byte-stable."""
-    path = paths.metrics_file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_rows(name: str) -> list[dict[str, Any]]:
-    """Rows of metrics/<name>.json; none where it has not been made."""
-    path = paths.metrics_file(name)
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return rows
+__all__ = ["Config", "main", "run", "sensitivity"]
 
 
 def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,7 +65,7 @@ def run(config: Config) -> None:
             leaderboard_row(method, split, [j for j in of if j.task.split == split], config.seed)
             for method, of in everything.items()
         ]
-        write_rows(ranked(rows), name)
+        save_json(paths.metrics_file(name), ranked(rows))
         for row in rows:
             numbers[row["method"]] |= {f"{split}/{k}": float(v) for k, v in row.items() if isinstance(v, int | float)}
         for row in ranked(rows) if split == "validation" else []:
@@ -95,7 +75,7 @@ def run(config: Config) -> None:
                 flush=True,
             )
     per_task = [task_row(method, j) for method, of in everything.items() for j in of]
-    write_rows(per_task, "per_task")
+    save_json(paths.metrics_file("per_task"), per_task)
     for row in per_task:
         task = f"{row['family']}.{row['target']}"
         numbers[row["method"]] |= {f"{task}/{k}": row[k] for k in ("reward_mean", "gain_mean", "flop_ratio")}
@@ -115,8 +95,8 @@ def run(config: Config) -> None:
         }
         for key in grid
     }
-    write_rows(sensitivity(table, default), "sensitivity")
-    write_rows(control_rows(everything, judged(oracle, config), config), "controls")
+    save_json(paths.metrics_file("sensitivity"), sensitivity(table, default))
+    save_json(paths.metrics_file("controls"), control_rows(everything, judged(oracle, config), config))
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from joblib import delayed
 
 from stages.base import paths
+from stages.base.files import save_json
 from stages.base.processes import processes
 from stages.contracts.target import Target
 from stages.execution.answering import Answered, ask_in_process
@@ -29,7 +30,6 @@ from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.interpretation.artifact import load_interpretation, pack, unpack
 from stages.interpretation.loading import built_in
 from stages.metering.cpu_time import Calibration
-from stages.reward.stage import write_rows
 from stages.scoring.composed import Spec
 from stages.scoring.isolated import Apart, Frozen, answer_apart
 from stages.scoring.settings import (
@@ -43,7 +43,7 @@ from stages.scoring.trial import freeze_spec, method_of
 from stages.tasks.generation import make
 from stages.tasks.storage import Task, list_tasks
 
-__all__ = ["fresh_gap", "fresh_task", "run"]
+__all__ = ["fresh_gap", "fresh_task", "main", "run"]
 
 N_FRESH = 40
 DRAWS = 400
@@ -171,7 +171,7 @@ def run() -> list[dict[str, Any]]:
         numbers = {"outcome": "ok", **_numbers(np.mean(draws, axis=0))} if draws else {"outcome": "declined"}
         rows.append(about | numbers)
     rows.sort(key=lambda row: (row["task"] != "all", row["task"], row["method"]))
-    write_rows(rows, "fresh")
+    save_json(paths.metrics_file("fresh"), rows)
     return rows
 
 
@@ -186,3 +186,10 @@ def _frozen(
         else:
             out[name] = freeze_spec(Spec(**what), name, target, chosen.interpretation)
     return out
+
+
+def main() -> None:
+    for row in run():
+        if row["task"] == "all":
+            gap = row.get("gap", "-")
+            print(f"{row['method']}: {row['outcome']}, gap {gap} over {row['n_tasks']} tasks", flush=True)

@@ -14,15 +14,14 @@ from joblib import delayed
 
 from stages import tracking
 from stages.base import paths
+from stages.base.files import load_json
 from stages.base.processes import processes
 from stages.errors import InfraError, UserError
 from stages.execution.results import MethodArms
 from stages.execution.runs import arms_of
 from stages.interpretation.methods import METHODS
 from stages.metering.cpu_time import Calibration, calibrate
-from stages.research.projection import meter_points
 from stages.reward.judging import Judged, leaderboard_row, task_row
-from stages.reward.stage import read_rows
 from stages.scoring.fresh import fresh_gap
 from stages.scoring.isolated import (
     Apart,
@@ -30,6 +29,7 @@ from stages.scoring.isolated import (
     answer_apart,
     interpret_apart,
 )
+from stages.scoring.meters import meter_points
 from stages.scoring.settings import (
     INFRA,
     Settings,
@@ -133,7 +133,7 @@ def score_method(
         arms = {task_name: of_task for task_name, _, of_task, _ in done if of_task is not None}
         judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    rows = mine + [row for file in ("train", "leaderboard") for row in read_rows(file)]
+    rows = mine + [row for file in ("train", "leaderboard") for row in load_json(paths.metrics_file(file))]
     rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
     failed = [apart for _, apart, _, _ in done if apart.outcome == "failed"]
     worst = next(iter([*void, *infra, *failed]), None)

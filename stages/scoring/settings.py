@@ -9,12 +9,12 @@ from pathlib import Path
 from stages.base.params import load
 from stages.contracts.target import Target
 from stages.errors import InfraError
-from stages.execution.arms import ExecutorConfig
 from stages.execution.results import Baseline, load_baseline
+from stages.execution.settings import ExecutorConfig
 from stages.execution.stage import Config as ExecutionConfig
 from stages.interpretation.stage import Config as InterpretationConfig
-from stages.reward.judging import RewardConfig
-from stages.reward.stage import Config as RewardStageConfig
+from stages.reward.settings import Config as RewardStageConfig
+from stages.reward.settings import RewardConfig
 from stages.targets.storage import load_target
 from stages.tasks.storage import Task, load_task
 

@@ -23,7 +23,8 @@ from stages.interpretation.loading import built_in
 from stages.interpretation.stage import Config as InterpretationConfig
 from stages.interpretation.stage import interpret
 from stages.metering.cpu_time import Calibration, calibrate
-from stages.reward.judging import Judged, RewardConfig, judge
+from stages.reward.judging import Judged, judge
+from stages.reward.settings import RewardConfig
 from stages.scoring.composed import Composed, Spec
 from stages.scoring.isolated import (
     Frozen,

@@ -127,3 +127,8 @@ def cost_table(rows: Sequence[Row]) -> str:
             ]
         )
     return table(["method", "forwards", "backwards", "s per seed, reverse-4-zero", "slowest card"], lines)
+
+
+def main() -> None:
+    """``python -m stages tools.circuit_tables``."""
+    write_tables()

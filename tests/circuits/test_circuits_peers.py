@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.benchmarks.circuit_peers.auto_circuit_peer import our_name
 from stages.benchmarks.circuit_peers.compare import (
     compare,
-    main,
+    execute,
     our_row,
     peer_rows,
 )
@@ -30,7 +30,7 @@ tracr = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("peers") / "card.safetensors"
-    main(["export", "frac_prevs-4-resample", str(path), "3"])
+    execute(["export", "frac_prevs-4-resample", str(path), "3"])
     return path
 
 
@@ -146,13 +146,13 @@ def test_what_cannot_be_exported_or_read_is_said(tmp_path: Path) -> None:
     for name in ("planted_mlp-zero", "reverse"):
         with pytest.raises(UserError, match="reverse-4-zero"):
             export_card(name, tmp_path / "x")
-    with pytest.raises(UserError, match=r"python -m stages\.circuits export"):
+    with pytest.raises(UserError, match=r"circuit_peers.compare export"):
         read_export(tmp_path / "missing")
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(UserError, match="no exported card"):
         read_export(tmp_path / "other")
     with pytest.raises(UserError, match="not understood"):
-        main(["export"])
+        execute(["export"])
 
 
 @tracr

@@ -7,9 +7,10 @@ import torch
 from stages.contracts.method import Interpretation, Method
 from stages.errors import MethodError
 from stages.execution.answering import Answered, ask_in_process, checked
-from stages.execution.arms import BUDGETS, ExecutorConfig, as_rows, budgets_of, climb, deal_out, split
+from stages.execution.arms import BUDGETS, as_rows, budgets_of, climb, deal_out, split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.execution.runs import arms_of, baseline_of
+from stages.execution.settings import ExecutorConfig
 from stages.interpretation.loading import built_in
 from stages.metering.access import MeteredAccess
 from stages.tasks.families import family

@@ -11,8 +11,12 @@ import torch
 from stages.activations.writer import write_caches
 from stages.base import paths
 from stages.dictionaries import stage as dictionaries
+from stages.dictionaries import sweep as sweeps
 from stages.errors import UserError
-from stages.proxies.stage import Config, proxies, run
+from stages.proxies.downstream import run
+from stages.proxies.settings import Config
+from stages.proxies.stage import run as correlations
+from stages.proxies.stage import summarise
 from stages.targets.storage import load_target
 from tests import toy
 from tests.dictionaries.test_dictionaries_stage import make_config
@@ -40,10 +44,10 @@ def _sweep() -> None:
         targets={NAME: {"hooks": [HOOK], "n_latents": 32, "steps": 30}}, sweep=sweep, seeds=[0, 1], n_gallery=0
     )
     dictionaries.run(config, NAME)
-    dictionaries.sweep(config, NAME)
+    sweeps.sweep(config, NAME)
     rows = run(CONFIG, NAME)
     assert len(rows) == (2 + 1) * 2 + (1 + 1) * 2 + 1
-    dictionaries.summarise(config)
+    summarise([NAME])
 
 
 def test_every_dictionary_of_the_sweep_is_worth_something_known(swept: Path) -> None:
@@ -74,7 +78,7 @@ def test_every_metric_is_correlated_with_the_reward(swept: Path) -> None:
         if "reward" in row:
             row["reward"]["value"] = 2.0 * row["explained_variance"]["value"] - 1.0
     file.write_text(json.dumps(joined))
-    rows = proxies(CONFIG)
+    rows = correlations(CONFIG)
     assert rows[0]["metric"] == "explained_variance" and rows[0]["spearman"]["value"] == 1.0
     assert rows == json.loads(paths.metrics_file("proxies").read_text())
     assert {row["target"] for row in rows} == {NAME}
@@ -100,11 +104,11 @@ def test_a_target_no_family_is_about_has_no_rows(graph: Path) -> None:
 
 def test_without_rewards_it_says_so(graph: Path) -> None:
     with pytest.raises(UserError, match="dictionary_metrics"):
-        proxies(CONFIG)
+        correlations(CONFIG)
     paths.metrics_file("dictionaries").parent.mkdir(exist_ok=True)
     paths.metrics_file("dictionaries").write_text("[]")
     with pytest.raises(UserError, match=r"no dictionary in .* has a reward"):
-        proxies(CONFIG)
+        correlations(CONFIG)
 
 
 def test_a_family_that_is_not_open_is_refused(graph: Path) -> None:

@@ -9,19 +9,14 @@ from stages.contracts.task import Instances, Truth
 from stages.execution.arms import BUDGETS, ArmResult
 from stages.execution.results import Baseline, MethodArms
 from stages.reward.controls import control_rows
-from stages.reward.judging import (
-    RewardConfig,
-    judge,
-    leaderboard_row,
-    task_row,
-    verdict,
-)
+from stages.reward.judging import judge, leaderboard_row, task_row, verdict
 from stages.reward.resampling import (
     Resamples,
     interval,
     pooled,
     scores,
 )
+from stages.reward.settings import RewardConfig
 from stages.tasks.families import family
 from stages.tasks.storage import Task
 

@@ -137,8 +137,14 @@ def _run_peer(path: Path, python: Path, methods: Sequence[str]) -> Any:
         return json.loads(out.read_text(encoding="utf-8"))
 
 
-def main(arguments: Sequence[str]) -> None:
-    """``export CARD FILE [SEED]`` or ``compare FILE PYTHON [TURNS] [METHOD ...]``, printing JSON lines."""
+def main() -> None:
+    """``python -m stages benchmarks.circuit_peers.compare``; see ``execute``."""
+    execute(sys.argv[1:])
+
+
+def execute(arguments: Sequence[str]) -> None:
+    """``export CARD FILE [SEED]``, or
+    ``compare FILE PYTHON [TURNS] [METHOD ...]``, which prints JSON lines."""
     from stages.benchmarks.circuit_peers.export import export_card
 
     match list(arguments):

@@ -132,7 +132,7 @@ def read_export(path: Path) -> Exported:
     """Raises:
     UserError: the file is missing or was not written by ``export_card``.
     """
-    remedy = "write it with `python -m stages circuits export CARD FILE`"
+    remedy = "write it with `python -m stages benchmarks.circuit_peers.compare export CARD FILE`"
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {})["card"])

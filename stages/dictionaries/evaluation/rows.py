@@ -1,8 +1,6 @@
 """Rows of metrics.json: one per dictionary, the same from the stage that keeps dictionaries and from the sweep."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from stages.activations.order import generator_for
 from stages.base.intervals import estimate, over_items
 from stages.dictionaries.evaluation.geometry import MATCHED, matched_cosines, random_likeness
 
-__all__ = ["Row", "finish", "order_of", "stability", "write_json"]
+__all__ = ["Row", "finish", "order_of", "stability"]
 
 Row = dict[str, Any]
 
@@ -48,10 +46,3 @@ def finish(values: Row, nulls: Row | None, raw: float) -> Row:
 
 def order_of(row: Row) -> tuple[str, str, str, int, float, int]:
     return row["target"], row["hook_point"], row["architecture"], row["n_latents"], row["sparsity"], row["seed"]
-
-
-def write_json(file: Path, values: Any, indent: int | None = 1) -> None:
-    """Byte-stable, NaN refused."""
-    separators = (",", ": ") if indent else (",", ":")
-    text = json.dumps(values, indent=indent, sort_keys=True, separators=separators, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8")

@@ -6,10 +6,10 @@ from lensmith import (
     Attribute,
     Interpretation,
     Method,
+    Objective,
     Represent,
     segment_sums,
 )
-from lensmith import Objective
 
 
 class Control(Method):
