@@ -13,8 +13,6 @@ from stages.scoring.proposals import shown
 
 __all__ = ["Projection"]
 
-METERS = ("flops_a", "flops_b", "flops_c", "charged_flops", "cpu_s", "cpu_allowed_s", "calls", "ops")
-
 
 class Projection:
     """
