@@ -10,8 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stages.execution.arms import ArmResult
-from stages.execution.results import Baseline, MethodArms
+from stages.contracts.arms import ArmResult, Baseline, MethodArms
 from stages.reward.formula import flop_reduction, reward
 from stages.reward.resampling import Resamples, interval, pooled, scores
 from stages.reward.settings import RewardConfig

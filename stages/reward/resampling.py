@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stages.execution.arms import ArmResult
+from stages.contracts.arms import ArmResult
 from stages.tasks.storage import Task
 
 __all__ = ["Resamples", "interval", "pooled", "scores"]
