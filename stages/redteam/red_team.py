@@ -38,11 +38,12 @@ from stages.interpretation.loading import from_file
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.redteam.pipeline_attacks import pipeline_attacks
 from stages.reward.judging import judge, noise_floor
+from stages.scoring.cached import cached_task, jobs
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate, stage_baseline
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
-from stages.scoring.settings import Settings, cached_task, jobs, settings
+from stages.scoring.settings import Settings, settings
 from stages.tasks.storage import list_tasks
 
 __all__ = ["COLUMNS", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]

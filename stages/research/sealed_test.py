@@ -16,11 +16,12 @@ from stages.execution.runs import baseline_of
 from stages.execution.stage import oracle
 from stages.research.campaign import Campaign
 from stages.reward.judging import judge, leaderboard_row, task_row
+from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate
 from stages.scoring.judge import host_of
 from stages.scoring.proposals import candidate_of, from_json, shown
-from stages.scoring.settings import Settings, cached_target, cached_task
+from stages.scoring.settings import Settings
 from stages.scoring.stage import stage_frozen
 from stages.tasks.storage import Task
 
@@ -94,7 +95,7 @@ def score_test_split(
         for name, candidate in contenders.items():
             frozen = None
             if isinstance(candidate.what, str) and name != ORACLE:
-                frozen = stage_frozen(name, targets, settings)
+                frozen = stage_frozen(name, targets)
             found: Evaluation[None] = evaluate(
                 candidate,
                 tasks,

@@ -17,13 +17,14 @@ from stages.errors import InfraError, UserError
 from stages.interpretation.methods import METHODS
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.reward.judging import Judged, leaderboard_row, task_row
+from stages.scoring.cached import jobs
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.fresh import FreshGap, fresh_gap
 from stages.scoring.isolated import Isolated
 from stages.scoring.judge import judge_arms
 from stages.scoring.meters import meter_points
-from stages.scoring.settings import jobs, settings
+from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
 __all__ = ["score_method", "verdict_text"]
