@@ -30,7 +30,7 @@ from typing import Any
 from joblib import delayed
 
 from stages.base import paths
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, MethodArms
 from stages.errors import MethodError, UserError
 from stages.execution.runs import arms_of
@@ -214,7 +214,7 @@ def red_team(
     exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
     controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]
     progress(f"{len(exploits)} exploits and {len(controls)} controls")
-    with processes(jobs()) as pool:
+    with process_pool(jobs()) as pool:
         rows: list[dict[str, Any]] = pool(
             [delayed(_attack)(path, cases, chosen, rates) for path in exploits]
             + [delayed(_control)(path, cases[:2], chosen, rates) for path in controls]

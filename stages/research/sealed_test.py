@@ -9,7 +9,7 @@ from typing import Any
 
 from joblib import delayed
 
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.target import Target
 from stages.execution.runs import baseline_of
@@ -90,7 +90,7 @@ def score_test_split(
     names, targets = [f"{family}.{target}" for family, target in tasks], sorted({target for _, target in tasks})
     arms: dict[str, dict[str, MethodArms]] = {}
     ended: dict[str, dict[str, str]] = {}
-    with processes(campaign.jobs) as pool:
+    with process_pool(campaign.jobs) as pool:
         pool(delayed(_baseline)(name, settings) for name in names)  # into the store, on every core
         for name, candidate in contenders.items():
             frozen = None

@@ -21,7 +21,7 @@ from joblib import delayed
 
 from stages.base import paths
 from stages.base.files import load_json, save_json
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
 from stages.contracts.outcomes import Outcome
 from stages.contracts.target import Target
@@ -164,7 +164,7 @@ def run() -> list[dict[str, Any]]:
         for _, of_method in sorted(frozen.items()):
             sha.update(of_method[target].arrays + of_method[target].text)
     seed = int.from_bytes(sha.digest()[:6], "big")
-    done = processes(jobs())(
+    done = process_pool(jobs())(
         delayed(_on_task)(contenders, {name: one[target] for name, one in frozen.items()}, family, target, seed, chosen)
         for family, target in tasks
     )

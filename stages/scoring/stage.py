@@ -26,8 +26,8 @@ def stage_frozen(method: str, targets: list[str]) -> dict[str, Frozen]:
     """
     folder, made = paths.interpretation_dir(method), {}
     for target in targets:
-        files = (folder / f"{target}.safetensors", folder / f"{target}.json")
-        made[target] = Frozen(*(paths.require(file, "interpretation").read_bytes() for file in files))
+        arrays = paths.require(folder / f"{target}.safetensors", "interpretation").read_bytes()
+        made[target] = Frozen(arrays, paths.require(folder / f"{target}.json", "interpretation").read_bytes())
     return made
 
 
