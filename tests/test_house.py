@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.base import params
 from tests import house
 from tests.house import PACKAGE, ROOT, Node, nodes
 
@@ -47,6 +48,8 @@ def test_tools_benchmarks_and_the_red_team_are_no_dependency() -> None:
 
 def test_every_params_file_has_exactly_the_fields_of_its_config() -> None:
     for path in sorted((ROOT / "params").glob("*.yaml")):
+        if path.stem == "profile":
+            continue
         config = import_module(f"{PACKAGE}.{path.stem}.stage").Config
         assert set(yaml.safe_load(path.read_text())) == set(config.model_fields), path.name
 
@@ -79,6 +82,25 @@ def test_params_that_a_stage_loads_are_params_of_its_nodes(stage: str) -> None:
 def test_every_room_of_the_graph_has_params_that_some_node_reads() -> None:
     read = {Path(file).stem for node in nodes() for file in node.params}
     assert {path.stem for path in (ROOT / "params").glob("*.yaml")} == read
+
+
+def test_profiles_change_the_same_stages_and_every_node_of_those_depends_on_it() -> None:
+    profiles = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "params" / "profiles").glob("*.yaml")}
+    assert {"default", "full"} <= set(profiles)
+    assert all(set(profile) == set(profiles["full"]) for profile in profiles.values())
+    assert not any(profiles["full"].values()), "full is what the other files say"
+    for node in nodes():
+        changed = {Path(file).stem for file in node.params} & set(profiles["full"])
+        assert set(node.params.get("params/profile.yaml", ())) == changed, node.name
+
+
+def test_a_profile_names_keys_that_there_are() -> None:
+    for path in (ROOT / "params" / "profiles").glob("*.yaml"):
+        for stage, changes in yaml.safe_load(path.read_text()).items():
+            values = yaml.safe_load((ROOT / "params" / f"{stage}.yaml").read_text())
+            assert set(changes) <= set(values), f"{path.name}: {stage}"
+            config = import_module(f"{PACKAGE}.{stage}.stage").Config
+            config(**params._merged(values, changes))
 
 
 def test_flows_name_no_stage() -> None:
@@ -114,7 +136,7 @@ def test_outputs_are_cached_by_dvc_and_unseen_by_git_but_for_the_copies_that_git
             path = next(iter(out)) if kept else out
             if kept:
                 # Without a cache DVC's run cache is off too, so only a node that computes nothing may do this.
-                assert name == "results" and out[path] == {"cache": False}, f"{name}: {path} has options"
+                assert name == "copies" and out[path] == {"cache": False}, f"{name}: {path} has options"
             done = subprocess.run(["git", "check-ignore", "-q", path.replace("${", "x")], cwd=ROOT)
             assert not (ROOT / ".git").exists() or (done.returncode == 0) is not kept, f"{name}: {path} and git"
 

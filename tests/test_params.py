@@ -1,16 +1,17 @@
 """params/*.yaml: what is there is valid, and every mistake is one line that names key, value and remedy."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from stages.base import paths
-from stages.base.params import load
+from stages.base.params import load, profile_name
 from stages.errors import UserError
 from tests import toy
 
-STAGES = sorted(file.stem for file in (toy.ROOT / "params").glob("*.yaml"))
+STAGES = sorted(file.stem for file in (toy.ROOT / "params").glob("*.yaml") if file.stem != "profile")
 
 
 def config_of(stage: str) -> type:
@@ -84,3 +85,21 @@ def test_outside_a_working_copy_it_says_where_to_go(tmp_path, monkeypatch):
 def test_what_is_missing_is_named_with_the_stage_that_makes_it():
     with pytest.raises(UserError, match=r"nothing\.json is missing: stage 'reward' makes it; run `lensmith run`"):
         paths.require(Path("nothing.json"), "reward")
+
+
+def test_the_active_profile_lies_over_the_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    folder = tmp_path / "params"
+    shutil.copytree(toy.ROOT / "params", folder, symlinks=True)
+    assert profile_name() == "default"
+    (folder / "profiles" / "small.yaml").write_text("research: {budget: 2}\ndictionaries: {sweep: {k: [4]}}\n")
+    whole = load("dictionaries", config_of("dictionaries"), folder / "dictionaries.yaml")
+    (folder / "profile.yaml").unlink()
+    (folder / "profile.yaml").symlink_to("profiles/small.yaml")
+    assert profile_name() == "small"
+    assert load("research", config_of("research")).budget == 2
+    swept = load("dictionaries", config_of("dictionaries"))
+    assert swept.sweep.k == (4,) and swept.sweep.sizes == whole.sweep.sizes and swept.seeds == whole.seeds
+    (folder / "profiles" / "small.yaml").write_text("research: 3\n")
+    with pytest.raises(UserError, match="research = 3 is no mapping"):
+        load("research", config_of("research"))

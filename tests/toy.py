@@ -43,6 +43,7 @@ def write_params(root: Path) -> None:
         file = root / "params" / f"{stage}.yaml"
         file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
+    (root / "params" / "profile.yaml").write_text("{}\n", encoding="utf-8")  # the sizes below, whatever the profile
     change("tasks", n_instances=N_INSTANCES, families=FAMILIES)
     change("reward", methods=METHODS, draws=200)
     change("research", budget=3)

@@ -1,4 +1,8 @@
-"""params/<stage>.yaml -> that stage's frozen ``Config``. One loader, so that YAML 1.1 surprises happen nowhere."""
+"""params/<stage>.yaml, under the active profile -> that stage's frozen ``Config``. One loader for all stages.
+
+params/profile.yaml is a link to one of params/profiles/*.yaml, which holds sizes that differ from those of the other
+files. `lensmith run --profile full` points it to another one.
+"""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from stages.base import paths
 from stages.errors import UserError
 
-__all__ = ["Params", "load", "names"]
+__all__ = ["Params", "load", "names", "profile_name"]
 
 ConfigT = TypeVar("ConfigT", bound="Params")
 
@@ -29,12 +33,37 @@ def load(stage: str, config: type[ConfigT], path: Path | None = None, *, part: b
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value is out of range; says which.
     """
-    path = path or paths.params_file(stage)
+    given, path = path, path or paths.params_file(stage)
     try:
         values = _values(path)
+        if given is None:
+            values = _merged(values, _profile(stage))
         return config(**{key: values[key] for key in values if key in config.model_fields} if part else values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error, config)}") from error
+
+
+def profile_name() -> str:
+    """The active profile: the file that params/profile.yaml points to."""
+    return paths.params_file("profile").resolve().stem
+
+
+def _profile(stage: str) -> dict[str, Any]:
+    """What the active profile changes of params/<stage>.yaml."""
+    path = paths.params_file("profile")
+    changes = _values(path).get(stage) or {} if path.is_file() else {}
+    if not isinstance(changes, dict):
+        raise UserError(f"{path}: {stage} = {changes!r} is no mapping; write `key: value` lines under it")
+    return changes
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values with changes over them; mappings are merged key by key, anything else is replaced."""
+    out = dict(values)
+    for key, change in changes.items():
+        old = out.get(key)
+        out[key] = _merged(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+    return out
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stage ``results``: copies of the small metric files in results/, which git keeps.
+"""Stage ``copies``: copies of the small metric files in results/, which git keeps.
 
 The stages that compute them keep their outputs in DVC's cache. Git has these copies, so that ``dvc metrics diff`` and
 ``dvc plots`` work between commits without a remote.

@@ -13,9 +13,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.base import paths
+from stages.base.code import code_digest
 from stages.base.files import load_json, save_json
 from stages.base.params import Params, load
 from stages.errors import UserError
@@ -23,7 +24,7 @@ from stages.research.campaign import Campaign, Progress
 from stages.research.files_researcher import FilesResearcher
 from stages.research.projection import Projection
 from stages.research.researcher import Researcher
-from stages.research.researchers import make_researcher
+from stages.research.researchers import RESEARCHERS, make_researcher
 from stages.research.sealed_test import best_found, score_test_split
 from stages.sandbox.host import require_sandbox
 from stages.scoring.cached import jobs
@@ -42,6 +43,13 @@ class Config(Params):
     """Iterations."""
     seed: int = Field(ge=0)
 
+    @field_validator("researcher")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in RESEARCHERS:
+            raise ValueError(f"researcher {name!r} is unknown; known: {', '.join(RESEARCHERS.names())}")
+        return name
+
 
 def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
     """What a campaign depends on: its settings, the targets, and the baseline arm it is measured against."""
@@ -53,8 +61,8 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
         sha.update(load_target(name).digest.encode())
     for file in sorted(paths.require(paths.execution_dir("baseline"), "baseline").glob("*.json")):
         sha.update(file.read_bytes())
-    for file in sorted((Path(__file__).parent.parent).rglob("*.py")):
-        sha.update(file.read_bytes())  # half a campaign by old code and half by new would be no campaign
+    # Half a campaign by old code and half by new would be no campaign; code that it cannot run does not matter.
+    sha.update(code_digest(__name__).encode())
     return sha.hexdigest()
 
 
