@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,8 +46,7 @@ class Baseline:
 class MethodArms:
     """Assisted and placebo arms of one method on one task."""
 
-    status: str
-    """ok, declined or failed."""
+    status: Literal["ok", "declined", "failed"]
     reason: str
     target_flops: float
     own_flops: float

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stages.base import paths
+from stages.contracts.journal import Infra, Started
 from stages.contracts.method import Interpretation
 from stages.errors import MethodError, UserError
 from stages.execution.answering import Answered
@@ -47,14 +48,14 @@ def house_rows(case: tuple[str, str], chosen: Settings) -> list[dict[str, Any]]:
             path = Path(folder) / "events.jsonl"
             journal = Journal(path)
             for iteration in range(3):
-                journal.append("result", iteration=iteration, reward=0.0)
-            path.write_text(path.read_text().replace('"reward": 0.0', '"reward": 1.0', 1))
+                journal.append(Infra(iteration=iteration, reason="a full disk"))
+            path.write_text(path.read_text().replace('"reason": "a full disk"', '"reason": "no reason"', 1))
             return _refusal(lambda: Journal(path))
 
     def event_inserted() -> str:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "events.jsonl"
-            Journal(path).append("started")
+            Journal(path).append(Started(researcher="search", seed=0))
             with path.open("a") as file:
                 file.write(json.dumps({"event": "result", "accepted": True, "chain": "0" * 16}) + "\n")
             return _refusal(lambda: Journal(path))

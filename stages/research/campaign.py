@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base.processes import processes
+from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, Started
 from stages.execution.results import load_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal
@@ -63,24 +64,24 @@ class Campaign:
         self.budget, self.progress, self.jobs = budget, progress, jobs
         self.journal = Journal(folder / "events.jsonl")
 
-    def run(self, on_result: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> None:
+    def run(self, on_result: Callable[[Result, list[dict[str, Any]]], None]) -> None:
         """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order, with the
         meters of each task where the method ran in the sandbox just now."""
-        if self.journal.first("started") is None:
-            self.journal.append("started", researcher=self.researcher.name, seed=self.researcher.seed)
+        if self.journal.first(Started) is None:
+            self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
         for iteration in range(self.budget):
             meters: list[dict[str, Any]] = []
-            result = self.journal.first("result", iteration=iteration)
+            result = next((one for one in self.journal.of(Result) if one.iteration == iteration), None)
             if result is None:
                 result, meters = self._iterate(iteration)
                 self.progress(describe(result, self.budget))
-            self.researcher.update(result["choices"], result["objective"])
+            self.researcher.update(result.choices, result.objective)
             self._save_theta()
-            on_result(dict(result), meters)
+            on_result(result, meters)
 
-    def incumbent(self) -> dict[str, Any] | None:
+    def incumbent(self) -> Result | None:
         """The result that last passed the gate."""
-        accepted = self.journal.of("result", accepted=True)
+        accepted = [result for result in self.journal.of(Result) if result.accepted]
         return accepted[-1] if accepted else None
 
     def judged(self, iteration: int, split: str) -> list[Judged]:
@@ -90,58 +91,49 @@ class Campaign:
         arms = {name: load_arms(folder, name) for name in names}
         return judge_arms(arms, self.tasks[split], self.settings.reward)
 
-    def _iterate(self, iteration: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        proposed = self.journal.first("proposed", iteration=iteration)
+    def _iterate(self, iteration: int) -> tuple[Result, list[dict[str, Any]]]:
+        proposed = next((one for one in self.journal.of(Proposed) if one.iteration == iteration), None)
         if proposed is None:
             proposal, choices = self.researcher.propose(iteration)
             name = f"{self.researcher.name}-{iteration:02d}"
             proposed = self.journal.append(
-                "proposed", iteration=iteration, name=name, spec=as_json(proposal), choices=choices
+                Proposed(iteration=iteration, name=name, spec=as_json(proposal), choices=choices)
             )
         folder = self.folder / "arms" / f"{iteration:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
         both = [*self.tasks["train"], *self.tasks["validation"]]
         trial = self._try(iteration, proposed, both, folder)
         if trial.status in ("void", "infra"):
-            none = dict.fromkeys(("train", "validation", "feedback", "gate", "objective"))
-            facts: dict[str, Any] = {"interpret_bytes": trial.n_bytes, "accepted": False, "per_task": [], **none}
-            return self._append(proposed, trial, facts), trial.meters
+            return self.journal.append(_result(proposed, trial)), trial.meters
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
         validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
         best = self.incumbent()
-        rival = None if best is None else self.judged(best["iteration"], "validation")
-        gate = Gate(self.budget, used=len(self.journal.of("result")))
+        rival = None if best is None else self.judged(best.iteration, "validation")
+        gate = Gate(self.budget, used=len(self.journal.of(Result)))
         decision = gate.decide(validation, rival)
         seed = self.settings.reward.seed
-        train_row = leaderboard_row(proposed["name"], "train", train, seed)
-        validation_row = leaderboard_row(proposed["name"], "validation", validation, seed)
-        facts = {
-            "interpret_bytes": trial.n_bytes,
+        train_row = leaderboard_row(proposed.name, "train", train, seed)
+        validation_row = leaderboard_row(proposed.name, "validation", validation, seed)
+        scored = {
             "train": train_row,
             "validation": validation_row,
             "feedback": decision.feedback,
-            "gate": {"difference": decision.difference, "low": decision.low, "high": decision.high},
+            "gate": GateNumbers(difference=decision.difference, low=decision.low, high=decision.high),
             "accepted": decision.accepted and trial.status == "ok",
-            "objective": objective(train_row["reward_mean"], decision.feedback),
-            "per_task": [task_row(proposed["name"], j) for j in (*train, *validation)],
+            "objective": objective(train_row.reward_mean, decision.feedback),
+            "per_task": tuple(task_row(proposed.name, j) for j in (*train, *validation)),
         }
-        return self._append(proposed, trial, facts), trial.meters
+        return self.journal.append(_result(proposed, trial).model_copy(update=scored)), trial.meters
 
-    def _append(self, proposed: Mapping[str, Any], trial: Trial, facts: Mapping[str, Any]) -> dict[str, Any]:
-        same = {key: proposed[key] for key in ("iteration", "name", "spec", "choices")}
-        return self.journal.append("result", **same, status=trial.status, reason=trial.reason, **facts)
-
-    def _try(
-        self, iteration: int, proposed: Mapping[str, Any], tasks: Sequence[tuple[str, str]], folder: Path
-    ) -> Trial:
+    def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]], folder: Path) -> Trial:
         """The trial, repeated where the machinery fails; each such failure is an event."""
         for _ in range(ATTEMPTS):
             try:
                 with processes(self.jobs) as pool:
-                    return run_trial(from_json(proposed["spec"]), proposed["name"], tasks, self.settings, pool, folder)
+                    return run_trial(from_json(proposed.spec), proposed.name, tasks, self.settings, pool, folder)
             except INFRA as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-                self.journal.append("infra", iteration=iteration, reason=reason)
+                self.journal.append(Infra(iteration=iteration, reason=reason))
                 self.progress(f"iteration {iteration + 1}/{self.budget}: the machinery failed ({reason[:120]})")
         return Trial("infra", f"the machinery failed {ATTEMPTS} times: {reason}", 0, {})
 
@@ -152,16 +144,36 @@ class Campaign:
         partial.replace(self.folder / "theta.json")
 
 
-def describe(result: dict[str, Any], budget: int) -> str:
+def _result(proposed: Proposed, trial: Trial) -> Result:
+    """A result without numbers."""
+    return Result(
+        iteration=proposed.iteration,
+        name=proposed.name,
+        spec=proposed.spec,
+        choices=proposed.choices,
+        status=trial.status,
+        reason=trial.reason,
+        interpret_bytes=trial.n_bytes,
+        train=None,
+        validation=None,
+        feedback=None,
+        gate=None,
+        accepted=False,
+        objective=None,
+        per_task=(),
+    )
+
+
+def describe(result: Result, budget: int) -> str:
     """One line about an iteration."""
-    what = f"iteration {result['iteration'] + 1}/{budget} {_parts(shown(result['spec']))}"
-    if result["validation"] is None:
-        return f"{what}: {result['status']}, no score: {result['reason']}"
-    row, train = result["validation"], result["train"]["reward_mean"]
+    what = f"iteration {result.iteration + 1}/{budget} {_parts(shown(result.spec))}"
+    row, train = result.validation, result.train
+    if row is None or train is None:
+        return f"{what}: {result.status}, no score: {result.reason}"
     return (
-        f"{what}: train {train:+.3f},"
-        f" validation {result['feedback']:+.3f} [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}]"
-        f"{' -> incumbent' if result['accepted'] else ''}{' ' + result['status'] if result['status'] != 'ok' else ''}"
+        f"{what}: train {train.reward_mean:+.3f},"
+        f" validation {result.feedback:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]"
+        f"{' -> incumbent' if result.accepted else ''}{' ' + result.status if result.status != 'ok' else ''}"
     )
 
 

@@ -2,12 +2,13 @@
 event."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from joblib import delayed
 
 from stages.base import paths
 from stages.base.processes import processes
+from stages.contracts.journal import Result, TestOpened, TestResult
+from stages.contracts.reward_rows import TestRow
 from stages.execution.answering import Answered, ask_in_process
 from stages.execution.results import Baseline, MethodArms
 from stages.execution.runs import arms_of, baseline_of
@@ -28,13 +29,13 @@ __all__ = ["best_found", "open_test"]
 ORACLE = "oracle"
 
 
-def best_found(campaign: Campaign) -> dict[str, Any] | None:
+def best_found(campaign: Campaign) -> Result | None:
     """I*: the incumbent, else the proposal with the best feedback (marked as not accepted); None where all failed."""
     incumbent = campaign.incumbent()
     if incumbent is not None:
         return incumbent
-    fine = campaign.journal.of("result", status="ok")
-    return max(fine, key=lambda result: (result["feedback"], result["objective"]), default=None)
+    fine = [result for result in campaign.journal.of(Result) if result.status == "ok"]
+    return max(fine, key=lambda result: (result.feedback or 0.0, result.objective or 0.0), default=None)
 
 
 def _baseline(family: str, target: str, settings: Settings) -> Baseline:
@@ -60,24 +61,20 @@ def _arms(
 
 def open_test(
     campaign: Campaign, methods: Sequence[str], tasks: Sequence[tuple[str, str]], settings: Settings
-) -> dict[str, Any]:
-    """Rows of the test split, computed once and written into the journal.
-
-    Returns:
-        {"rows": leaderboard rows, "per_task": rows per method and task}.
-    """
-    done = campaign.journal.first("test_result")
+) -> TestResult:
+    """Rows of the test split, computed once and written into the journal."""
+    done = campaign.journal.first(TestResult)
     if done is not None:
-        return {"rows": done["rows"], "per_task": done["per_task"]}
+        return done
     star = best_found(campaign)
     contenders: dict[str, Proposal | str] = {name: name for name in (*methods, ORACLE)}
     if star is not None:
-        contenders[star["name"]] = from_json(star["spec"])
+        contenders[star.name] = from_json(star.spec)
     # An opening that was cut short goes on with the same contenders; other contenders are a second opening.
-    asked = {"methods": sorted(contenders), "found": None if star is None else shown(star["spec"])}
-    opened = campaign.journal.of("test_opened")
-    if not opened or {key: opened[-1].get(key) for key in asked} != asked:
-        campaign.journal.append("test_opened", **asked)
+    asked = TestOpened(methods=tuple(sorted(contenders)), found=None if star is None else shown(star.spec))
+    opened = campaign.journal.of(TestOpened)
+    if not opened or (opened[-1].methods, opened[-1].found) != (asked.methods, asked.found):
+        campaign.journal.append(asked)
     campaign.progress(f"opening the test split for {len(contenders)} methods on {len(tasks)} tasks")
     with processes(campaign.jobs) as pool:
         baselines = pool(delayed(_baseline)(family, target, settings) for family, target in tasks)
@@ -90,11 +87,8 @@ def open_test(
             judge(cached_task(*task), baselines[i], arms[name, i], settings.reward) for i, task in enumerate(tasks)
         ]
         row = leaderboard_row(name, "test", judged, settings.reward.seed)
-        openings = len(campaign.journal.of("test_opened"))
-        if openings > 1:
-            row |= {"status": "void", "reason": f"the sealed test split was opened {openings} times in this campaign"}
-        rows.append(row | {"opening": openings, "found": star is not None and name == star["name"]})
+        openings = len(campaign.journal.of(TestOpened))
+        rows.append(TestRow(**dict(row), opening=openings, found=star is not None and name == star.name).voided())
         per_task += [task_row(name, j) for j in judged]
-    rows.sort(key=lambda row: (-row["reward_mean"], row["method"]))
-    campaign.journal.append("test_result", rows=rows, per_task=per_task)
-    return {"rows": rows, "per_task": per_task}
+    rows.sort(key=lambda row: (-row.reward_mean, row.method))
+    return campaign.journal.append(TestResult(rows=tuple(rows), per_task=tuple(per_task)))

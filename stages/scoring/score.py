@@ -14,8 +14,8 @@ from joblib import delayed
 
 from stages import tracking
 from stages.base import paths
-from stages.base.files import load_json
 from stages.base.processes import processes
+from stages.contracts.reward_rows import LEADERBOARD, TRAIN, LeaderboardRow
 from stages.errors import InfraError, UserError
 from stages.execution.results import MethodArms
 from stages.execution.runs import arms_of
@@ -133,8 +133,8 @@ def score_method(
         arms = {task_name: of_task for task_name, _, of_task, _ in done if of_task is not None}
         judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    rows = mine + [row for file in ("train", "leaderboard") for row in load_json(paths.metrics_file(file))]
-    rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
+    rows = [*mine, *TRAIN.load(), *LEADERBOARD.load()]
+    rows.sort(key=lambda row: (row.split, -row.reward_mean, row.method))
     failed = [apart for _, apart, _, _ in done if apart.outcome == "failed"]
     worst = next(iter([*void, *infra, *failed]), None)
     outcome = "void" if void else "infra" if infra else "failed" if failed else "ok"
@@ -152,8 +152,8 @@ def score_method(
         "meters": meters,
         "fresh_gap": [gap for _, _, _, gap in done if gap is not None],
         "calibration": rates.facts(),
-        "verdict": mine[-1]["verdict"] if mine else outcome,
-        "verdict_text": verdict_text(mine[-1], judged[mine[-1]["split"]])
+        "verdict": mine[-1].verdict if mine else outcome,
+        "verdict_text": verdict_text(mine[-1], judged[mine[-1].split])
         if mine
         else f"{name} is {outcome}, which is no score: {worst.reason if worst else ''}."
         + ("" if void else " That is not the method's fault: run it again."),
@@ -175,7 +175,7 @@ def _keep(name: str, outcome: str, meters: list[dict[str, Any]], rates: Calibrat
     return file.relative_to(paths.root()).as_posix()
 
 
-def verdict_text(row: dict[str, Any], judged: Sequence[Judged]) -> str:
+def verdict_text(row: LeaderboardRow, judged: Sequence[Judged]) -> str:
     """One plain sentence or three about the validation row."""
     words = {
         "better": "better than the baseline, beyond the noise floor",
@@ -183,16 +183,16 @@ def verdict_text(row: dict[str, Any], judged: Sequence[Judged]) -> str:
         "not distinguishable": "not distinguishable from the baseline",
     }
     text = (
-        f"{row['method']} is {words[row['verdict']]} on held-out families: reward {row['reward_mean']:+.3f}"
-        f" [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}], noise floor {row['noise_floor']:.3f},"
-        f" n = {row['n_tasks']} tasks x {row['n_seeds']} seeds."
+        f"{row.method} is {words[row.verdict]} on held-out families: reward {row.reward_mean:+.3f}"
+        f" [{row.reward_low:+.3f}, {row.reward_high:+.3f}], noise floor {row.noise_floor:.3f},"
+        f" n = {row.n_tasks} tasks x {row.n_seeds} seeds."
     )
-    as_well = row["placebo_reward"] >= row["reward_mean"] - row["noise_floor"]
+    as_well = row.placebo_reward >= row.reward_mean - row.noise_floor
     text += (
         f" Its placebo, the same answers dealt to other instances, {'did as well' if as_well else 'did not do as well'}"
-        f" ({row['placebo_reward']:+.3f} [{row['placebo_low']:+.3f}, {row['placebo_high']:+.3f}])."
+        f" ({row.placebo_reward:+.3f} [{row.placebo_low:+.3f}, {row.placebo_high:+.3f}])."
     )
-    if as_well and row["verdict"] == "better":
+    if as_well and row.verdict == "better":
         text += " So what helped is not what the answers say."
     failed = [f"{j.task.name} ({j.arms.reason})" for j in judged if j.arms.status == "failed"]
     if failed:

@@ -53,7 +53,7 @@ RANK: dict[str, int] = {"ok": 0, "declined": 0, "failed": 1, "infra": 2, "void":
 class Trial:
     """What came of a proposal, before judging."""
 
-    status: str
+    status: Outcome
     """ok, failed, void or infra."""
     reason: str
     n_bytes: int
@@ -114,6 +114,7 @@ def run_trial(
     """All arms of a proposal on all tasks, over the pool's processes; arms are saved under ``folder``."""
     targets = sorted({target for _, target in tasks})
     folder.mkdir(parents=True, exist_ok=True)
+    status: Outcome
     try:
         if isinstance(proposal, Source):
             file = folder / "method.py"
