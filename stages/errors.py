@@ -21,15 +21,16 @@ class MethodError(UserError):
         place: where it broke, such as ``interpret on digits_mlp``.
         cause: what happened.
         remedy: what its author can do.
+        layer: which limit or check it ran into, such as ``wall limit``.
     """
 
-    def __init__(self, method: str, place: str, cause: str, remedy: str) -> None:
+    def __init__(self, method: str, place: str, cause: str, remedy: str, layer: str = "answer check") -> None:
         super().__init__(f"method {method!r} failed in {place}: {cause}. {remedy}")
-        self.method, self.place, self.cause, self.remedy = method, place, cause, remedy
+        self.method, self.place, self.cause, self.remedy, self.layer = method, place, cause, remedy, layer
 
-    def __reduce__(self) -> tuple[type["MethodError"], tuple[str, str, str, str]]:
+    def __reduce__(self) -> tuple[type["MethodError"], tuple[str, str, str, str, str]]:
         # An exception with its own signature does not survive the trip back from a worker process by itself.
-        return (MethodError, (self.method, self.place, self.cause, self.remedy))
+        return (MethodError, (self.method, self.place, self.cause, self.remedy, self.layer))
 
 
 class InfraError(RuntimeError):

@@ -1,5 +1,10 @@
 """Targets every room's tests share: real architectures and data, trained briefly or not at all."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -33,3 +38,26 @@ def mlp() -> Target:
 def few_shot() -> Target:
     """digits_few_shot, barely trained: its arithmetic is tested, not its ability."""
     return make_target("digits_few_shot", steps=20)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy graph up to the reward stage, built once a session."""
+    from tests import toy
+
+    root = tmp_path_factory.mktemp("toy")
+    toy.build(root)
+    return root
+
+
+@pytest.fixture
+def graph(built: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the toy graph that a test may change; ``stages.base.paths`` points to it."""
+    from tests import toy
+
+    root = tmp_path / "graph"
+    shutil.copytree(built, root, copy_function=os.link)  # hard links: read-only use costs nothing
+    shutil.rmtree(root / "params")
+    shutil.copytree(built / "params", root / "params")
+    with toy.rooted(root):
+        yield root

@@ -11,7 +11,11 @@ import yaml
 from stages.base import paths
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = {"active_learning": "train", "few_shot_shapley": "validation", "prompt_optimum": "test"}
+FAMILIES = {
+    "active_learning": {"split": "train", "targets": ["digits_mlp"]},
+    "few_shot_shapley": {"split": "validation", "targets": ["digits_few_shot"]},
+    "prompt_optimum": {"split": "test", "targets": ["digits_few_shot"]},
+}
 METHODS = ["attention", "gradient", "nothing", "random_features"]
 N_INSTANCES = 50
 
@@ -53,6 +57,7 @@ def build(root: Path) -> None:
     from stages.interpretation.stage import run as interpret
     from stages.reward.settings import Config as RewardConfig
     from stages.reward.stage import run as reward
+    from stages.scoring.stage import run as score
     from stages.targets.storage import save_target
     from stages.tasks.stage import Config as TasksConfig
     from stages.tasks.stage import run as make_tasks
@@ -69,7 +74,7 @@ def build(root: Path) -> None:
             make_tasks(load("tasks", TasksConfig), family)
         for method in METHODS:
             interpret(load("interpretation", InterpretationConfig), method)
-        config = load("execution", ExecutionConfig)
-        for arm in ["baseline", *METHODS]:
-            execute(config, arm)
+        execute(load("execution", ExecutionConfig))
+        for method in METHODS:
+            score(method)
         reward(load("reward", RewardConfig))

@@ -7,15 +7,23 @@ from typing import Any
 
 from stages.errors import UserError
 
-__all__ = ["load_json", "save_json", "save_text"]
+__all__ = ["load_json", "save_bytes", "save_json", "save_text"]
 
 
-def save_text(path: Path, text: str) -> None:
+def save_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_text(path: Path, text: str) -> None:
+    """As ``save_bytes``, in UTF-8."""
+    save_bytes(path, text.encode())
 
 
 def save_json(path: Path, value: Any, indent: int | None = 1) -> None:

@@ -11,6 +11,7 @@ from stages.errors import UserError
 
 __all__ = [
     "activations_dir",
+    "arms_store",
     "campaign_dir",
     "circuits_dir",
     "dictionaries_dir",
@@ -116,6 +117,11 @@ def mlruns_dir() -> Path:
 def work_dir() -> Path:
     """Work in progress that is neither an output nor worth keeping: unfinished campaigns, stage times."""
     return root() / ".lensmith"
+
+
+def arms_store() -> Path:
+    """Arms of every (task, seed, answer) that was computed here; see stages/execution/store.py."""
+    return work_dir() / "arms"
 
 
 def meters_file(method: str) -> Path:

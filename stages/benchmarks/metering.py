@@ -11,7 +11,6 @@ import torch
 
 from stages.base import paths
 from stages.contracts.method import Interpretation, Represent
-from stages.execution.results import load_baseline
 from stages.interpretation.artifact import load_interpretation, pack
 from stages.metering.access import MeteredAccess
 from stages.metering.cpu_time import calibrate
@@ -19,7 +18,8 @@ from stages.metering.ledger import Ledger
 from stages.redteam.red_team import CONTROLS
 from stages.sandbox.bubblewrap import why_unavailable
 from stages.sandbox.host import MethodProcess
-from stages.scoring.isolated import Frozen, answer_apart
+from stages.scoring.candidate import Candidate, Frozen
+from stages.scoring.isolated import Isolated
 from stages.scoring.score import score_method
 from stages.scoring.settings import cached_target, cached_task, settings
 from stages.tasks.storage import list_tasks
@@ -141,9 +141,9 @@ def _layers(rates: Any, trust: bool) -> list[dict[str, Any]]:
     for name in methods:
         for family, target in tasks:
             task, limit = cached_task(family, target), chosen.interpretation.max_bytes
-            load_baseline(paths.execution_dir("baseline"), task.name)
             made = load_interpretation(paths.interpretation_dir(name), target)
-            frozen = Frozen(*pack(made, name, "interpret", limit), 0.0)
-            apart = answer_apart(name, name, frozen, task, cached_target(target), 60.0, trust, rates)
-            rows.append({"method": name, "outcome": apart.outcome, **apart.facts})
+            frozen = Frozen(*pack(made, name, "interpret", limit))
+            host = Isolated(chosen.interpretation, rates, 60.0, trust)
+            answered = host.ask(Candidate(name, name), frozen, task, cached_target(target))
+            rows.append({"method": name, "outcome": answered.status, "task": task.name, **answered.meters})
     return rows

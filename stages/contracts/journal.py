@@ -4,7 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
-from stages.contracts.record import Ends, Outcome, Record, ResultFile
+from stages.contracts.outcomes import Outcome
+from stages.contracts.record import Ends, Record, ResultFile
 from stages.contracts.reward_rows import LeaderboardRow, TaskRow, TestRow
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BuiltIn",
     "CampaignSummary",
     "Choices",
+    "Ended",
     "Event",
     "Fingerprint",
     "GateNumbers",
@@ -146,6 +148,15 @@ class TestOpened(Chained):
     """The method the campaign found; null where all proposals failed."""
 
 
+class Ended(Record):
+    """A contender that has no score on the test split."""
+
+    status: Outcome
+    """void or infra."""
+    reason: str
+    """Why."""
+
+
 class TestResult(Chained):
     """What the test split said."""
 
@@ -157,6 +168,8 @@ class TestResult(Chained):
     """One row per contender."""
     per_task: tuple[TaskRow, ...]
     """One row per contender and task."""
+    unscored: dict[str, Ended] = Field(default_factory=dict)
+    """Contenders without a score, by name."""
 
 
 Event = Fingerprint | Started | Proposed | Result | Infra | TestOpened | TestResult

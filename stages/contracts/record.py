@@ -1,10 +1,10 @@
-"""What every result row is: a frozen model, an estimate with its interval, an outcome; and a file that holds them.
+"""What every result row is: a frozen model, an estimate with its interval; and a file that holds them.
 
 JSON keys are the names of the fields. A field that a stage did not state is not in the file.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,24 +16,15 @@ from stages.base import paths
 from stages.base.files import save_json
 from stages.errors import UserError
 
-__all__ = ["OUTCOMES", "PLACES", "Ends", "Estimate", "Outcome", "Record", "ResultFile", "Verdict", "spread", "worst"]
+__all__ = ["PLACES", "Ends", "Estimate", "Record", "ResultFile", "Verdict", "spread"]
 
 PLACES = 6
 """Decimal places of every number written: far below any interval, far above the last bits that machines differ in."""
 
-Outcome = Literal["ok", "declined", "failed", "void", "infra"]
-"""What came of a method. void: it cheated or changed the target; infra: the machinery failed, so there is no score."""
-OUTCOMES: tuple[Outcome, ...] = ("ok", "declined", "failed", "infra", "void")
-"""From the best to the worst."""
 Verdict = Literal["better", "not distinguishable", "worse"]
 Ends = Mapping[str, tuple[str, str, str]]
 """Name of a number that has an interval -> the fields of its value, its low end and its high end."""
 Shape = TypeVar("Shape")
-
-
-def worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """The worst of several outcomes of one method: ok < declined < failed < infra < void; ok where there is none."""
-    return max(outcomes, key=OUTCOMES.index, default="ok")
 
 
 class Record(BaseModel):

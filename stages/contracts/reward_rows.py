@@ -4,7 +4,8 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from stages.contracts.record import Ends, Outcome, Record, ResultFile, Verdict, spread
+from stages.contracts.outcomes import Outcome
+from stages.contracts.record import Ends, Record, ResultFile, Verdict, spread
 
 __all__ = [
     "CONTROLS",

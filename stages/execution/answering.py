@@ -3,16 +3,16 @@
 Charged to an answer: the target's FLOPs and, through a fail-closed dispatch mode, every torch op of the method's own.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Method, Query
+from stages.contracts.outcomes import Outcome
 from stages.contracts.target import Target
 from stages.errors import MethodError
 from stages.execution.arms import as_rows
@@ -21,33 +21,12 @@ from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
 from stages.tasks.storage import Task
 
-__all__ = ["MAX_FEATURES", "Answered", "Asker", "ask_in_process", "checked"]
+__all__ = ["MAX_FEATURES", "ask_in_process", "checked"]
 
 MAX_FEATURES = 4096
 """Widest answer per row; more is an error, not a truncation."""
 
 FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What came of one query."""
-
-    status: Literal["ok", "declined", "failed"]
-    rows: FloatArray | None
-    """(N, I, K); None unless ok."""
-    target_flops: float
-    """Per instance: spent by the target."""
-    own_flops: float
-    """Per instance: spent by the method's own torch ops."""
-    reason: str = ""
-
-    @property
-    def flops(self) -> float:
-        return self.target_flops + self.own_flops
-
-
-Asker = Callable[[Task, Target], Answered]
 
 
 def checked(answer: Any, method: str, task: Task) -> FloatArray | None:
@@ -90,5 +69,5 @@ def ask_in_process(method: Method, name: str, interpretation: Interpretation, ta
         reason = error.cause if isinstance(error, MethodError) else f"{type(error).__name__}: {error}"
         return Answered("failed", None, ledger.flops / n, max(0, count.flops - ledger.flops) / n, reason)
     own = max(0, count.flops - ledger.flops)
-    status: Literal["ok", "declined"] = "declined" if rows is None else "ok"
+    status: Outcome = "declined" if rows is None else "ok"
     return Answered(status, rows, ledger.flops / n, own / n)

@@ -26,8 +26,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stages.contracts.arms import ArmResult, Fit, LadderStep
 from stages.contracts.target import Target
-from stages.execution.calibrator import Calibrator, Fit, assemble, cross_validate
+from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.execution.settings import ExecutorConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
@@ -35,12 +36,10 @@ from stages.tasks.storage import Task
 
 __all__ = [
     "BUDGETS",
-    "ArmResult",
-    "Rung",
     "as_rows",
     "budgets_of",
-    "climb",
-    "deal_out",
+    "run_ladder",
+    "shuffle_rows",
     "solve",
     "split",
     "stream",
@@ -51,40 +50,6 @@ TIGHT = 4.0
 """A tight budget pays for the cheapest rung and one look inside: a forward and a backward pass."""
 
 FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One step of the black-box ladder on all instances of a task."""
-
-    effort: int
-    features: FloatArray
-    """(N, I, K)."""
-    flops: float
-    """Per instance."""
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """What one arm did on one task, seed and budget."""
-
-    seed: int
-    budget: str
-    predictions: FloatArray
-    """(E, I)."""
-    index: npt.NDArray[np.int64]
-    """(E,) which instances were evaluated."""
-    flops: float
-    """Charged per evaluated instance."""
-    budget_flops: float
-    """What the budget amounts to per instance; for ``ample`` the cost of the whole ladder's top."""
-    effort: int
-    """Rung used; -1: none, the method's answer or the constant alone."""
-    used_answer: bool
-    calibrator: str
-    cv_score: float
-    explored_flops: float
-    """Per instance, spent on choosing among the options; the same rule in all arms, reported and not charged."""
 
 
 def stream(*parts: object) -> torch.Generator:
@@ -100,7 +65,7 @@ def split(task: Task, seed: int, config: ExecutorConfig) -> tuple[npt.NDArray[np
     return order[:n_calibration], order[n_calibration:]
 
 
-def climb(task: Task, target: Target, seed: int, replicate: int) -> list[Rung]:
+def run_ladder(task: Task, target: Target, seed: int, replicate: int) -> list[LadderStep]:
     """Black-box features at every rung, metered."""
     rungs = []
     for effort in range(task.family.n_efforts):
@@ -112,11 +77,11 @@ def climb(task: Task, target: Target, seed: int, replicate: int) -> list[Rung]:
             raise ValueError(
                 f"{task.name}: rung {effort} of the ladder never called the target; it must cost something"
             )
-        rungs.append(Rung(effort, features.double().numpy(), ledger.flops / task.instances.n))
+        rungs.append(LadderStep(effort, features.double().numpy(), ledger.flops / task.instances.n))
     return rungs
 
 
-def budgets_of(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]]:
+def budgets_of(rungs: Sequence[LadderStep]) -> dict[str, tuple[float, float]]:
     """{budget: (limit, amount)} in FLOPs per instance. The amount is what savings are measured against."""
     tight, top = TIGHT * rungs[0].flops, max(rung.flops for rung in rungs)
     medium = (tight * max(top, tight)) ** 0.5
@@ -125,12 +90,12 @@ def budgets_of(rungs: Sequence[Rung]) -> dict[str, tuple[float, float]]:
 
 def solve(
     task: Task,
-    rungs: Sequence[Rung],
+    rungs: Sequence[LadderStep],
     answer: FloatArray | None,
     answer_flops: float,
     seed: int,
     config: ExecutorConfig,
-    black_box: "Sequence[Fit] | None" = None,
+    black_box: Sequence[Fit] | None = None,
 ) -> tuple[list[ArmResult], list[Fit]]:
     """One arm on one task and seed, at every budget.
 
@@ -200,7 +165,7 @@ class Option:
 
     flops: float
     fit: Fit
-    rung: Rung | None
+    rung: LadderStep | None
     used_answer: bool
 
     @property
@@ -217,7 +182,7 @@ def _choose(options: Sequence[Option], limit: float, margin: float) -> Option:
     return min(good, key=lambda option: (option.flops, -option.fit.score))
 
 
-def deal_out(answer: FloatArray, name: str, seed: int) -> FloatArray:
+def shuffle_rows(answer: FloatArray, name: str, seed: int) -> FloatArray:
     """The placebo: the same rows, dealt to other instances and items at random."""
     rows = answer.reshape(-1, answer.shape[-1])
     order = torch.randperm(len(rows), generator=stream("placebo", name, seed)).numpy()

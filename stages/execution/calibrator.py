@@ -8,8 +8,7 @@ Shape legend: N = instances, I = items, K = features.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,11 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-__all__ = ["Calibrator", "Fit", "assemble", "cross_validate"]
+from stages.contracts.arms import Fit, Kind
+
+__all__ = ["Calibrator", "assemble", "cross_validate"]
 
 FloatArray = npt.NDArray[np.float64]
-Kind = Literal["ridge", "trees", "mean"]
 KINDS: tuple[Kind, ...] = ("ridge", "trees", "mean")
 Score = Callable[[FloatArray, FloatArray], float]
 
@@ -90,15 +90,6 @@ class Calibrator:
             for kind, model in self._models.items()
         }
         return out | {"mean": (out["ridge"] + out["trees"]) / 2}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What cross-validation found for one set of features."""
-
-    kind: Kind
-    score: float
-    """Of the out-of-fold predictions."""
 
 
 def cross_validate(

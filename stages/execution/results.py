@@ -1,19 +1,18 @@
 """Arms on disk: one safetensors and one JSON per task. Byte-stable: no time, no run id."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from stages.base import paths
-from stages.execution.arms import ArmResult, Rung
-from stages.execution.calibrator import Fit
+from stages.base.files import save_bytes, save_json
+from stages.contracts.arms import ArmResult, Baseline, Fit, LadderStep, MethodArms
 
-__all__ = ["Baseline", "MethodArms", "load_arms", "load_baseline", "save_arms", "save_baseline"]
+__all__ = ["load_arms", "load_baseline", "save_arms", "save_baseline"]
 
 _SCALARS = (
     "seed",
@@ -26,33 +25,6 @@ _SCALARS = (
     "cv_score",
     "explored_flops",
 )
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The baseline arm of one task."""
-
-    first: list[ArmResult]
-    """One per seed and budget."""
-    second: list[ArmResult]
-    """The same arm again with other black-box draws: the difference is noise."""
-    rungs: list[list[Rung]]
-    """[seed][effort]: features of ``first``, reused by every assisted arm."""
-    fits: list[list[Fit]]
-    """[seed][effort]."""
-
-
-@dataclass(frozen=True)
-class MethodArms:
-    """Assisted and placebo arms of one method on one task."""
-
-    status: Literal["ok", "declined", "failed"]
-    reason: str
-    target_flops: float
-    own_flops: float
-    assisted: list[ArmResult]
-    """One per seed and budget, in the order of the baseline's."""
-    placebo: list[ArmResult]
 
 
 def _arrays(name: str, results: list[ArmResult]) -> dict[str, torch.Tensor]:
@@ -72,9 +44,8 @@ def _results(name: str, arrays: dict[str, torch.Tensor], rows: list[dict[str, An
 
 
 def _write(folder: Path, task: str, arrays: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in arrays.items()}, folder / f"{task}.safetensors")
-    (folder / f"{task}.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    save_bytes(folder / f"{task}.safetensors", save({key: value.contiguous() for key, value in arrays.items()}))
+    save_json(folder / f"{task}.json", facts)  # last: where it is, the arrays are
 
 
 def _read(folder: Path, task: str, made_by: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -99,7 +70,7 @@ def save_baseline(baseline: Baseline, folder: Path, task: str) -> None:
 def load_baseline(folder: Path, task: str) -> Baseline:
     arrays, facts = _read(folder, task, "baseline")
     rungs = [
-        [Rung(r["effort"], arrays[f"rung.{seed}.{r['effort']}"].double().numpy(), r["flops"]) for r in of_seed]
+        [LadderStep(r["effort"], arrays[f"rung.{seed}.{r['effort']}"].double().numpy(), r["flops"]) for r in of_seed]
         for seed, of_seed in enumerate(facts["rungs"])
     ]
     fits = [[Fit(**fit) for fit in of_seed] for of_seed in facts["fits"]]

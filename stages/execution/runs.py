@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from stages.contracts.arms import Answered, ArmResult, Baseline, MethodArms
+from stages.contracts.outcomes import SCORELESS
 from stages.contracts.target import Target
-from stages.execution.answering import Answered
-from stages.execution.arms import ArmResult, climb, deal_out, solve
-from stages.execution.results import Baseline, MethodArms
+from stages.execution.arms import FloatArray, run_ladder, shuffle_rows, solve
 from stages.execution.settings import ExecutorConfig
+from stages.execution.store import arms_key, baseline_key, kept
 from stages.tasks.storage import Task
 
 __all__ = ["arms_of", "baseline_of"]
@@ -27,55 +29,75 @@ def one_thread() -> Iterator[None]:
 
 
 def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
-    """The baseline arm, twice: only the second one's black-box draws differ."""
+    """The baseline arm, twice: only the second one's black-box draws differ. Seeds that are in the store are read."""
     with one_thread():
-        return _baseline_of(task, target, config)
+        seeds = [
+            kept(
+                baseline_key(task, target.digest, config, seed),
+                Baseline,
+                partial(_baseline_of, task, target, config, seed),
+            )
+            for seed in range(config.n_seeds)
+        ]
+    return Baseline(
+        [result for one in seeds for result in one.first],
+        [result for one in seeds for result in one.second],
+        [one.rungs[0] for one in seeds],
+        [one.fits[0] for one in seeds],
+    )
 
 
-def _baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
-    first: list[ArmResult] = []
-    second: list[ArmResult] = []
-    all_rungs, all_fits = [], []
-    for seed in range(config.n_seeds):
-        # The features are stored in float32; what every later arm reads back must be what this arm used.
-        rungs = [replace(r, features=r.features.astype("f4").astype("f8")) for r in climb(task, target, seed, 0)]
-        results, fits = solve(task, rungs, None, 0.0, seed, config)
-        again, _ = solve(task, climb(task, target, seed, 1), None, 0.0, seed, config)
-        first += results
-        second += again
-        all_rungs.append(rungs)
-        all_fits.append(fits)
-    return Baseline(first, second, all_rungs, all_fits)
+def _baseline_of(task: Task, target: Target, config: ExecutorConfig, seed: int) -> Baseline:
+    # The features are stored in float32; what every later arm reads back must be what this arm used.
+    steps = [replace(s, features=s.features.astype("f4").astype("f8")) for s in run_ladder(task, target, seed, 0)]
+    results, fits = solve(task, steps, None, 0.0, seed, config)
+    again, _ = solve(task, run_ladder(task, target, seed, 1), None, 0.0, seed, config)
+    return Baseline(results, again, [steps], [fits])
 
 
 def arms_of(
     task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig, *, placebo: bool = True
 ) -> MethodArms:
-    """Assisted and placebo arms, from what a method answered.
+    """Assisted and placebo arms, from what a method answered. Seeds that are in the store are read.
 
     A method that declines gets the baseline. One that fails gets the baseline's predictions and pays for what it used.
     Without ``placebo`` that arm is the baseline as well, in half the time.
+
+    Raises:
+        ValueError: the answer is void or the machinery failed: that is no score, so there are no arms.
     """
-    with one_thread():
-        return _arms_of(task, baseline, answered, config, placebo)
-
-
-def _arms_of(
-    task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig, with_placebo: bool
-) -> MethodArms:
-    rows = answered.rows
-    if answered.status != "ok" or rows is None:
+    if answered.status in SCORELESS:
+        raise ValueError(f"{task.name}: an answer that is {answered.status} has no arms: {answered.reason}")
+    if answered.status != "ok" or answered.rows is None:
         spent = answered.flops if answered.status == "failed" else 0.0
         arm = [replace(result, flops=result.flops + spent) for result in baseline.first]
         return _arms(answered, arm, arm)
-    assisted: list[ArmResult] = []
-    placebo: list[ArmResult] = []
-    for seed in range(config.n_seeds):
-        for results, answer in ((assisted, rows), (placebo, deal_out(rows, task.name, seed))):
-            if results is placebo and not with_placebo:
-                results += [result for result in baseline.first if result.seed == seed]
-                continue
-            results += solve(task, baseline.rungs[seed], answer, answered.flops, seed, config, baseline.fits[seed])[0]
+    seeds = []
+    with one_thread():
+        for seed in range(config.n_seeds):
+            alone = seed_of(baseline, seed)
+            key = arms_key(task, alone, answered, config, seed, placebo)
+            seeds.append(kept(key, MethodArms, partial(_arms_of, task, alone, answered, config, seed, placebo)))
+    assisted = [result for one in seeds for result in one.assisted]
+    return _arms(answered, assisted, [result for one in seeds for result in one.placebo])
+
+
+def seed_of(baseline: Baseline, seed: int) -> Baseline:
+    """The part of a baseline arm that belongs to one seed."""
+    first, second = ([result for result in arm if result.seed == seed] for arm in (baseline.first, baseline.second))
+    return Baseline(first, second, [baseline.rungs[seed]], [baseline.fits[seed]])
+
+
+def _arms_of(
+    task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig, seed: int, with_placebo: bool
+) -> MethodArms:
+    assert answered.rows is not None
+
+    def arm(rows: FloatArray) -> list[ArmResult]:
+        return solve(task, baseline.rungs[0], rows, answered.flops, seed, config, baseline.fits[0])[0]
+
+    assisted = arm(answered.rows)
+    placebo = arm(shuffle_rows(answered.rows, task.name, seed)) if with_placebo else baseline.first
     return _arms(answered, assisted, placebo)
 
 

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from stages.base.params import Params
 
-__all__ = ["ExecutorConfig"]
+__all__ = ["Config", "ExecutorConfig"]
 
 
 class ExecutorConfig(Params):
@@ -19,3 +19,9 @@ class ExecutorConfig(Params):
     """It takes the cheapest option whose cross-validated score is within this of the best."""
     max_features: int = Field(default=24, ge=1, le=1000)
     """Features its calibrator keeps."""
+
+
+class Config(ExecutorConfig):
+    """What the graph is run with: a result needs three seeds."""
+
+    n_seeds: int = Field(ge=3, le=20)

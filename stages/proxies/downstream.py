@@ -8,6 +8,7 @@ has a dictionary.
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +19,29 @@ from threadpoolctl import threadpool_limits
 from stages import tracking
 from stages.base import paths
 from stages.base.params import load
+from stages.contracts.arms import Baseline
 from stages.contracts.dictionary_rows import DOWNSTREAM, SWEEP_METRICS, DictionaryRow, DownstreamRow
 from stages.contracts.method import Budget
 from stages.contracts.record import Estimate
 from stages.contracts.target import Target
 from stages.dictionaries.storage import load_dictionary
 from stages.errors import UserError
-from stages.execution.answering import ask_in_process
-from stages.execution.results import Baseline, load_baseline
-from stages.execution.runs import arms_of
-from stages.execution.stage import Config as ExecutionConfig
+from stages.execution.settings import Config as ExecutionConfig
+from stages.interpretation.artifact import pack
 from stages.interpretation.methods.sae import Sae
+from stages.interpretation.stage import Config as InterpretationConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.proxies.settings import Config
 from stages.reward.judging import Judged, judge
 from stages.reward.resampling import interval
 from stages.reward.settings import Config as RewardConfig
+from stages.scoring.candidate import Candidate, Frozen
+from stages.scoring.evaluate import Evaluation, TaskName, evaluate, stage_baseline
+from stages.scoring.in_process import InProcess
+from stages.scoring.settings import cached_task
 from stages.targets.storage import load_target
-from stages.tasks.storage import Task, list_tasks, load_task
+from stages.tasks.storage import list_tasks
 
 __all__ = ["main", "run"]
 
@@ -59,13 +64,13 @@ def run(config: Config, target_name: str) -> tuple[DownstreamRow, ...]:
     every = [one for split in ("train", "validation") for one in list_tasks(split)]
     if unknown := sorted(set(config.families) - {family for family, _ in every}):
         raise UserError(f"families {', '.join(unknown)} of params/proxies.yaml are no train or validation families")
-    tasks = [load_task(family, t) for family, t in every if t == target_name and family in config.families]
+    tasks = [(family, t) for family, t in every if t == target_name and family in config.families]
     rows: list[DownstreamRow] = []
     if tasks:
         target = load_target(target_name)
         with threadpool_limits(1), tracking.stage_run(f"downstream {target_name}", config.model_dump()) as log:
             for number, (name, of) in enumerate(_by_name(swept)):
-                rows.append(_rewarded(config, target, tasks, folder, name, of))
+                rows.append(_rewarded(config, tasks, target, folder, name, of))
                 log({"reward": rows[-1].reward.value or 0.0, "flops": rows[-1].flops}, number)
                 if (number + 1) % 20 == 0:
                     print(f"{target_name}: {number + 1} methods", flush=True)
@@ -83,21 +88,26 @@ def _by_name(rows: Sequence[DictionaryRow]) -> Iterator[tuple[str, list[Dictiona
 
 
 def _rewarded(
-    config: Config, target: Target, tasks: Sequence[Task], folder: Path, name: str, of: Sequence[DictionaryRow]
+    config: Config, tasks: Sequence[TaskName], target: Target, folder: Path, name: str, of: Sequence[DictionaryRow]
 ) -> DownstreamRow:
     dictionaries = {f"{row.hook_point}/{SWEPT}": load_dictionary(folder / row.hook_point / name) for row in of}
     method, limits = Sae(SWEPT, config.n_kept), Budget(60.0, 1 << 30, config.seed)
     access = MeteredAccess(target, Ledger(), free=True, dictionaries=lambda: dictionaries)
-    made = method.interpret(access, limits)
-    execution = load("execution", ExecutionConfig).model_copy(update={"n_seeds": config.n_seeds})
-    reward = load("reward", RewardConfig)
-    judged: list[Judged] = []
-    for task in tasks:
-        baseline = _of_seeds(load_baseline(paths.execution_dir("baseline"), task.name), config.n_seeds)
-        answered = ask_in_process(method, name, made, task, target)
-        if answered.status == "failed":
-            raise RuntimeError(f"{name} failed on {task.name}: {answered.reason}")
-        judged.append(judge(task, baseline, arms_of(task, baseline, answered, execution, placebo=False), reward))
+    frozen = Frozen(*pack(method.interpret(access, limits), name, f"interpret on {target.name}", limits.max_bytes))
+    done: Evaluation[None] = evaluate(
+        Candidate(name, method),
+        tasks,
+        InProcess(load("interpretation", InterpretationConfig)),
+        load("execution", ExecutionConfig).model_copy(update={"n_seeds": config.n_seeds}),
+        frozen={target.name: frozen},
+        baseline=partial(_first_seeds, config.n_seeds),
+        placebo=False,
+    )
+    if done.outcome != "ok":
+        raise RuntimeError(f"{name} is {done.outcome}: {done.reason}")
+    reward, judged = load("reward", RewardConfig), list[Judged]()
+    for task in (cached_task(*one) for one in tasks):
+        judged.append(judge(task, _first_seeds(config.n_seeds, task.name), done.arms[task.name], reward))
     first = of[0]
     return DownstreamRow(
         target=target.name,
@@ -107,15 +117,16 @@ def _rewarded(
         n_latents=first.n_latents,
         seed=first.seed,
         l0=float(np.mean([row.l0.value for row in of])),
-        tasks=tuple(task.name for task in tasks),
+        tasks=tuple(one.task.name for one in judged),
         flops=round(float(np.mean([one.arms.target_flops + one.arms.own_flops for one in judged])), 3),
         reward=_over_tasks([one.reward for one in judged]),
         gain=_over_tasks([one.assisted_score - one.baseline_score for one in judged]),
     )
 
 
-def _of_seeds(baseline: Baseline, n_seeds: int) -> Baseline:
+def _first_seeds(n_seeds: int, task: str) -> Baseline:
     """The baseline arm's first splits."""
+    baseline = stage_baseline(task)
     first, second = ([one for one in of if one.seed < n_seeds] for of in (baseline.first, baseline.second))
     return Baseline(first, second, baseline.rungs[:n_seeds], baseline.fits[:n_seeds])
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from stages.base import paths
+from stages.contracts.arms import Answered
 from stages.contracts.journal import Infra, Started
 from stages.contracts.method import Interpretation
 from stages.errors import MethodError, UserError
-from stages.execution.answering import Answered
 from stages.execution.results import load_baseline
 from stages.execution.runs import arms_of
 from stages.interpretation.artifact import pack
@@ -28,13 +28,13 @@ from stages.research.researchers import make_researcher
 from stages.research.stage import fingerprint
 from stages.reward.judging import Judged, judge
 from stages.reward.resampling import interval
-from stages.scoring.isolated import unchanged
+from stages.scoring.isolated import TargetGuard
 from stages.scoring.settings import Settings, cached_target, cached_task
 
-__all__ = ["house_rows"]
+__all__ = ["pipeline_attacks"]
 
 
-def house_rows(case: tuple[str, str], chosen: Settings) -> list[dict[str, Any]]:
+def pipeline_attacks(case: tuple[str, str], chosen: Settings) -> list[dict[str, Any]]:
     """One row per attempt, on one (family, target)."""
     task = cached_task(*case)
     baseline = load_baseline(paths.execution_dir("baseline"), task.name)
@@ -92,7 +92,7 @@ def house_rows(case: tuple[str, str], chosen: Settings) -> list[dict[str, Any]]:
         name, weight = next(iter(target.model.named_parameters()))
         kept = weight.detach().clone()
         try:
-            with unchanged(target) as check:
+            with TargetGuard(target) as check:
                 weight.data.add_(1.0)
         finally:
             weight.data.copy_(kept)
@@ -137,7 +137,7 @@ def house_rows(case: tuple[str, str], chosen: Settings) -> list[dict[str, Any]]:
         (lucky_within_noise, (21,), "gate", "blocked"),
         (good_mean_with_one_disaster, (22,), "gate", "blocked"),
         (target_changes_under_the_meter, (17, 19), "read-only target", "void"),
-        (prices_given_away, (25,), "meter (b)", "void"),
+        (prices_given_away, (25,), "method meter", "void"),
         (failing_to_drop_items, (7,), "fixed denominators", "blocked"),
         (zero_flop_baseline, (5,), "ledger", "blocked"),
         (free_and_useless, (20,), "margin of the reward", "blocked"),

@@ -23,6 +23,7 @@ nothing), EXPECT
 import ast
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +31,23 @@ from joblib import delayed
 
 from stages.base import paths
 from stages.base.processes import processes
+from stages.contracts.arms import Answered, MethodArms
 from stages.errors import MethodError, UserError
-from stages.execution.answering import Answered, ask_in_process
-from stages.execution.results import MethodArms, load_baseline
 from stages.execution.runs import arms_of
-from stages.interpretation.artifact import pack, unpack
 from stages.interpretation.loading import from_file
-from stages.interpretation.stage import interpret
 from stages.metering.cpu_time import Calibration, calibrate
-from stages.redteam.pipeline_attacks import house_rows
+from stages.redteam.pipeline_attacks import pipeline_attacks
 from stages.reward.judging import judge, noise_floor
-from stages.scoring.isolated import (
-    Apart,
-    answer_apart,
-    interpret_apart,
-    layer_of,
-)
-from stages.scoring.settings import (
-    Settings,
-    cached_target,
-    cached_task,
-    jobs,
-    settings,
-)
+from stages.scoring.candidate import Candidate, Source
+from stages.scoring.evaluate import Evaluation, TaskName, evaluate, stage_baseline
+from stages.scoring.in_process import InProcess
+from stages.scoring.isolated import Isolated
+from stages.scoring.settings import Settings, cached_task, jobs, settings
 from stages.tasks.storage import list_tasks
 
 __all__ = ["COLUMNS", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
 
-FOLDER = Path(__file__).resolve().parents[1] / "sandbox" / "redteam"
+FOLDER = Path(__file__).resolve().parent
 EXPLOITS, CONTROLS = FOLDER / "exploits", FOLDER / "controls"
 QUICK = (
     "calls_out",
@@ -73,6 +63,8 @@ QUICK = (
 COLUMNS = ("name", "kind", "outcome", "charged FLOPs", "reward", "layer", "what happened")
 TIMEOUT_S = 8.0
 FULL_SHARE = 0.9
+BREACH = "BREACH"
+"""What an exploit raises with where it got what it must not have: its own flag, so it is read from its words."""
 Progress = Callable[[str], None]
 
 
@@ -97,11 +89,11 @@ def _constants(path: Path) -> dict[str, Any]:
 
 def _cases(chosen: Settings) -> list[tuple[str, str]]:
     """(family, target) to attack on, best first: small target, one item per instance, small noise floor."""
-    folder = paths.require(paths.execution_dir("baseline"), "baseline")
+    paths.require(paths.execution_dir("baseline"), "baseline")
 
     def key(case: tuple[str, str]) -> tuple[bool, bool, bool, float, tuple[str, str]]:
         task = cached_task(*case)
-        baseline = load_baseline(folder, task.name)
+        baseline = stage_baseline(task.name)
         arms = arms_of(task, baseline, Answered("declined", None, 0.0, 0.0), chosen.execution)
         # A floor of zero is a degenerate task: both of its baseline arms do the same thing.
         floor = noise_floor(judge(task, baseline, arms, chosen.reward).aa_reward) or 1.0
@@ -114,105 +106,88 @@ def _cases(chosen: Settings) -> list[tuple[str, str]]:
 def _judged(arms: MethodArms, family: str, target: str, chosen: Settings) -> tuple[float, float, float]:
     """(reward, its lower limit, noise floor)."""
     task = cached_task(family, target)
-    judged = judge(task, load_baseline(paths.execution_dir("baseline"), task.name), arms, chosen.reward)
-    return (
-        float(judged.reward[0]),
-        float(sorted(judged.reward[1:])[len(judged.reward) // 40]),
-        noise_floor(judged.aa_reward),
-    )
+    judged = judge(task, stage_baseline(task.name), arms, chosen.reward)
+    lower = float(sorted(judged.reward[1:])[len(judged.reward) // 40])
+    return float(judged.reward[0]), lower, noise_floor(judged.aa_reward)
 
 
-def _attack(path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration) -> dict[str, Any]:
+def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings, rates: Calibration) -> dict[str, Any]:
     """One exploit (or any method file): its row."""
     facts = _constants(path)
     cases = cases[: int(facts.get("N_TASKS", 1))]
     row: dict[str, Any] = {"name": path.stem, "kind": "exploit", "tests": list(facts.get("TESTS", ()))}
-    done: list[Apart] = []
-    rewards = []
+    timeout = 60.0 if facts.get("TRUE_FLOPS") or facts.get("EXPECT") else TIMEOUT_S
+    candidate, host = Candidate(path.stem, Source.of(path)), Isolated(chosen.interpretation, rates, timeout)
     try:
-        made = interpret_apart(path, path.stem, sorted({t for _, t in cases}), chosen, TIMEOUT_S, False)
-        for family, target in cases:
-            task = cached_task(family, target)
-            timeout = 60.0 if facts.get("TRUE_FLOPS") or facts.get("EXPECT") else TIMEOUT_S
-            apart = answer_apart(path, path.stem, made[target], task, cached_target(target), timeout, False, rates)
-            done.append(apart)
-            baseline = load_baseline(paths.execution_dir("baseline"), task.name)
-            rewards.append(_judged(arms_of(task, baseline, apart.answered, chosen.execution), family, target, chosen))
-            if apart.outcome in ("failed", "void"):
-                break
+        frozen = replace(host, timeout_s=TIMEOUT_S).freeze(candidate, sorted({target for _, target in cases}))
     except MethodError as error:
-        breached = "BREACH" in str(error)
         return row | {
-            "outcome": "breached" if breached else "blocked",
+            "outcome": "breached" if BREACH in str(error) else "blocked",
             "charged_flops": 0.0,
             "reward": 0.0,
-            "layer": layer_of(error.cause),
+            "layer": error.layer,
             "reason": error.cause[:200],
         }
-    worst = next((a for a in done if a.outcome in ("void", "failed")), done[-1])
-    charged = sum(float(a.facts["charged_flops"]) for a in done)
+    results, rewards = [], [(0.0, 0.0, 0.0)]
+    for case in cases:
+        done: Evaluation[None] = evaluate(candidate, [case], host, chosen.execution, frozen=frozen)
+        results.append(done.results[0])
+        if (arms := done.results[0].arms) is not None:
+            rewards.append(_judged(arms, *case, chosen))
+        if done.outcome != "ok":
+            break
+    last = results[-1].answered
+    charged = sum(float(one.answered.meters["charged_flops"]) for one in results if one.answered.meters)
     true_flops = float(facts.get("TRUE_FLOPS", 0))
     reward, low, floor = max(rewards)
     full = charged >= FULL_SHARE * true_flops
-    if "BREACH" in worst.reason:
+    if BREACH in last.reason:
         outcome = "breached"
-    elif worst.outcome == "void":
-        outcome = "void"
+    elif last.status in ("void", "infra"):
+        outcome = last.status
     elif facts.get("EXPECT") == "void":
         outcome = "unflagged"
     elif reward > floor and low > 0:
         outcome = "scored"
-    elif true_flops and worst.outcome != "failed" and not full:
+    elif true_flops and last.status != "failed" and not full:
         outcome = "uncharged"
     else:
         outcome = "blocked"
     return row | {
         "outcome": outcome,
         "charged_flops": charged,
-        "reward": None if worst.outcome == "void" else round(reward, 6),
-        "layer": worst.layer or str(facts.get("DEFENCE", "reward")),
-        "reason": worst.reason[:200] or ("charged in full" if true_flops else "it got nothing"),
+        "reward": None if last.status == "void" else round(reward, 6),
+        "layer": last.layer or str(facts.get("DEFENCE", "reward")),
+        "reason": last.reason[:200] or ("charged in full" if true_flops else "it got nothing"),
     }
 
 
-def _control(path: Path, cases: Sequence[tuple[str, str]], chosen: Settings, rates: Calibration) -> dict[str, Any]:
+def _control(path: Path, cases: Sequence[TaskName], chosen: Settings, rates: Calibration) -> dict[str, Any]:
     """One honest method, in the sandbox and in this process: its row."""
-    inside, outside, floors, charged, layer, reason, ok = [], [], [], 0.0, "", "", True
-    targets = sorted({t for _, t in cases})
-    method = from_file(path)
-    apart_made = interpret_apart(path, path.stem, targets, chosen, 60.0, False)
-    limit = chosen.interpretation
-    for family, target in cases:
-        task, model = cached_task(family, target), cached_target(target)
-        baseline = load_baseline(paths.execution_dir("baseline"), task.name)
-
-        def reward_of(answered: Answered, task: Any = task, baseline: Any = baseline) -> tuple[float, float, float]:
-            arms = arms_of(task, baseline, answered, chosen.execution)
-            return _judged(arms, task.family.name, task.target_name, chosen)
-
-        apart = answer_apart(path, path.stem, apart_made[target], task, model, 60.0, False, rates)
-        made = unpack(*pack(interpret(method, path.stem, model, limit), path.stem, "interpret", limit.max_bytes))
-        here = reward_of(ask_in_process(method, path.stem, made, task, model))
-        there = reward_of(apart.answered)
-        inside.append(there[0])
-        outside.append(here[0])
-        floors.append(there[2])
-        charged += float(apart.facts["charged_flops"])
-        if apart.outcome in ("failed", "void"):
-            ok, layer, reason = False, apart.layer, apart.reason
-    difference = max(abs(a - b) for a, b in zip(inside, outside, strict=True))
-    same = difference <= max(floors)
-    return {
-        "name": path.stem,
-        "kind": "control",
-        "tests": [],
-        "outcome": "ok" if ok and same else "refused" if not ok else "differs",
+    isolated, here = Isolated(chosen.interpretation, rates, 60.0), InProcess(chosen.interpretation)
+    inside: Evaluation[None] = evaluate(Candidate(path.stem, Source.of(path)), cases, isolated, chosen.execution)
+    outside: Evaluation[None] = evaluate(Candidate(path.stem, from_file(path)), cases, here, chosen.execution)
+    row: dict[str, Any] = {"name": path.stem, "kind": "control", "tests": []}
+    charged = sum(float(one.answered.meters["charged_flops"]) for one in inside.results if one.answered.meters)
+    if not inside.scored or not outside.scored:
+        refused = {"outcome": "refused", "charged_flops": charged, "reward": None, "layer": inside.layer}
+        return row | refused | {"reason": (inside.reason or outside.reason)[:200]}
+    names = [f"{family}.{target}" for family, target in cases]
+    there, ours = (
+        [_judged(done.arms[name], *case, chosen) for name, case in zip(names, cases, strict=True)]
+        for done in (inside, outside)
+    )
+    difference = max(abs(a[0] - b[0]) for a, b in zip(there, ours, strict=True))
+    floor = max(one[2] for one in there)
+    ok = inside.outcome == "ok"
+    return row | {
+        "outcome": "ok" if ok and difference <= floor else "refused" if not ok else "differs",
         "charged_flops": charged,
-        "reward": round(sum(inside) / len(inside), 6),
-        "reward_outside": round(sum(outside) / len(outside), 6),
-        "noise_floor": round(max(floors), 6),
-        "layer": layer,
-        "reason": reason[:200] or f"inside and outside differ by {difference:.2g}, noise floor {max(floors):.2g}",
+        "reward": round(sum(one[0] for one in there) / len(there), 6),
+        "reward_outside": round(sum(one[0] for one in ours) / len(ours), 6),
+        "noise_floor": round(floor, 6),
+        "layer": inside.layer,
+        "reason": inside.reason[:200] or f"inside and outside differ by {difference:.2g}, noise floor {floor:.2g}",
     }
 
 
@@ -243,7 +218,7 @@ def red_team(
             [delayed(_attack)(path, cases, chosen, rates) for path in exploits]
             + [delayed(_control)(path, cases[:2], chosen, rates) for path in controls]
         )
-    return rows if file else rows + house_rows(cases[0], chosen)
+    return rows if file else rows + pipeline_attacks(cases[0], chosen)
 
 
 def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

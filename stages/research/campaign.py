@@ -11,19 +11,21 @@ researcher, and what failed for the machinery's sake is tried again before it is
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stages.base.processes import processes
 from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, Started
-from stages.execution.results import load_arms
+from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal
 from stages.research.researcher import Researcher
 from stages.reward.judging import Judged, leaderboard_row, task_row
-from stages.scoring.proposals import as_json, from_json, shown
-from stages.scoring.settings import INFRA, Settings
-from stages.scoring.trial import Trial, judge_arms, run_trial
+from stages.scoring.evaluate import Evaluation, evaluate
+from stages.scoring.judge import host_of, judge_arms
+from stages.scoring.proposals import as_json, candidate_of, from_json, shown
+from stages.scoring.settings import Settings
 
 __all__ = ["Campaign", "objective"]
 
@@ -102,9 +104,12 @@ class Campaign:
         folder = self.folder / "arms" / f"{iteration:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
         both = [*self.tasks["train"], *self.tasks["validation"]]
-        trial = self._try(iteration, proposed, both, folder)
-        if trial.status in ("void", "infra"):
-            return self.journal.append(_result(proposed, trial)), trial.meters
+        trial = self._try(iteration, proposed, both)
+        meters = [{"task": one.task, **one.answered.meters} for one in trial.results if one.answered.meters]
+        if not trial.scored:
+            return self.journal.append(_result(proposed, trial)), meters
+        for name, of_task in trial.arms.items():
+            save_arms(of_task, folder, name)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
         validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
         best = self.incumbent()
@@ -119,23 +124,24 @@ class Campaign:
             "validation": validation_row,
             "feedback": decision.feedback,
             "gate": GateNumbers(difference=decision.difference, low=decision.low, high=decision.high),
-            "accepted": decision.accepted and trial.status == "ok",
+            "accepted": decision.accepted and trial.outcome == "ok",
             "objective": objective(train_row.reward_mean, decision.feedback),
             "per_task": tuple(task_row(proposed.name, j) for j in (*train, *validation)),
         }
-        return self.journal.append(_result(proposed, trial).model_copy(update=scored)), trial.meters
+        return self.journal.append(_result(proposed, trial).model_copy(update=scored)), meters
 
-    def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]], folder: Path) -> Trial:
+    def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
         """The trial, repeated where the machinery fails; each such failure is an event."""
+        candidate = candidate_of(from_json(proposed.spec), proposed.name)
         for _ in range(ATTEMPTS):
-            try:
-                with processes(self.jobs) as pool:
-                    return run_trial(from_json(proposed.spec), proposed.name, tasks, self.settings, pool, folder)
-            except INFRA as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-                self.journal.append(Infra(iteration=iteration, reason=reason))
-                self.progress(f"iteration {iteration + 1}/{self.budget}: the machinery failed ({reason[:120]})")
-        return Trial("infra", f"the machinery failed {ATTEMPTS} times: {reason}", 0, {})
+            host = host_of(candidate, self.settings)
+            with processes(self.jobs) as pool:
+                trial: Evaluation[None] = evaluate(candidate, tasks, host, self.settings.execution, pool=pool)
+            if trial.outcome != "infra":
+                return trial
+            self.journal.append(Infra(iteration=iteration, reason=trial.reason[:300]))
+            self.progress(f"iteration {iteration + 1}/{self.budget}: {trial.reason[:120]}")
+        return replace(trial, reason=f"the machinery failed {ATTEMPTS} times: {trial.reason}")
 
     def _save_theta(self) -> None:
         text = json.dumps(self.researcher.theta(), indent=1, sort_keys=True) + "\n"
@@ -144,14 +150,14 @@ class Campaign:
         partial.replace(self.folder / "theta.json")
 
 
-def _result(proposed: Proposed, trial: Trial) -> Result:
+def _result(proposed: Proposed, trial: Evaluation[None]) -> Result:
     """A result without numbers."""
     return Result(
         iteration=proposed.iteration,
         name=proposed.name,
         spec=proposed.spec,
         choices=proposed.choices,
-        status=trial.status,
+        status=trial.outcome,
         reason=trial.reason,
         interpret_bytes=trial.n_bytes,
         train=None,

@@ -5,7 +5,8 @@ from typing import Any
 
 from stages.errors import UserError
 from stages.research.researcher import Researcher
-from stages.scoring.proposals import Proposal, Source
+from stages.scoring.candidate import Source
+from stages.scoring.proposals import Proposal
 
 __all__ = ["FilesResearcher"]
 
@@ -29,4 +30,4 @@ class FilesResearcher(Researcher):
 
     def propose(self, iteration: int) -> tuple[Proposal, dict[str, Any]]:
         file = self.files[iteration]
-        return Source(file.name, file.read_text(encoding="utf-8")), {"file": file.name}
+        return Source.of(file), {"file": file.name}

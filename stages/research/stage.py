@@ -36,7 +36,7 @@ from stages.research.files_researcher import FilesResearcher
 from stages.research.projection import Projection
 from stages.research.researcher import Researcher
 from stages.research.researchers import make_researcher
-from stages.research.sealed_test import best_found, open_test
+from stages.research.sealed_test import best_found, score_test_split
 from stages.sandbox.host import require_sandbox
 from stages.scoring.proposals import shown
 from stages.scoring.settings import Settings, jobs, settings
@@ -172,7 +172,7 @@ def run(config: Config, progress: Progress = print) -> CampaignSummary:
     key = fingerprint(author, config.budget, chosen)
     folder = paths.work_dir() / "campaigns" / key[:16]
     one, projection = _conduct(author, config.budget, folder, progress, key)
-    test = open_test(one, methods, list_tasks("test"), chosen)
+    test = score_test_split(one, methods, list_tasks("test"), chosen)
     projection.test(test.rows)
     out = paths.campaign_dir("campaign")
     out.mkdir(parents=True, exist_ok=True)

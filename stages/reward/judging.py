@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stages.contracts.arms import ArmResult, Baseline, MethodArms
 from stages.contracts.record import Verdict
 from stages.contracts.reward_rows import BudgetRow, LeaderboardRow, TaskRow
-from stages.execution.arms import ArmResult
-from stages.execution.results import Baseline, MethodArms
 from stages.reward.formula import flop_reduction, reward
 from stages.reward.resampling import Resamples, interval, pooled, scores
 from stages.reward.settings import RewardConfig

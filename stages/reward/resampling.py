@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.base.intervals import percentile_interval
-from stages.execution.arms import ArmResult
+from stages.contracts.arms import ArmResult
 from stages.tasks.storage import Task
 
 __all__ = ["Resamples", "interval", "pooled", "scores"]

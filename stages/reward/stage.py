@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 from stages import tracking
 from stages.base import paths
 from stages.base.params import load
+from stages.contracts.arms import MethodArms
 from stages.contracts.reward_rows import (
     CONTROLS,
     LEADERBOARD,
@@ -23,7 +24,7 @@ from stages.contracts.reward_rows import (
     SensitivityTable,
     TauRow,
 )
-from stages.execution.results import MethodArms, load_arms, load_baseline
+from stages.execution.results import load_arms, load_baseline
 from stages.reward.controls import control_rows
 from stages.reward.formula import FORMS, Form
 from stages.reward.judging import Judged, judge, leaderboard_row, task_row

@@ -1,11 +1,9 @@
 """The walls around a method's process: a bubblewrap command line, and whether it works on this machine.
 
-Inside there is a read-only system, the interpreter, its packages, the rooms of this project that a method may import,
-and the method's
-file, each under a neutral path. Not there: the working copy, data, results, the DVC cache, the MLflow store, git, the
-network,
-other processes, procfs, devices beyond the harmless ones, the environment. The private folder /tmp and /dev/shm are
-bounded.
+Inside there is a read-only system, the interpreter, its packages, the files of this project that a method may import,
+and the method's file, each under a neutral path. Not there: the working copy, data, results, the DVC cache, the MLflow
+store, git, the network, other processes, procfs, devices beyond the harmless ones, the environment. The private folder
+/tmp and /dev/shm are bounded.
 """
 
 import os
@@ -18,14 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import stages
+from stages.base.code import closure, file_of
 from stages.sandbox.seccomp import program, supported
 
 __all__ = ["INSTALL", "Layer", "arguments", "command", "layers", "why_unavailable"]
 
 INSTALL = "install bubblewrap (Debian: `apt-get install bubblewrap`)"
-ROOMS = ("activations", "dictionaries", "interpretation", "metering", "sandbox", "targets")
-"""Rooms a method may import. Not task families, ground truth, executor, reward or campaigns: a method does not know
-its tasks."""
 PRIVATE_BYTES = 64 << 20
 """Size of the private folder, which exists as long as the process."""
 METHOD = "/method/method.py"
@@ -48,6 +44,18 @@ def _packages() -> list[Path]:
         if path.name in ("site-packages", "dist-packages") and path.is_dir() and path not in found:
             found.append(path)
     return found
+
+
+@lru_cache(maxsize=1)
+def _files() -> tuple[str, ...]:
+    """What a method's process needs of ours, relative to the checkout: worker, contract, and what built-in methods
+    import. Not task families, data sets, ground truth, executor, reward, campaigns or exploits: a method does not know
+    its tasks."""
+    methods = Path(next(iter(stages.__path__))) / "interpretation" / "methods"
+    modules = [f"stages.interpretation.methods.{path.stem}" for path in methods.glob("[!_]*.py")]
+    needed = closure(["stages.sandbox.worker", "stages.targets", *modules])
+    top = Path(next(iter(stages.__path__))).parent
+    return ("lensmith/__init__.py", *sorted(file_of(module).relative_to(top).as_posix() for module in needed))
 
 
 def arguments(source: str) -> tuple[list[str], list[str]]:
@@ -78,9 +86,9 @@ def arguments(source: str) -> tuple[list[str], list[str]]:
     for i, path in enumerate(_packages()):
         packages.append(f"/packages/{i}")
         options += ["--ro-bind", str(path), packages[-1]]
-    house = Path(next(iter(stages.__path__)))
-    for path in (*sorted(house.glob("*.py")), *(house / room for room in ROOMS)):
-        options += ["--ro-bind", str(path), f"/house/stages/{path.name}"]
+    top = Path(next(iter(stages.__path__))).parent
+    for file in _files():
+        options += ["--ro-bind", str(top / file), f"/house/{file}"]
     inside = source
     if source.endswith(".py"):
         options += ["--ro-bind", source, METHOD]

@@ -26,6 +26,7 @@ from stages.metering.access import MeteredAccess
 from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
 from stages.sandbox.codec import Disconnected, MessageError, TimedOut, receive, send
 from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
+from stages.sandbox.limits import LAYERS, MESSAGE, METER
 
 __all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
 
@@ -123,7 +124,7 @@ class MethodProcess:
             raise
         if "error" in hello:
             self.close()
-            raise MethodError(name, "import", str(hello["error"]), "Mend the file; it must import.")
+            raise MethodError(name, "import", str(hello["error"]), "Fix the file; it must import.", _layer(hello))
         self.declared_name = str(hello.get("name") or "")
         self.layers = [*(() if trust else ("bubblewrap",)), *map(str, hello.get("layers") or ())]
 
@@ -230,18 +231,21 @@ class MethodProcess:
                 calls += 1
                 self._send(_serve(message, access), place)
             elif "error" in message:
-                raise MethodError(self.name, place, str(message["error"])[:2000], "Run it on its own to debug it.")
+                cause = str(message["error"])[:2000]
+                raise MethodError(self.name, place, cause, "Run it on its own to debug it.", _layer(message))
             elif "done" in message:
                 used, own = self.cpu_seconds() - before, message.get("own_flops")
                 if type(own) is not int or not 0 <= own < 1 << 62:
-                    raise MethodError(self.name, place, "its count of FLOPs is no count", "Leave the meter alone.")
+                    raise MethodError(
+                        self.name, place, "its count of FLOPs is no count", "Leave the meter alone.", METER
+                    )
                 ops = message.get("own_ops", 0)
                 if type(ops) is not int or not 0 <= ops < 1 << 62:
-                    raise MethodError(self.name, place, "its count of ops is no count", "Leave the meter alone.")
+                    raise MethodError(self.name, place, "its count of ops is no count", "Leave the meter alone.", METER)
                 return Reply(message["done"], own, ops, used, calls, str(message.get("tampered") or "")[:500])
             else:
                 raise MethodError(
-                    self.name, place, "its process sent a message that is no answer", "Use the contract only."
+                    self.name, place, "its process sent a message that is no answer", "Use the contract only.", MESSAGE
                 )
 
     def _send(self, value: Any, place: str) -> None:
@@ -257,14 +261,14 @@ class MethodProcess:
             message = receive(self._connection, deadline)
         except TimedOut as error:
             cause = f"it took longer than {limit:g} s and was stopped"
-            raise MethodError(self.name, place, cause, "Make it faster, or raise --timeout.") from error
+            raise MethodError(self.name, place, cause, "Make it faster, or raise --timeout.", "wall limit") from error
         except Disconnected as error:
             raise self._gone(place, str(error)) from error
         except MessageError as error:
-            raise MethodError(self.name, place, str(error), "Return tensors and plain data.") from error
+            raise MethodError(self.name, place, str(error), "Return tensors and plain data.", MESSAGE) from error
         if not isinstance(message, dict):
             raise MethodError(
-                self.name, place, "its process sent a message that is no answer", "Use the contract only."
+                self.name, place, "its process sent a message that is no answer", "Use the contract only.", MESSAGE
             )
         return message
 
@@ -282,14 +286,19 @@ class MethodProcess:
                 else ""
             )
             if over:
+                limit = "memory limit" if usage.resident > self.limits.resident else "task limit"
                 self.close()
-                raise MethodError(self.name, place, f"it used {over}", "Use less, or work in parts.")
+                raise MethodError(self.name, place, f"it used {over}", "Use less, or work in parts.", limit)
 
     def _gone(self, place: str, how: str) -> MethodError:
         self._reap(5.0)
         code = self._process.returncode
         return MethodError(
-            self.name, place, f"its process ended (exit code {code}; {how})", "It may not exit or be killed."
+            self.name,
+            place,
+            f"its process ended (exit code {code}; {how})",
+            "It may not exit or be killed.",
+            "process boundary",
         )
 
 
@@ -334,6 +343,12 @@ def _serve(message: dict[str, Any], access: MeteredAccess) -> dict[str, Any]:
     except Exception as error:
         # What went wrong in words, never our frames: a traceback would show the method where things lie.
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
+
+
+def _layer(message: dict[str, Any]) -> str:
+    """Which limit the method's process says it ran into; a label, believed for tables alone."""
+    told = message.get("layer")
+    return told if isinstance(told, str) and told in LAYERS else "answer check"
 
 
 def _all(values: Sequence[Any], kind: type) -> None:

@@ -18,9 +18,10 @@ import torch
 from torch.utils import _python_dispatch as dispatch
 
 from stages.metering.op_table import OpTable, count_flops
+from stages.sandbox.limits import MeterRefusal
 from stages.sandbox.priced_array import price_with, priced
 
-__all__ = ["OwnMeter"]
+__all__ = ["MethodMeter"]
 
 _SWITCHES = (
     (torch._C, "_DisableTorchDispatch"),
@@ -36,11 +37,11 @@ _SWITCHES = (
 _OWN_CALLERS = ("torch.utils._python_dispatch",)
 _REFUSED = ("ctypes.dlopen", "ctypes.dlsym", "gc.get_objects", "gc.get_referents", "gc.get_referrers", "os.fork")
 """Audit events of what reaches behind the interpreter's back."""
-_active: list["OwnMeter"] = []
+_active: list["MethodMeter"] = []
 _installed: list[bool] = []
 
 
-class OwnMeter:
+class MethodMeter:
     """Counts FLOPs inside a ``with`` block; not reentrant.
 
     Args:
@@ -122,7 +123,7 @@ def install() -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in _REFUSED and _active:
             _active[0].notice(f"{event} was used in answer()")
-            raise PermissionError(f"{event} is not open to a method while it answers")
+            raise MeterRefusal(f"{event} is not open to a method while it answers")
 
     sys.addaudithook(hook)  # cannot be taken off again
 
@@ -131,7 +132,7 @@ def _refusing(name: str, original: Any) -> Any:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         if _active and sys._getframe(1).f_globals.get("__name__") not in _OWN_CALLERS:
             _active[0].notice(f"{name} was called in answer()")
-            raise PermissionError(f"{name} would switch the meter off")
+            raise MeterRefusal(f"{name} would switch the meter off")
         return original(*args, **kwargs)
 
     return refuse

@@ -29,7 +29,8 @@ from stages.contracts.target import (
 from stages.interpretation.loading import built_in, from_file
 from stages.sandbox.codec import Disconnected, decode, encode, receive, send
 from stages.sandbox.confine import confine
-from stages.sandbox.method_meter import OwnMeter
+from stages.sandbox.limits import TargetRefusal, layer_of
+from stages.sandbox.method_meter import MethodMeter
 
 __all__ = ["RemoteAccess", "main"]
 
@@ -48,7 +49,7 @@ class RemoteAccess:
         send(self._connection, {"call": name, "variant": self._variant, "arguments": arguments})
         reply = receive(self._connection)
         if "error" in reply:
-            raise ValueError(reply["error"])
+            raise TargetRefusal(reply["error"])
         return reply["value"]
 
     def forward(
@@ -85,7 +86,7 @@ def _run(job: dict[str, Any], method: Method, connection: socket.socket) -> dict
         if not isinstance(made, Interpretation):
             return {"error": f"it returned {type(made).__name__}, not an Interpretation"}
         return {"done": Interpretation(dict(made.arrays), dict(made.data)), "own_flops": 0}
-    with torch.no_grad(), OwnMeter() as meter:
+    with torch.no_grad(), MethodMeter() as meter:
         answer: Any = method.answer(job["query"], job["interpretation"], access)
         if isinstance(answer, np.ndarray):
             answer = torch.from_numpy(np.array(answer))
@@ -99,7 +100,7 @@ def _load(source: str) -> Method:
 
 def _warm_up() -> None:
     """What is slow the first time happens before the clock runs."""
-    with torch.no_grad(), OwnMeter():
+    with torch.no_grad(), MethodMeter():
         square = torch.eye(8)
         raw = encode([square @ square, torch.from_numpy(square.numpy() + 1.0)])
         n_text, n_blob = struct.unpack("!QQ", raw[:16])
@@ -118,7 +119,10 @@ def main() -> None:
         hello = {"ready": type(method).__name__, "name": str(getattr(method, "name", ""))[:64], "layers": layers}
         send(connection, hello)
     except Exception as error:
-        send(connection, {"error": getattr(error, "cause", f"{type(error).__name__}: {error}")[:2000]})
+        send(
+            connection,
+            {"error": getattr(error, "cause", f"{type(error).__name__}: {error}")[:2000], "layer": layer_of(error)},
+        )
         os._exit(1)
     while True:
         try:
@@ -131,7 +135,7 @@ def main() -> None:
         except Disconnected:
             return
         except BaseException as error:  # SystemExit too: leaving is not an answer
-            send(connection, {"error": f"{type(error).__name__}: {error}"[:2000]})
+            send(connection, {"error": f"{type(error).__name__}: {error}"[:2000], "layer": layer_of(error)})
 
 
 if __name__ == "__main__":

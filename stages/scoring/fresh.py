@@ -10,36 +10,26 @@ it before they were frozen (the idea of Fiat and Shamir 1986), and the stage sta
 """
 
 import hashlib
-import json
 import secrets
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from joblib import delayed
 
-from stages.base import paths
-from stages.base.files import save_json
 from stages.base.processes import processes
+from stages.contracts.arms import Answered
+from stages.contracts.journal import CAMPAIGN
+from stages.contracts.outcomes import Outcome
+from stages.contracts.reward_rows import FRESH, FreshRow
 from stages.contracts.target import Target
-from stages.execution.answering import Answered, ask_in_process
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
-from stages.interpretation.artifact import load_interpretation, pack, unpack
-from stages.interpretation.loading import built_in
-from stages.metering.cpu_time import Calibration
-from stages.scoring.composed import Spec
-from stages.scoring.isolated import Apart, Frozen, answer_apart
-from stages.scoring.settings import (
-    Settings,
-    cached_target,
-    cached_task,
-    jobs,
-    settings,
-)
-from stages.scoring.trial import freeze_spec, method_of
+from stages.scoring.candidate import Candidate, Frozen, Host
+from stages.scoring.in_process import InProcess
+from stages.scoring.proposals import candidate_of, from_json
+from stages.scoring.settings import Settings, cached_target, cached_task, jobs, settings
+from stages.scoring.stage import stage_frozen
 from stages.tasks.generation import make
 from stages.tasks.storage import Task, list_tasks
 
@@ -58,30 +48,20 @@ def fresh_task(task: Task, target: Target, n: int = N_FRESH, seed: int | None = 
 
 
 def fresh_gap(
-    source: str | Path,
-    name: str,
-    frozen: Frozen,
-    old: Apart,
-    task: Task,
-    target: Target,
-    chosen: Settings,
-    timeout_s: float,
-    trust: bool,
-    rates: Calibration,
-) -> dict[str, Any] | None:
-    """Score on old against new instances, both answered in the sandbox; None where the method did not answer.
+    host: Host, candidate: Candidate, frozen: Frozen, old: Answered, task: Task, target: Target
+) -> FreshRow | None:
+    """Score on old against new instances of one task; None where the method did not answer.
 
-    Returns:
-        {"task", "outcome", "old", "fresh", "gap", "gap_low", "gap_high" (95%, bootstrap over instances), "n_old",
-        "n_fresh"}.
+    Meant to be ``evaluate``'s ``extra``: the answer to the old instances is there already.
     """
-    if old.outcome != "ok" or old.answered.rows is None:
+    if old.status != "ok" or old.rows is None:
         return None
+    chosen, _ = settings()
     fresh = fresh_task(task, target)
-    new = answer_apart(source, name, frozen, fresh, target, timeout_s, trust, rates)
-    if new.outcome != "ok" or new.answered.rows is None:
-        return {"task": task.name, "outcome": new.outcome, "reason": new.reason}
-    return _row(task, _draws(task, fresh, old.answered.rows, new.answered.rows, chosen), fresh, chosen)
+    new = host.ask(candidate, frozen, fresh, target)
+    if new.status != "ok" or new.rows is None:
+        return FreshRow(task=task.name, outcome=new.status, reason=new.reason)
+    return _gap(task, _draws(task, fresh, old.rows, new.rows, chosen), fresh, chosen)
 
 
 def _draws(task: Task, fresh: Task, old: FloatArray, new: FloatArray, chosen: Settings) -> FloatArray:
@@ -108,9 +88,10 @@ def _draws(task: Task, fresh: Task, old: FloatArray, new: FloatArray, chosen: Se
     return np.stack(draws)
 
 
-def _row(task: Task, draws: FloatArray, fresh: Task, chosen: Settings) -> dict[str, Any]:
+def _gap(task: Task, draws: FloatArray, fresh: Task, chosen: Settings) -> FreshRow:
     n_old = len(split(task, 0, chosen.execution)[1])
-    return {"task": task.name, "outcome": "ok", "n_old": n_old, "n_fresh": fresh.instances.n} | _numbers(draws)
+    row = FreshRow(task=task.name, outcome="ok", n_old=n_old, n_fresh=fresh.instances.n)
+    return row.model_copy(update=_numbers(draws))
 
 
 def _numbers(draws: FloatArray) -> dict[str, float]:
@@ -120,29 +101,26 @@ def _numbers(draws: FloatArray) -> dict[str, float]:
     return {name: round(float(value), 6) for name, value in named.items()}
 
 
-def _one(
-    contenders: Mapping[str, str | dict[str, Any]], frozen: Mapping[str, tuple[bytes, bytes]], family: str, target: str,
-    seed: int, chosen: Settings,
-) -> list[tuple[dict[str, Any], FloatArray | None]]:  # fmt: skip
-    """All methods on one task: a row each, and the draws behind it."""
+def _on_task(
+    contenders: Sequence[Candidate], frozen: Mapping[str, Frozen], family: str, target: str, seed: int, chosen: Settings
+) -> list[tuple[str, str, FreshRow, FloatArray | None]]:
+    """All methods on one task: (method, split, its gap, the draws behind it)."""
     task, model = cached_task(family, target), cached_target(target)
-    fresh = fresh_task(task, model, seed=seed)
-    found: list[tuple[dict[str, Any], FloatArray | None]] = []
-    for name, what in contenders.items():
-        method = built_in(what) if isinstance(what, str) else method_of(Spec(**what), name)
-        made = unpack(*frozen[name])
-        old, new = (ask_in_process(method, name, made, of, model) for of in (task, fresh))
-        about = {"method": name, "split": task.split}
-        worst: Answered = old if old.status != "ok" else new
+    fresh, host = fresh_task(task, model, seed=seed), InProcess(chosen.interpretation)
+    found: list[tuple[str, str, FreshRow, FloatArray | None]] = []
+    for one in contenders:
+        old, new = (host.ask(one, frozen[one.name], of, model) for of in (task, fresh))
+        worse = old if old.status != "ok" else new
         if old.rows is None or new.rows is None:
-            found.append((about | {"task": task.name, "outcome": worst.status, "reason": worst.reason}, None))
+            nothing = FreshRow(task=task.name, outcome=worse.status, reason=worse.reason)
+            found.append((one.name, task.split, nothing, None))
             continue
         draws = _draws(task, fresh, old.rows, new.rows, chosen)
-        found.append((about | _row(task, draws, fresh, chosen), draws))
+        found.append((one.name, task.split, _gap(task, draws, fresh, chosen), draws))
     return found
 
 
-def run() -> list[dict[str, Any]]:
+def run() -> tuple[FreshRow, ...]:
     """Stage ``fresh``: rows of metrics/fresh.json, one per method and task, and one per method over all (task "all").
 
     The row of all tasks is the mean over the tasks the method answered; instances are resampled within each task.
@@ -150,46 +128,36 @@ def run() -> list[dict[str, Any]]:
     chosen, methods = settings()
     tasks = [task for split_name in ("train", "validation") for task in list_tasks(split_name)]
     targets = sorted({target for _, target in tasks})
-    contenders: dict[str, str | dict[str, Any]] = {name: name for name in methods}
-    file = paths.require(paths.metrics_file("campaign"), "research")
-    star = json.loads(file.read_text(encoding="utf-8"))["incumbent"]
+    contenders = [Candidate(name, name) for name in methods]
+    frozen = {name: stage_frozen(name, targets, chosen) for name in methods}
+    star = CAMPAIGN.load().incumbent
     if star is not None:
-        contenders[star["name"]] = star["spec"]
-    frozen = {target: _frozen(contenders, target, chosen) for target in targets}
+        found = candidate_of(from_json(star.spec), star.name)
+        contenders.append(found)
+        frozen[found.name] = InProcess(chosen.interpretation).freeze(found, targets)
     sha = hashlib.sha256()
     for target in targets:
-        for _, parts in sorted(frozen[target].items()):
-            sha.update(b"".join(parts))
+        for _, of_method in sorted(frozen.items()):
+            sha.update(of_method[target].arrays + of_method[target].text)
     seed = int.from_bytes(sha.digest()[:6], "big")
-    done: Sequence[list[tuple[dict[str, Any], FloatArray | None]]] = processes(jobs())(
-        delayed(_one)(contenders, frozen[target], family, target, seed, chosen) for family, target in tasks
+    done = processes(jobs())(
+        delayed(_on_task)(contenders, {name: one[target] for name, one in frozen.items()}, family, target, seed, chosen)
+        for family, target in tasks
     )
-    rows = [row for of_task in done for row, _ in of_task]
-    for name in contenders:
-        draws = [d for of_task in done for row, d in of_task if row["method"] == name and d is not None]
-        about = {"method": name, "task": "all", "split": "all", "n_tasks": len(draws)}
-        numbers = {"outcome": "ok", **_numbers(np.mean(draws, axis=0))} if draws else {"outcome": "declined"}
-        rows.append(about | numbers)
-    rows.sort(key=lambda row: (row["task"] != "all", row["task"], row["method"]))
-    save_json(paths.metrics_file("fresh"), rows)
-    return rows
-
-
-def _frozen(
-    contenders: Mapping[str, str | dict[str, Any]], target: str, chosen: Settings
-) -> dict[str, tuple[bytes, bytes]]:
-    out = {}
-    for name, what in contenders.items():
-        if isinstance(what, str):
-            made = load_interpretation(paths.interpretation_dir(what), target)
-            out[name] = pack(made, name, "interpret", chosen.interpretation.max_bytes)
-        else:
-            out[name] = freeze_spec(Spec(**what), name, target, chosen.interpretation)
-    return out
+    flat = [row for of_task in done for row in of_task]
+    rows = [gap.model_copy(update={"method": method, "split": split_name}) for method, split_name, gap, _ in flat]
+    for one in contenders:
+        draws = [draws for method, _, _, draws in flat if method == one.name and draws is not None]
+        outcome: Outcome = "ok" if draws else "declined"
+        over_all = FreshRow(method=one.name, task="all", split="all", n_tasks=len(draws), outcome=outcome)
+        rows.append(over_all.model_copy(update=_numbers(np.mean(draws, axis=0)) if draws else {}))
+    ordered = tuple(sorted(rows, key=lambda row: (row.task != "all", row.task, row.method or "")))
+    FRESH.save(ordered)
+    return ordered
 
 
 def main() -> None:
     for row in run():
-        if row["task"] == "all":
-            gap = row.get("gap", "-")
-            print(f"{row['method']}: {row['outcome']}, gap {gap} over {row['n_tasks']} tasks", flush=True)
+        if row.task == "all":
+            gap = "-" if row.gap is None else row.gap
+            print(f"{row.method}: {row.outcome}, gap {gap} over {row.n_tasks} tasks", flush=True)

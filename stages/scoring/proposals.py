@@ -2,21 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from stages.scoring.composed import Spec
+from stages.scoring.candidate import Candidate, Source
+from stages.scoring.composed import Composed, Spec
 
-__all__ = ["Proposal", "Source", "as_json", "from_json", "shown"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A method as the text of a Python file; it runs in the sandbox, one process a phase."""
-
-    file: str
-    """What its author called it."""
-    text: str
+__all__ = ["Proposal", "as_json", "candidate_of", "from_json", "shown"]
 
 
 Proposal = Spec | Source
@@ -38,3 +29,8 @@ def shown(facts: Mapping[str, Any]) -> dict[str, Any]:
     if "source" not in facts:
         return dict(facts)
     return {"file": facts["file"], "sha256": hashlib.sha256(facts["source"].encode()).hexdigest()[:16]}
+
+
+def candidate_of(proposal: Proposal, name: str) -> Candidate:
+    """The method that is proposed."""
+    return Candidate(name, proposal if isinstance(proposal, Source) else Composed(proposal, name))

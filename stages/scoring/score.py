@@ -6,70 +6,29 @@ meters said goes to MLflow and to a side file, since CPU time varies from run to
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
-
-from joblib import delayed
 
 from stages import tracking
 from stages.base import paths
 from stages.base.processes import processes
-from stages.contracts.reward_rows import LEADERBOARD, TRAIN, LeaderboardRow
+from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
 from stages.errors import InfraError, UserError
-from stages.execution.results import MethodArms
-from stages.execution.runs import arms_of
 from stages.interpretation.methods import METHODS
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.reward.judging import Judged, leaderboard_row, task_row
+from stages.scoring.candidate import Candidate, Source
+from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.fresh import fresh_gap
-from stages.scoring.isolated import (
-    Apart,
-    Frozen,
-    answer_apart,
-    interpret_apart,
-)
+from stages.scoring.isolated import Isolated
+from stages.scoring.judge import judge_arms
 from stages.scoring.meters import meter_points
-from stages.scoring.settings import (
-    INFRA,
-    Settings,
-    cached_baseline,
-    cached_target,
-    cached_task,
-    jobs,
-    settings,
-)
-from stages.scoring.trial import judge_arms
+from stages.scoring.settings import jobs, settings
 from stages.tasks.storage import list_tasks
 
 __all__ = ["score_method", "verdict_text"]
 
 Progress = Callable[[str], None]
-
-
-def _one(
-    source: Path,
-    name: str,
-    frozen: Frozen,
-    family: str,
-    target: str,
-    chosen: Settings,
-    timeout_s: float,
-    trust: bool,
-    rates: Calibration,
-    fresh: bool,
-) -> tuple[str, Apart, MethodArms | None, dict[str, Any] | None]:
-    """One task: the answer from a process of its own, then the arms. A failure of the machinery is an outcome."""
-    task, model, gap = cached_task(family, target), cached_target(target), None
-    baseline = cached_baseline(paths.execution_dir("baseline"), task.name)
-    try:
-        apart = answer_apart(source, name, frozen, task, model, timeout_s, trust, rates)
-        if fresh:
-            gap = fresh_gap(source, name, frozen, apart, task, model, chosen, timeout_s, trust, rates)
-        arms = arms_of(task, baseline, apart.answered, chosen.execution)
-    except INFRA as error:
-        return task.name, Apart.infra(task.name, error), None, None
-    return task.name, apart, arms, gap
 
 
 def score_method(
@@ -112,51 +71,46 @@ def score_method(
     }
     tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
-    rates = calibrate()
+    name = path.stem if path.stem not in METHODS else f"{path.stem}_of_yours"
+    candidate, rates = Candidate(path.stem, Source.of(path)), calibrate()
+    host = Isolated(chosen.interpretation, rates, timeout_s, trust)
     progress("interpret")
     try:
-        made = interpret_apart(path, path.stem, sorted({target for _, target in tasks}), chosen, timeout_s, trust)
+        frozen = host.freeze(candidate, sorted({target for _, target in tasks}))
     except OSError as error:
-        raise InfraError(f"no method's process could be made ({error}): run it again") from error
-    progress("answers, assisted and placebo arms")
-    work = [delayed(_one)(path, path.stem, made[t], f, t, chosen, timeout_s, trust, rates, fresh) for f, t in tasks]
-    try:
-        with processes(jobs()) as pool:
-            done = pool(work)
-    except BrokenProcessPool as error:
-        raise InfraError(f"a worker process was killed ({' '.join(str(error).split())[:200]}): run it again") from error
-    name = path.stem if path.stem not in METHODS else f"{path.stem}_of_yours"
-    void = [apart for _, apart, _, _ in done if apart.outcome == "void"]
-    infra = [apart for _, apart, _, _ in done if apart.outcome == "infra"]
+        raise InfraError(f"no process for the method could be made ({error}): run it again") from error
+    progress(f"answers, assisted and placebo arms on {len(tasks)} tasks")
+    with processes(jobs()) as pool:
+        done: Evaluation[FreshRow] = evaluate(
+            candidate, tasks, host, chosen.execution, pool=pool, frozen=frozen, extra=fresh_gap if fresh else None
+        )
+    if not done.results:
+        raise InfraError(f"{done.reason}: run it again")
     judged: dict[str, list[Judged]] = {}
-    if not void and not infra:
-        arms = {task_name: of_task for task_name, _, of_task, _ in done if of_task is not None}
-        judged = {split: judge_arms(arms, members, chosen.reward) for split, members in splits.items() if members}
+    if done.scored:
+        judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
     rows = [*mine, *TRAIN.load(), *LEADERBOARD.load()]
     rows.sort(key=lambda row: (row.split, -row.reward_mean, row.method))
-    failed = [apart for _, apart, _, _ in done if apart.outcome == "failed"]
-    worst = next(iter([*void, *infra, *failed]), None)
-    outcome = "void" if void else "infra" if infra else "failed" if failed else "ok"
-    meters = [apart.facts | {"outcome": apart.outcome} for _, apart, _, _ in done]
+    meters = [{"task": one.task, "outcome": one.answered.status, **one.answered.meters} for one in done.results]
     return {
         "method": name,
-        "meters_file": _keep(name, outcome, meters, rates),
-        "interpret_bytes": sum(frozen.n_bytes for frozen in made.values()),
-        "interpret_cpu_s": round(sum(frozen.seconds for frozen in made.values()), 3),
+        "meters_file": _keep(name, done.outcome, meters, rates),
+        "interpret_bytes": done.n_bytes,
+        "interpret_cpu_s": round(sum(one.cpu_s for one in frozen.values()), 3),
         "rows": rows,
         "per_task": [task_row(name, j) for split in judged for j in judged[split]],
-        "outcome": outcome,
-        "reason": worst.reason if worst else "",
-        "layer": worst.layer if worst else "",
+        "outcome": done.outcome,
+        "reason": done.reason,
+        "layer": done.layer,
         "meters": meters,
-        "fresh_gap": [gap for _, _, _, gap in done if gap is not None],
+        "fresh_gap": [one.extra.facts() for one in done.results if one.extra is not None],
         "calibration": rates.facts(),
-        "verdict": mine[-1].verdict if mine else outcome,
+        "verdict": mine[-1].verdict if mine else done.outcome,
         "verdict_text": verdict_text(mine[-1], judged[mine[-1].split])
         if mine
-        else f"{name} is {outcome}, which is no score: {worst.reason if worst else ''}."
-        + ("" if void else " That is not the method's fault: run it again."),
+        else f"{name} is {done.outcome}, which is no score: {done.reason}."
+        + ("" if done.outcome == "void" else " That is not the method's fault: run it again."),
     }
 
 
@@ -189,7 +143,7 @@ def verdict_text(row: LeaderboardRow, judged: Sequence[Judged]) -> str:
     )
     as_well = row.placebo_reward >= row.reward_mean - row.noise_floor
     text += (
-        f" Its placebo, the same answers dealt to other instances, {'did as well' if as_well else 'did not do as well'}"
+        f" Its placebo, the same answers in shuffled order, {'did as well' if as_well else 'did not do as well'}"
         f" ({row.placebo_reward:+.3f} [{row.placebo_low:+.3f}, {row.placebo_high:+.3f}])."
     )
     if as_well and row.verdict == "better":

@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from stages.base.params import load
+from stages.contracts.arms import Baseline
 from stages.contracts.target import Target
 from stages.errors import InfraError
-from stages.execution.results import Baseline, load_baseline
+from stages.execution.results import load_baseline
+from stages.execution.settings import Config as ExecutionConfig
 from stages.execution.settings import ExecutorConfig
-from stages.execution.stage import Config as ExecutionConfig
 from stages.interpretation.stage import Config as InterpretationConfig
 from stages.reward.settings import Config as RewardStageConfig
 from stages.reward.settings import RewardConfig

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,15 @@ class Task:
     @property
     def name(self) -> str:
         return f"{self.family.name}.{self.target_name}"
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the instances and their truth."""
+        sha = hashlib.sha256()
+        parts = {**self.instances.arrays, **{VARIANT + k: v for k, v in self.instances.variants.items()}}
+        for key, value in sorted((parts | {"truth": self.truth.values}).items()):
+            sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        return sha.hexdigest()
 
 
 def save_task(name: str, target_name: str, instances: Instances, truth: Truth) -> dict[str, str]:

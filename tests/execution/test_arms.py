@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Method
 from stages.errors import MethodError
-from stages.execution.answering import Answered, ask_in_process, checked
-from stages.execution.arms import BUDGETS, as_rows, budgets_of, climb, deal_out, split
+from stages.execution.answering import ask_in_process, checked
+from stages.execution.arms import BUDGETS, as_rows, budgets_of, run_ladder, shuffle_rows, split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.execution.runs import arms_of, baseline_of
 from stages.execution.settings import ExecutorConfig
@@ -74,10 +75,10 @@ def test_the_placebo_of_the_truth_is_worth_nothing(task, baseline):
 
 def test_the_placebo_keeps_the_rows_and_breaks_the_order():
     answer = np.arange(24.0).reshape(4, 2, 3)
-    dealt = deal_out(answer, "t", 0)
+    dealt = shuffle_rows(answer, "t", 0)
     assert dealt.shape == answer.shape and not np.array_equal(dealt, answer)
     assert sorted(map(tuple, dealt.reshape(-1, 3))) == sorted(map(tuple, answer.reshape(-1, 3)))
-    assert np.array_equal(dealt, deal_out(answer, "t", 0))
+    assert np.array_equal(dealt, shuffle_rows(answer, "t", 0))
 
 
 def test_declining_is_the_baseline_and_failing_pays_for_what_it_used(task, baseline):
@@ -96,14 +97,14 @@ def test_the_same_inputs_give_the_same_bytes(task, baseline, mlp):
 
 def test_the_second_baseline_differs_only_in_its_draws(task, mlp):
     """Replicates see other random probes at the rungs that draw, and pay the same."""
-    first, second = climb(task, mlp, 0, 0), climb(task, mlp, 0, 1)
+    first, second = run_ladder(task, mlp, 0, 0), run_ladder(task, mlp, 0, 1)
     assert [r.flops for r in first] == [r.flops for r in second]
     assert np.array_equal(first[0].features, second[0].features)
     assert not np.array_equal(first[-1].features, second[-1].features)
 
 
 def test_budgets_rise_and_the_first_rung_is_always_affordable(task, mlp):
-    rungs = climb(task, mlp, 0, 0)
+    rungs = run_ladder(task, mlp, 0, 0)
     limits = [limit for limit, _ in budgets_of(rungs).values()]
     assert limits == sorted(limits) and rungs[0].flops <= limits[0]
     assert all(0 < amount < float("inf") for _, amount in budgets_of(rungs).values())

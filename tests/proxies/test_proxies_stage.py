@@ -103,7 +103,7 @@ def test_a_target_no_family_is_about_has_no_rows(graph: Path) -> None:
 
 
 def test_without_rewards_it_says_so(graph: Path) -> None:
-    with pytest.raises(UserError, match="dictionary_metrics"):
+    with pytest.raises(UserError, match="proxies"):
         correlations(CONFIG)
     paths.metrics_file("dictionaries").parent.mkdir(exist_ok=True)
     paths.metrics_file("dictionaries").write_text("[]")

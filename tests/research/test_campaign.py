@@ -58,7 +58,7 @@ def test_nothing_of_the_test_split_is_in_what_a_researcher_learns(uninterrupted)
         json.dumps([e for e in events if e["event"] in ("proposed", "result")]) + uninterrupted["theta.json"].decode()
     )
     for family, split in toy.FAMILIES.items():
-        assert (family in learned) == (split != "test")
+        assert (family in learned) == (split["split"] != "test")
 
 
 def test_every_method_has_a_fresh_instance_gap_and_it_is_a_function_of_what_was_frozen(graph, uninterrupted):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from stages.contracts.arms import ArmResult, Baseline, MethodArms
 from stages.contracts.task import Instances, Truth
-from stages.execution.arms import BUDGETS, ArmResult
-from stages.execution.results import Baseline, MethodArms
+from stages.execution.arms import BUDGETS
 from stages.reward.controls import control_rows
 from stages.reward.judging import judge, leaderboard_row, task_row, verdict
 from stages.reward.resampling import (

@@ -32,8 +32,9 @@ class Busy(Method):
 SERVER = """
 import sys
 from stages.interpretation import Interpretation, Represent
-from stages.metering import Ledger, MeteredAccess
-from stages.sandbox import MethodProcess
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.sandbox.host import MethodProcess
 from tests.conftest import make_target
 target = make_target("digits_mlp", steps=1)
 with MethodProcess(sys.argv[1], "busy", 60) as process:

@@ -42,7 +42,7 @@ class ForwardOnly(MeteredAccess):
         raise AssertionError("a black box has no gradients")
 
 
-def climb(name: str, target: str, effort: int, instances: Instances | None = None) -> tuple[torch.Tensor, int]:
+def run_ladder(name: str, target: str, effort: int, instances: Instances | None = None) -> tuple[torch.Tensor, int]:
     made, ledger = instances or made_small(name, target).instances.public(), Ledger()
     access = ForwardOnly(small_target(target), ledger, variants=made.variants)
     rng = torch.Generator().manual_seed(11)
@@ -73,7 +73,7 @@ def test_splits_share_no_image() -> None:
 def test_the_ladder_costs_more_and_tells_more_at_every_rung(name: str, target: str) -> None:
     made, last, lower = made_small(name, target), 0, torch.zeros(0)
     for effort in range(family(name).n_efforts):
-        features, flops = climb(name, target, effort)
+        features, flops = run_ladder(name, target, effort)
         assert features.shape[:2] == made.truth.values.shape and features.dim() == 3
         assert bool(features.isfinite().all())
         assert flops > last, f"rung {effort} is not dearer than the one below"
@@ -87,7 +87,7 @@ def test_the_ladder_costs_more_and_tells_more_at_every_rung(name: str, target: s
 def test_rows_stay_with_their_instances(name: str, target: str) -> None:
     instances = made_small(name, target).instances.public()
     index = torch.tensor([2, 0])
-    whole, some = climb(name, target, 0)[0], climb(name, target, 0, instances.select(index))[0]
+    whole, some = run_ladder(name, target, 0)[0], run_ladder(name, target, 0, instances.select(index))[0]
     assert torch.allclose(whole[index], some, atol=1e-4)
 
 

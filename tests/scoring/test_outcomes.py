@@ -19,8 +19,10 @@ from stages.research.files_researcher import FilesResearcher
 from stages.research.journal import Journal
 from stages.research.stage import campaign
 from stages.sandbox.groups import descendants
-from stages.scoring.isolated import interpret_apart
-from stages.scoring.score import _one, score_method
+from stages.scoring.candidate import Candidate, Source
+from stages.scoring.evaluate import evaluate
+from stages.scoring.isolated import Isolated
+from stages.scoring.score import score_method
 from stages.scoring.settings import settings
 from tests.sandbox.walls import needs_sandbox
 
@@ -43,9 +45,6 @@ def answer(self, query, interpretation, target):
 """
 TAMPERS = """
 def answer(self, query, interpretation, target):
-    from stages.metering import own
-    for counter in list(vars(own).values()):
-        pass
     import numpy as np
     a = np.random.default_rng(0).normal(size=(1500, 1500))
     for _ in range(12):
@@ -140,14 +139,14 @@ def few_files():
 def test_a_task_the_machinery_fails_on_is_infra_and_no_score(graph, folder):
     chosen, _ = settings()
     source, case = folder / "a_honest.py", ("few_shot_shapley", "digits_few_shot")
-    frozen = interpret_apart(source, "honest", [case[1]], chosen, 60, False)[case[1]]
-    rates = calibrate()
-    arguments = (source, "honest", frozen, *case, chosen, 60.0, False, rates, False)
-    _one(*arguments)  # what is read from disk is read now
+    candidate, host = Candidate("honest", Source.of(source)), Isolated(chosen.interpretation, calibrate(), 60.0)
+    frozen = host.freeze(candidate, [case[1]])
+    done = evaluate(candidate, [case], host, chosen.execution, frozen=frozen)  # what is on disk is read now
+    assert done.outcome == "ok" and done.scored
     with few_files():
-        name, apart, arms, gap = _one(*arguments)
-    assert apart.outcome == "infra" and "Too many open files" in apart.reason and gap is None
-    assert name == "few_shot_shapley.digits_few_shot" and arms is None
+        done = evaluate(candidate, [case], host, chosen.execution, frozen=frozen)
+    assert done.outcome == "infra" and not done.scored and done.arms == {}
+    assert "few_shot_shapley.digits_few_shot" in done.reason and "Too many open files" in done.reason
 
 
 @needs_sandbox

@@ -17,8 +17,9 @@ from stages.metering.cpu_time import Calibration, Unexplained, calibrate
 from stages.redteam.red_team import CONTROLS
 from stages.research.journal import Journal
 from stages.sandbox.groups import descendants
+from stages.scoring.candidate import Candidate, Source
 from stages.scoring.fresh import fresh_gap, fresh_task
-from stages.scoring.isolated import answer_apart, interpret_apart, unchanged
+from stages.scoring.isolated import Isolated, TargetGuard
 from stages.scoring.settings import cached_target, cached_task, settings
 from stages.tasks.generation import instance_keys
 from tests import toy
@@ -40,10 +41,10 @@ def asked(tmp_path, body: str, timeout: float = 30.0):
     path = tmp_path / "mine.py"
     path.write_text(HEAD + textwrap.indent(textwrap.dedent(body), "    "), encoding="utf-8")
     chosen, _ = settings()
-    made = interpret_apart(path, "mine", [CASE[1]], chosen, timeout, TRUST)
+    candidate, host = Candidate("mine", Source.of(path)), Isolated(chosen.interpretation, calibrate(), timeout, TRUST)
+    frozen = host.freeze(candidate, [CASE[1]])[CASE[1]]
     task, target = cached_task(*CASE), cached_target(CASE[1])
-    apart = answer_apart(path, "mine", made[CASE[1]], task, target, timeout, TRUST, calibrate())
-    return path, chosen, made[CASE[1]], apart, task, target
+    return candidate, host, frozen, host.ask(candidate, frozen, task, target), task, target
 
 
 @pytest.mark.parametrize(
@@ -82,10 +83,10 @@ def test_an_honest_answer_is_ok_and_its_layers_are_reported(graph, tmp_path):
         return target.forward(query.inputs).outputs @ torch.ones(10, 2)
     """
     *_, apart, _, _ = asked(tmp_path, body)
-    assert apart.outcome == "ok" and apart.facts["flops_a"] > 0 and apart.facts["flops_c"] == 0
-    assert apart.facts["flops_b"] == 2 * 50 * 10 * 2
-    assert apart.facts["charged_flops"] == apart.facts["flops_a"] + apart.facts["flops_b"]
-    assert 0 < apart.facts["cpu_s"] < apart.facts["cpu_allowed_s"]
+    assert apart.status == "ok" and apart.meters["flops_a"] > 0 and apart.meters["flops_c"] == 0
+    assert apart.meters["flops_b"] == 2 * 50 * 10 * 2
+    assert apart.meters["charged_flops"] == apart.meters["flops_a"] + apart.meters["flops_b"]
+    assert 0 < apart.meters["cpu_s"] < apart.meters["cpu_allowed_s"]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_an_honest_answer_is_ok_and_its_layers_are_reported(graph, tmp_path):
                 for _ in range(60): a @ a
                 return None
             """,
-            "meter (c)",
+            "CPU meter",
         ),
         (
             """
@@ -108,24 +109,24 @@ def test_an_honest_answer_is_ok_and_its_layers_are_reported(graph, tmp_path):
                 mode().flops = 0
                 return None
             """,
-            "meter (b)",
+            "method meter",
         ),
     ],
 )
 def test_tampering_is_void_and_never_a_score(graph, tmp_path, body, layer):
     *_, apart, _, _ = asked(tmp_path, body)
-    assert (apart.outcome, apart.layer) == ("void", layer)
-    assert apart.answered.rows is None
+    assert (apart.status, apart.layer) == ("void", layer)
+    assert apart.rows is None
 
 
 def test_a_target_that_changes_is_noticed(mlp):
-    with unchanged(mlp) as check:
+    with TargetGuard(mlp) as check:
         pass
     assert check.fault() == ""
     weight = next(mlp.model.parameters())
     kept = weight.detach().clone()
     try:
-        with unchanged(mlp) as check:
+        with TargetGuard(mlp) as check:
             weight.data.mul_(1.01)
     finally:
         weight.data.copy_(kept)
@@ -133,16 +134,16 @@ def test_a_target_that_changes_is_noticed(mlp):
 
 
 def test_fresh_instances_are_new_each_time_and_the_gap_has_an_interval(graph, tmp_path):
-    path, chosen, frozen, apart, task, target = asked(
+    candidate, host, frozen, apart, task, target = asked(
         tmp_path, "def answer(self, query, interpretation, target): return target.forward(query.inputs).outputs"
     )
     seen = set(instance_keys(task.instances))
     first, second = (set(instance_keys(fresh_task(task, target, 20).instances)) for _ in range(2))
     assert not seen & first and not seen & second and first != second
     assert not fresh_task(task, target, 20).instances.planted
-    gap = fresh_gap(path, "mine", frozen, apart, task, target, chosen, 30.0, TRUST, calibrate())
-    assert gap is not None and gap["gap"] == pytest.approx(gap["old"] - gap["fresh"], abs=1e-5)
-    assert gap["gap_low"] <= gap["gap_high"] and gap["n_fresh"] == 40
+    gap = fresh_gap(host, candidate, frozen, apart, task, target)
+    assert gap is not None and gap.gap == pytest.approx(gap.old - gap.fresh, abs=1e-5)
+    assert gap.gap_low <= gap.gap_high and gap.n_fresh == 40
 
 
 @needs_sandbox
@@ -155,10 +156,10 @@ def test_a_second_answer_starts_from_nothing(graph, tmp_path):
         open("/tmp/x", "w").close(); torch.left_behind = True
         return torch.full((len(query.inputs), 1), float(before))
     """
-    path, _, frozen, first, task, target = asked(tmp_path, body)
-    second = answer_apart(path, "mine", frozen, task, target, 30.0, False, calibrate())
-    assert first.answered.rows is not None and second.answered.rows is not None
-    assert first.answered.rows.max() == second.answered.rows.max() == 0
+    candidate, host, frozen, first, task, target = asked(tmp_path, body)
+    second = host.ask(candidate, frozen, task, target)
+    assert first.rows is not None and second.rows is not None
+    assert first.rows.max() == second.rows.max() == 0
 
 
 def test_an_edited_journal_is_void(tmp_path):

@@ -1,0 +1,84 @@
+"""A method to be scored, whatever it is given as, and who may run it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stages.contracts.arms import Answered
+from stages.contracts.method import Interpretation, Method
+from stages.contracts.target import Target
+from stages.interpretation.artifact import unpack
+from stages.interpretation.loading import built_in
+from stages.tasks.storage import Task
+
+__all__ = ["Candidate", "Frozen", "Host", "Source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A method as the text of a Python file that nobody has reviewed: it runs in the sandbox, one process a phase."""
+
+    file: str
+    """What its author called it."""
+    text: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Source":
+        return cls(path.name, path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method and its name in tables."""
+
+    name: str
+    what: str | Method | Source
+    """Name of a built-in method, an instance of reviewed code (a composed method, say), or unreviewed source."""
+
+    @property
+    def reviewed(self) -> bool:
+        return not isinstance(self.what, Source)
+
+    def method(self) -> Method:
+        """The method itself, to be run in this process.
+
+        Raises:
+            UserError: no such built-in method.
+            ValueError: it is source: only a host with a sandbox runs that.
+        """
+        if isinstance(self.what, Source):
+            raise ValueError(f"{self.name} is source that nobody has reviewed: give it to an isolated host")
+        return built_in(self.what) if isinstance(self.what, str) else self.what
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """I(M) on one target as bytes: what leaves the free phase is data only."""
+
+    arrays: bytes
+    text: bytes
+    cpu_s: float = 0.0
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.arrays) + len(self.text)
+
+    def interpretation(self) -> Interpretation:
+        return unpack(self.arrays, self.text)
+
+
+class Host(Protocol):
+    """Runs methods: in this process, or each in a process of its own. Pickled to the workers that evaluate tasks."""
+
+    def freeze(self, candidate: Candidate, targets: list[str]) -> Mapping[str, Frozen]:
+        """I(M) on every target.
+
+        Raises:
+            MethodError: the method failed.
+        """
+        ...
+
+    def ask(self, candidate: Candidate, frozen: Frozen, task: Task, target: Target) -> Answered:
+        """The answer to one task's query. A method's failure is a result, never an exception."""
+        ...

@@ -1,0 +1,33 @@
+"""The host of reviewed code: built-in methods and composed ones run in this process."""
+
+from dataclasses import dataclass
+
+from stages.contracts.arms import Answered
+from stages.contracts.target import Target
+from stages.execution.answering import ask_in_process
+from stages.interpretation.artifact import pack
+from stages.interpretation.stage import Config as InterpretationConfig
+from stages.interpretation.stage import interpret
+from stages.scoring.candidate import Candidate, Frozen
+from stages.scoring.settings import cached_target
+from stages.tasks.storage import Task
+
+__all__ = ["InProcess"]
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """See ``Host``."""
+
+    config: InterpretationConfig
+    """Limits of the free phase."""
+
+    def freeze(self, candidate: Candidate, targets: list[str]) -> dict[str, Frozen]:
+        return {target: self.freeze_one(candidate, target) for target in targets}
+
+    def freeze_one(self, candidate: Candidate, target: str) -> Frozen:
+        made = interpret(candidate.method(), candidate.name, cached_target(target), self.config)
+        return Frozen(*pack(made, candidate.name, f"interpret on {target}", self.config.max_bytes))
+
+    def ask(self, candidate: Candidate, frozen: Frozen, task: Task, target: Target) -> Answered:
+        return ask_in_process(candidate.method(), candidate.name, frozen.interpretation(), task, target)

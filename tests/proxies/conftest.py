@@ -1,3 +1,0 @@
-from tests.research.conftest import built, graph
-
-__all__ = ["built", "graph"]
