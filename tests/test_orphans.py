@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import time
 from joblib import delayed
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 print("started", flush=True)
-with processes(2) as pool:
+with process_pool(2) as pool:
     for _ in range(100):
         pool(delayed(time.sleep)(0.05) for _ in range(4))
 print("ended", flush=True)

@@ -53,7 +53,7 @@ def build(root: Path) -> None:
     from stages.base.params import load
     from stages.execution.stage import Config as ExecutionConfig
     from stages.execution.stage import run as execute
-    from stages.interpretation.stage import Config as InterpretationConfig
+    from stages.interpretation.settings import Config as InterpretationConfig
     from stages.interpretation.stage import run as interpret
     from stages.reward.settings import Config as RewardConfig
     from stages.reward.stage import run as reward

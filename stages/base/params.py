@@ -20,15 +20,19 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def load(stage: str, config: type[ConfigT], path: Path | None = None) -> ConfigT:
+def load(stage: str, config: type[ConfigT], path: Path | None = None, *, part: bool = False) -> ConfigT:
     """Read and validate params/<stage>.yaml.
+
+    Args:
+        part: keep only the keys that ``config`` has, for a stage that reads some of another's.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value is out of range; says which.
     """
     path = path or paths.params_file(stage)
     try:
-        return config(**_values(path))
+        values = _values(path)
+        return config(**{key: values[key] for key in values if key in config.model_fields} if part else values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error, config)}") from error
 

@@ -24,6 +24,7 @@ __all__ = [
     "params_file",
     "report_file",
     "require",
+    "result_file",
     "root",
     "sweep_dir",
     "target_dir",
@@ -104,6 +105,11 @@ def campaign_dir(name: str) -> Path:
 
 def metrics_file(name: str) -> Path:
     return root() / "metrics" / f"{name}.json"
+
+
+def result_file(name: str) -> Path:
+    """The copy of a small metric file that git keeps."""
+    return root() / "results" / f"{name}.json"
 
 
 def report_file() -> Path:

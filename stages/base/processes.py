@@ -15,7 +15,7 @@ from typing import Any
 
 from joblib import Parallel
 
-__all__ = ["MARK", "processes"]
+__all__ = ["MARK", "process_pool"]
 
 MARK = "LENSMITH_ORCHESTRATOR"
 _WATCH = """
@@ -41,7 +41,7 @@ _watched: int | None = None
 """Process id of the process that is watched: a fork of it is not."""
 
 
-def processes(n_jobs: int, **options: Any) -> Parallel:
+def process_pool(n_jobs: int, **options: Any) -> Parallel:
     """joblib's pool of ``n_jobs`` processes, which end with this one."""
     if n_jobs > 1:
         _watch()

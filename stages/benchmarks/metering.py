@@ -18,10 +18,11 @@ from stages.metering.ledger import Ledger
 from stages.redteam.red_team import CONTROLS
 from stages.sandbox.bubblewrap import why_unavailable
 from stages.sandbox.host import MethodProcess
+from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.isolated import Isolated
 from stages.scoring.score import score_method
-from stages.scoring.settings import cached_target, cached_task, settings
+from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
 __all__ = ["bench_metering"]

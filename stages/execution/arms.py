@@ -114,7 +114,7 @@ def solve(
         return float(task.family.score(predictions, wanted)[0])
 
     def fit(features: FloatArray) -> Fit:
-        return cross_validate(features[calibration], truth[calibration], score, config.folds, config.max_features, seed)
+        return cross_validate(features[calibration], truth[calibration], score, config.folds, config.max_features)
 
     fits = [fit(assemble(rung.features)) for rung in rungs] if black_box is None else list(black_box)
     plain = [Option(rung.flops, found, rung, False) for rung, found in zip(rungs, fits, strict=True)]
@@ -139,7 +139,7 @@ def solve(
                 answer if chosen.used_answer else None,
                 np.zeros((*truth.shape, 1)) if chosen is constant else None,
             )
-            model = Calibrator(config.max_features, seed).fit(features[calibration], truth[calibration])
+            model = Calibrator(config.max_features).fit(features[calibration], truth[calibration])
             models[key] = model.predict(features[evaluation])[chosen.fit.kind]
         results.append(
             ArmResult(

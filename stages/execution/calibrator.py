@@ -6,17 +6,12 @@ each other. A linear calibrator alone hides most of what a white-box answer carr
 Shape legend: N = instances, I = items, K = features.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
+import lightgbm
 import numpy as np
 import numpy.typing as npt
-from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.feature_selection import SelectKBest, f_regression
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from stages.contracts.arms import Fit, Kind
 
@@ -24,6 +19,23 @@ __all__ = ["Calibrator", "assemble", "cross_validate"]
 
 FloatArray = npt.NDArray[np.float64]
 KINDS: tuple[Kind, ...] = ("ridge", "trees", "mean")
+ALPHAS = np.logspace(-2, 4, 7)
+"""Penalties of the ridge regression."""
+N_TREES = 40
+TREES: dict[str, Any] = {
+    "objective": "regression",
+    "num_leaves": 6,
+    "learning_rate": 0.15,
+    "lambda_l2": 1.0,
+    "max_bin": 63,
+    "min_data_in_bin": 1,
+    "feature_pre_filter": False,
+    "deterministic": True,
+    "force_row_wise": True,
+    "num_threads": 1,
+    "seed": 0,
+    "verbosity": -1,
+}
 Score = Callable[[FloatArray, FloatArray], float]
 
 
@@ -37,46 +49,73 @@ def assemble(*blocks: FloatArray | None) -> FloatArray:
     return np.clip(np.nan_to_num(features, nan=0.0, posinf=1e6, neginf=-1e6), -1e6, 1e6)
 
 
+class Ridge:
+    """Ridge regression on standardised features; the penalty by closed-form leave-one-out error over ``ALPHAS``.
+
+    With X standardised and y centred, X'X = V diag(e) V': at penalty a the fit is X V (e + a)^-1 V'X'y, and the error
+    of a row that is left out is its residual / (1 - h - 1/n), h its leverage x' V (e + a)^-1 V' x; the 1/n is the
+    intercept's (Golub, Heath and Wahba 1979, Technometrics 21, section 2). One eigendecomposition serves all penalties.
+    """
+
+    def fit(self, x: FloatArray, y: FloatArray) -> "Ridge":
+        """(R, K) and (R,)."""
+        self._mean, self._scale, self._offset = x.mean(0), x.std(0), float(y.mean())
+        z, centred = (x - self._mean) / self._scale, y - self._offset
+        eigenvalues, basis = np.linalg.eigh(z.T @ z)
+        turned = z @ basis
+        shrink = 1.0 / (np.maximum(eigenvalues, 0.0)[:, None] + ALPHAS)  # (K, A)
+        weights = shrink * (turned.T @ centred)[:, None]
+        leverage = (turned * turned) @ shrink + 1.0 / len(y)
+        errors = (centred[:, None] - turned @ weights) / np.maximum(1.0 - leverage, 1e-9)
+        best = int(np.argmin((errors * errors).mean(0)))
+        self._weights = basis @ weights[:, best]
+        return self
+
+    def predict(self, x: FloatArray) -> FloatArray:
+        return np.asarray(((x - self._mean) / self._scale) @ self._weights + self._offset)
+
+
+class Trees:
+    """Forty boosted trees of six leaves, by LightGBM: half the time of scikit-learn's on as few rows, same score."""
+
+    def fit(self, x: FloatArray, y: FloatArray) -> "Trees":
+        """(R, K) and (R,)."""
+        settings = TREES | {"min_data_in_leaf": max(5, len(y) // 100)}
+        self._model = lightgbm.train(settings, lightgbm.Dataset(x, y, params=settings), N_TREES)
+        return self
+
+    def predict(self, x: FloatArray) -> FloatArray:
+        return np.asarray(self._model.predict(x, num_threads=1))
+
+
 class Calibrator:
     """Ridge and boosted trees on the features most correlated with the truth; predictions stay in the range seen.
 
     Args:
-        max_features: features kept, by univariate F statistic on the rows it is fitted on.
-        seed: of the trees.
+        max_features: features kept, by the size of their correlation with the truth on the rows it is fitted on.
     """
 
-    def __init__(self, max_features: int, seed: int) -> None:
-        self._max_features, self._seed = max_features, seed
-        self._models: dict[Kind, Any] = {}
+    def __init__(self, max_features: int) -> None:
+        self._max_features = max_features
+        self._models: dict[Kind, Ridge | Trees] = {}
         self._low = self._high = 0.0
 
     def fit(self, features: FloatArray, truth: FloatArray) -> "Calibrator":
         """(N, I, K) and (N, I)."""
         x, y = features.reshape(-1, features.shape[-1]), truth.reshape(-1)
         self._low, self._high = float(y.min()), float(y.max())
-        self._keep = np.flatnonzero(x.std(0) > 1e-12)
         self._mean = float(y.mean())
         self._models = {}
-        if not len(self._keep) or self._high - self._low < 1e-12:
+        spread = x.std(0)
+        alive = np.flatnonzero(spread > 1e-12)
+        if not len(alive) or self._high - self._low < 1e-12:
             return self
+        # The univariate F statistic rises with the squared correlation, so the largest correlations are kept.
+        centred = (y - self._mean) / y.std()
+        correlation = np.abs(centred @ ((x[:, alive] - x[:, alive].mean(0)) / spread[alive]))
+        self._keep = alive[np.sort(np.argsort(correlation, kind="stable")[-self._max_features :])]
         x = x[:, self._keep]
-        select = SelectKBest(f_regression, k=min(self._max_features, x.shape[1]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # collinear features are expected; ridge and trees cope
-            x = np.nan_to_num(select.fit_transform(x, y))
-            self._select = select
-            self._models["ridge"] = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 7))).fit(x, y)
-            trees = HistGradientBoostingRegressor(
-                max_iter=40,
-                learning_rate=0.15,
-                max_leaf_nodes=6,
-                min_samples_leaf=max(5, len(y) // 100),
-                l2_regularization=1.0,
-                max_bins=64,
-                early_stopping=False,
-                random_state=self._seed,
-            )
-            self._models["trees"] = trees.fit(x, y)
+        self._models = {"ridge": Ridge().fit(x, y), "trees": Trees().fit(x, y)}
         return self
 
     def predict(self, features: FloatArray) -> dict[Kind, FloatArray]:
@@ -84,7 +123,7 @@ class Calibrator:
         n, items = features.shape[:2]
         if not self._models:
             return {kind: np.full((n, items), self._mean) for kind in KINDS}
-        x = np.nan_to_num(self._select.transform(features.reshape(n * items, -1)[:, self._keep]))
+        x = features.reshape(n * items, -1)[:, self._keep]
         out: dict[Kind, FloatArray] = {
             kind: np.clip(model.predict(x), self._low, self._high).reshape(n, items)
             for kind, model in self._models.items()
@@ -92,16 +131,14 @@ class Calibrator:
         return out | {"mean": (out["ridge"] + out["trees"]) / 2}
 
 
-def cross_validate(
-    features: FloatArray, truth: FloatArray, score: Score, folds: int, max_features: int, seed: int
-) -> Fit:
+def cross_validate(features: FloatArray, truth: FloatArray, score: Score, folds: int, max_features: int) -> Fit:
     """Best kind of calibrator for these features, by the task's own score of out-of-fold predictions."""
     n = features.shape[0]
     fold = np.arange(n) % folds
     out: dict[Kind, FloatArray] = {kind: np.zeros_like(truth) for kind in KINDS}
     for number in range(folds):
         held = fold == number
-        model = Calibrator(max_features, seed).fit(features[~held], truth[~held])
+        model = Calibrator(max_features).fit(features[~held], truth[~held])
         for kind, predicted in model.predict(features[held]).items():
             out[kind][held] = predicted
     best = max(KINDS, key=lambda kind: score(out[kind], truth))

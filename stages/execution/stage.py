@@ -10,7 +10,7 @@ from joblib import delayed
 
 from stages.base import paths
 from stages.base.params import load
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
 from stages.execution.results import save_arms, save_baseline
 from stages.execution.runs import arms_of, baseline_of
@@ -39,7 +39,7 @@ def run(config: ExecutorConfig, jobs: int = 1) -> None:
     """All train and validation tasks, ``jobs`` processes at a time."""
     tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
     work = (delayed(_one)(config, family, target) for family, target in tasks)
-    for line in processes(jobs, return_as="generator")(work):
+    for line in process_pool(jobs, return_as="generator")(work):
         print(f"baseline: {line}", flush=True)
     prune()
 

@@ -29,17 +29,16 @@ from stages.errors import UserError
 from stages.execution.settings import Config as ExecutionConfig
 from stages.interpretation.artifact import pack
 from stages.interpretation.methods.sae import Sae
-from stages.interpretation.stage import Config as InterpretationConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.proxies.settings import Config
 from stages.reward.judging import Judged, judge
 from stages.reward.resampling import interval
-from stages.reward.settings import Config as RewardConfig
+from stages.reward.settings import RewardConfig
+from stages.scoring.cached import cached_task
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate, stage_baseline
 from stages.scoring.in_process import InProcess
-from stages.scoring.settings import cached_task
 from stages.targets.storage import load_target
 from stages.tasks.storage import list_tasks
 
@@ -97,7 +96,7 @@ def _rewarded(
     done: Evaluation[None] = evaluate(
         Candidate(name, method),
         tasks,
-        InProcess(load("interpretation", InterpretationConfig)),
+        InProcess(),
         load("execution", ExecutionConfig).model_copy(update={"n_seeds": config.n_seeds}),
         frozen={target.name: frozen},
         baseline=partial(_first_seeds, config.n_seeds),
@@ -105,7 +104,7 @@ def _rewarded(
     )
     if done.outcome != "ok":
         raise RuntimeError(f"{name} is {done.outcome}: {done.reason}")
-    reward, judged = load("reward", RewardConfig), list[Judged]()
+    reward, judged = load("reward", RewardConfig, part=True), list[Judged]()
     for task in (cached_task(*one) for one in tasks):
         judged.append(judge(task, _first_seeds(config.n_seeds, task.name), done.arms[task.name], reward))
     first = of[0]

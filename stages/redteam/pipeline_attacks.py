@@ -28,8 +28,9 @@ from stages.research.researchers import make_researcher
 from stages.research.stage import fingerprint
 from stages.reward.judging import Judged, judge
 from stages.reward.resampling import interval
+from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.isolated import TargetGuard
-from stages.scoring.settings import Settings, cached_target, cached_task
+from stages.scoring.settings import Settings
 
 __all__ = ["pipeline_attacks"]
 

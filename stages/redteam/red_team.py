@@ -30,7 +30,7 @@ from typing import Any
 from joblib import delayed
 
 from stages.base import paths
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, MethodArms
 from stages.errors import MethodError, UserError
 from stages.execution.runs import arms_of
@@ -38,11 +38,12 @@ from stages.interpretation.loading import from_file
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.redteam.pipeline_attacks import pipeline_attacks
 from stages.reward.judging import judge, noise_floor
+from stages.scoring.cached import cached_task, jobs
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate, stage_baseline
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
-from stages.scoring.settings import Settings, cached_task, jobs, settings
+from stages.scoring.settings import Settings, settings
 from stages.tasks.storage import list_tasks
 
 __all__ = ["COLUMNS", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
@@ -213,7 +214,7 @@ def red_team(
     exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
     controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]
     progress(f"{len(exploits)} exploits and {len(controls)} controls")
-    with processes(jobs()) as pool:
+    with process_pool(jobs()) as pool:
         rows: list[dict[str, Any]] = pool(
             [delayed(_attack)(path, cases, chosen, rates) for path in exploits]
             + [delayed(_control)(path, cases[:2], chosen, rates) for path in controls]

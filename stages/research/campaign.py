@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, Started
 from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
@@ -135,7 +135,7 @@ class Campaign:
         candidate = candidate_of(from_json(proposed.spec), proposed.name)
         for _ in range(ATTEMPTS):
             host = host_of(candidate, self.settings)
-            with processes(self.jobs) as pool:
+            with process_pool(self.jobs) as pool:
                 trial: Evaluation[None] = evaluate(candidate, tasks, host, self.settings.execution, pool=pool)
             if trial.outcome != "infra":
                 return trial

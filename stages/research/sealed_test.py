@@ -8,7 +8,7 @@ from functools import cache
 
 from joblib import delayed
 
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.journal import Ended, Result, TestOpened, TestResult
 from stages.contracts.reward_rows import TestRow
@@ -17,11 +17,12 @@ from stages.execution.runs import baseline_of
 from stages.execution.stage import oracle
 from stages.research.campaign import Campaign
 from stages.reward.judging import judge, leaderboard_row, task_row
+from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate
 from stages.scoring.judge import host_of
 from stages.scoring.proposals import candidate_of, from_json, shown
-from stages.scoring.settings import Settings, cached_target, cached_task
+from stages.scoring.settings import Settings
 from stages.scoring.stage import stage_frozen
 from stages.tasks.storage import Task
 
@@ -86,12 +87,12 @@ def score_test_split(
     names, targets = [f"{family}.{target}" for family, target in tasks], sorted({target for _, target in tasks})
     arms: dict[str, dict[str, MethodArms]] = {}
     ended: dict[str, Ended] = {}
-    with processes(campaign.jobs) as pool:
+    with process_pool(campaign.jobs) as pool:
         pool(delayed(_baseline)(name, settings) for name in names)  # into the store, on every core
         for name, candidate in contenders.items():
             frozen = None
             if isinstance(candidate.what, str) and name != ORACLE:
-                frozen = stage_frozen(name, targets, settings)
+                frozen = stage_frozen(name, targets)
             found: Evaluation[None] = evaluate(
                 candidate,
                 tasks,

@@ -38,8 +38,9 @@ from stages.research.researcher import Researcher
 from stages.research.researchers import make_researcher
 from stages.research.sealed_test import best_found, score_test_split
 from stages.sandbox.host import require_sandbox
+from stages.scoring.cached import jobs
 from stages.scoring.proposals import shown
-from stages.scoring.settings import Settings, jobs, settings
+from stages.scoring.settings import Settings, settings
 from stages.targets.storage import load_target
 from stages.tasks.storage import list_tasks
 

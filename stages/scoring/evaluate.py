@@ -16,8 +16,8 @@ from stages.contracts.target import Target
 from stages.errors import MethodError
 from stages.execution.runs import arms_of
 from stages.execution.settings import ExecutorConfig
+from stages.scoring.cached import INFRA, cached_baseline, cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen, Host
-from stages.scoring.settings import INFRA, cached_baseline, cached_target, cached_task
 from stages.tasks.storage import Task
 
 __all__ = ["Evaluation", "TaskName", "TaskResult", "evaluate", "stage_baseline"]

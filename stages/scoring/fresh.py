@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from joblib import delayed
 
-from stages.base.processes import processes
+from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
 from stages.contracts.journal import CAMPAIGN
 from stages.contracts.outcomes import Outcome
@@ -25,10 +25,11 @@ from stages.contracts.reward_rows import FRESH, FreshRow
 from stages.contracts.target import Target
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
+from stages.scoring.cached import cached_target, cached_task, jobs
 from stages.scoring.candidate import Candidate, Frozen, Host
 from stages.scoring.in_process import InProcess
 from stages.scoring.proposals import candidate_of, from_json
-from stages.scoring.settings import Settings, cached_target, cached_task, jobs, settings
+from stages.scoring.settings import Settings, settings
 from stages.scoring.stage import stage_frozen
 from stages.tasks.generation import make
 from stages.tasks.storage import Task, list_tasks
@@ -73,8 +74,8 @@ def _draws(task: Task, fresh: Task, old: FloatArray, new: FloatArray, chosen: Se
     def score(predictions: FloatArray, wanted: FloatArray) -> float:
         return float(task.family.score(predictions, wanted)[0])
 
-    kind = cross_validate(old_x[calibration], truth[calibration], score, config.folds, config.max_features, 0).kind
-    model = Calibrator(config.max_features, 0).fit(old_x[calibration], truth[calibration])
+    kind = cross_validate(old_x[calibration], truth[calibration], score, config.folds, config.max_features).kind
+    model = Calibrator(config.max_features).fit(old_x[calibration], truth[calibration])
     pairs = [
         (model.predict(old_x[evaluation])[kind], truth[evaluation]),
         (model.predict(new_x)[kind], fresh.truth.values.numpy()),
@@ -129,7 +130,7 @@ def run() -> tuple[FreshRow, ...]:
     tasks = [task for split_name in ("train", "validation") for task in list_tasks(split_name)]
     targets = sorted({target for _, target in tasks})
     contenders = [Candidate(name, name) for name in methods]
-    frozen = {name: stage_frozen(name, targets, chosen) for name in methods}
+    frozen = {name: stage_frozen(name, targets) for name in methods}
     star = CAMPAIGN.load().incumbent
     if star is not None:
         found = candidate_of(from_json(star.spec), star.name)
@@ -140,7 +141,7 @@ def run() -> tuple[FreshRow, ...]:
         for _, of_method in sorted(frozen.items()):
             sha.update(of_method[target].arrays + of_method[target].text)
     seed = int.from_bytes(sha.digest()[:6], "big")
-    done = processes(jobs())(
+    done = process_pool(jobs())(
         delayed(_on_task)(contenders, {name: one[target] for name, one in frozen.items()}, family, target, seed, chosen)
         for family, target in tasks
     )

@@ -6,10 +6,10 @@ from stages.contracts.arms import Answered
 from stages.contracts.target import Target
 from stages.execution.answering import ask_in_process
 from stages.interpretation.artifact import pack
-from stages.interpretation.stage import Config as InterpretationConfig
-from stages.interpretation.stage import interpret
+from stages.interpretation.free_phase import interpret
+from stages.interpretation.settings import Config as InterpretationConfig
+from stages.scoring.cached import cached_target
 from stages.scoring.candidate import Candidate, Frozen
-from stages.scoring.settings import cached_target
 from stages.tasks.storage import Task
 
 __all__ = ["InProcess"]
@@ -19,13 +19,15 @@ __all__ = ["InProcess"]
 class InProcess:
     """See ``Host``."""
 
-    config: InterpretationConfig
-    """Limits of the free phase."""
+    config: InterpretationConfig | None = None
+    """Limits of the free phase; None: this host only asks, I(M) is given."""
 
     def freeze(self, candidate: Candidate, targets: list[str]) -> dict[str, Frozen]:
         return {target: self.freeze_one(candidate, target) for target in targets}
 
     def freeze_one(self, candidate: Candidate, target: str) -> Frozen:
+        if self.config is None:
+            raise ValueError(f"{candidate.name}: I(M) must be given to a host that has no limits for the free phase")
         made = interpret(candidate.method(), candidate.name, cached_target(target), self.config)
         return Frozen(*pack(made, candidate.name, f"interpret on {target}", self.config.max_bytes))
 

@@ -20,14 +20,14 @@ from stages.dictionaries.storage import load_dictionaries
 from stages.errors import MethodError
 from stages.execution.answering import checked
 from stages.interpretation.artifact import pack
-from stages.interpretation.stage import Config as InterpretationConfig
+from stages.interpretation.settings import Config as InterpretationConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.cpu_time import Calibration, Unexplained
 from stages.metering.ledger import Ledger
 from stages.sandbox.host import MethodProcess, Reply
 from stages.sandbox.limits import CPU, METER
+from stages.scoring.cached import cached_target
 from stages.scoring.candidate import Candidate, Frozen, Source
-from stages.scoring.settings import cached_target
 from stages.tasks.storage import Task
 
 __all__ = ["Isolated", "TargetGuard"]

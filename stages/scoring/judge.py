@@ -6,11 +6,12 @@ from stages.contracts.arms import MethodArms
 from stages.metering.cpu_time import calibrate
 from stages.reward.judging import Judged, judge
 from stages.reward.settings import RewardConfig
+from stages.scoring.cached import cached_task
 from stages.scoring.candidate import Candidate, Host
 from stages.scoring.evaluate import TaskName, stage_baseline
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
-from stages.scoring.settings import Settings, cached_task
+from stages.scoring.settings import Settings
 
 __all__ = ["host_of", "judge_arms"]
 

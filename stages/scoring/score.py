@@ -1,6 +1,6 @@
 """``lensmith score``: a method of the user's own, on train and validation tasks, next to the built-in ones.
 
-The method runs in a process of its own, with a time limit; target, labels, meter and scoring stay here. What the three
+A file runs in a process of its own, with a time limit; target, labels, meter and scoring stay here. What the three
 meters said goes to MLflow and to a side file, since CPU time varies from run to run.
 """
 
@@ -11,19 +11,23 @@ from typing import Any
 
 from stages import tracking
 from stages.base import paths
-from stages.base.processes import processes
+from stages.base.processes import process_pool
+from stages.contracts.method import Method
 from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
-from stages.errors import InfraError, UserError
+from stages.errors import InfraError, MethodError, UserError
+from stages.interpretation.loading import method_name
 from stages.interpretation.methods import METHODS
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.reward.judging import Judged, leaderboard_row, task_row
-from stages.scoring.candidate import Candidate, Source
+from stages.scoring.cached import jobs
+from stages.scoring.candidate import Candidate, Host, Source
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.fresh import fresh_gap
+from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
 from stages.scoring.judge import judge_arms
 from stages.scoring.meters import meter_points
-from stages.scoring.settings import jobs, settings
+from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
 __all__ = ["score_method", "verdict_text"]
@@ -32,7 +36,7 @@ Progress = Callable[[str], None]
 
 
 def score_method(
-    path: Path,
+    method: Path | str | Method | type[Method],
     *,
     timeout_s: float = 120.0,
     trust: bool = False,
@@ -40,12 +44,13 @@ def score_method(
     fresh: bool = True,
     progress: Progress = print,
 ) -> dict[str, Any]:
-    """Score the method in a file.
+    """Score a method beside the built-in ones.
 
     Args:
-        path: the file.
-        timeout_s: wall limit of one call of the method.
-        trust: run it without the sandbox.
+        method: a file, which runs in the sandbox; or a class or instance of your own session, which runs in this
+            session with your rights.
+        timeout_s: wall limit of one call of a method from a file.
+        trust: run a file without the sandbox, in a process of its own.
         only: (family, target) of the tasks; None: all of train and validation.
         fresh: compare with instances that are drawn now, from a secret seed.
         progress: told what is being done.
@@ -62,25 +67,25 @@ def score_method(
         MethodError: the file does not import, or interpret fails. (Failing to answer is a result, not an error.)
         InfraError: no method starts here, or a worker process was killed. (On a single task it is a result.)
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
+    candidate = _candidate(method)
     chosen, _ = settings()
     splits = {
         split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
     }
     tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
-    name = path.stem if path.stem not in METHODS else f"{path.stem}_of_yours"
-    candidate, rates = Candidate(path.stem, Source.of(path)), calibrate()
-    host = Isolated(chosen.interpretation, rates, timeout_s, trust)
+    rates = calibrate()
+    host: Host = InProcess(chosen.interpretation)
+    if not candidate.reviewed:
+        host = Isolated(chosen.interpretation, rates, timeout_s, trust)
+    name = candidate.name if candidate.name not in METHODS else f"{candidate.name}_of_yours"
     progress("interpret")
     try:
         frozen = host.freeze(candidate, sorted({target for _, target in tasks}))
     except OSError as error:
         raise InfraError(f"no process for the method could be made ({error}): run it again") from error
     progress(f"answers, assisted and placebo arms on {len(tasks)} tasks")
-    with processes(jobs()) as pool:
+    with process_pool(jobs()) as pool:
         done: Evaluation[FreshRow] = evaluate(
             candidate, tasks, host, chosen.execution, pool=pool, frozen=frozen, extra=fresh_gap if fresh else None
         )
@@ -90,7 +95,7 @@ def score_method(
     if done.scored:
         judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    rows = [*mine, *TRAIN.load(), *LEADERBOARD.load()]
+    rows = [*mine, *_built_in_rows()]
     rows.sort(key=lambda row: (row.split, -row.reward_mean, row.method))
     meters = [{"task": one.task, "outcome": one.answered.status, **one.answered.meters} for one in done.results]
     return {
@@ -112,6 +117,30 @@ def score_method(
         else f"{name} is {done.outcome}, which is no score: {done.reason}."
         + ("" if done.outcome == "void" else " That is not the method's fault: run it again."),
     }
+
+
+def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
+    if isinstance(method, type):
+        if not issubclass(method, Method):
+            raise UserError(f"{method.__name__} is no subclass of Method: `from lensmith import Method`")
+        name = method.__name__
+        try:
+            method = method()
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            remedy = "A method must be constructible without arguments."
+            raise MethodError(name, "construction", cause, remedy) from error
+    if isinstance(method, Method):
+        return Candidate(method_name(method), method)
+    path = Path(method)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
+    return Candidate(path.stem, Source.of(path))
+
+
+def _built_in_rows() -> list[LeaderboardRow]:
+    """Rows of the built-in methods on both splits; none where they have not been scored."""
+    return [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]
 
 
 def _keep(name: str, outcome: str, meters: list[dict[str, Any]], rates: Calibration) -> str:

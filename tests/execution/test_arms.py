@@ -116,17 +116,17 @@ def test_trees_are_chosen_where_the_relation_is_not_linear():
     x = rng.normal(size=(120, 1, 3))
     y = (x[:, :, 0] ** 2 > 0.5) * 1.0
     squared = lambda p, t: float(1 - ((p - t) ** 2).sum() / ((t - t.mean()) ** 2).sum())  # noqa: E731
-    fit = cross_validate(x, y, squared, 3, 8, 0)
+    fit = cross_validate(x, y, squared, 3, 8)
     assert fit.kind in ("trees", "mean") and fit.score > 0.4
-    ridge = Calibrator(8, 0).fit(x[:80], y[:80]).predict(x[80:])["ridge"]
+    ridge = Calibrator(8).fit(x[:80], y[:80]).predict(x[80:])["ridge"]
     assert squared(ridge, y[80:]) < 0.1
 
 
 def test_predictions_stay_in_the_range_seen_and_constants_do_not_break_it():
     x, y = np.linspace(0, 1, 40).reshape(40, 1, 1), np.linspace(0, 1, 40).reshape(40, 1)
-    model = Calibrator(4, 0).fit(x, y)
+    model = Calibrator(4).fit(x, y)
     assert all(p.min() >= 0 and p.max() <= 1 for p in model.predict(x * 100).values())
-    flat = Calibrator(4, 0).fit(np.zeros((40, 1, 2)), y).predict(np.ones((5, 1, 2)))
+    flat = Calibrator(4).fit(np.zeros((40, 1, 2)), y).predict(np.ones((5, 1, 2)))
     assert all(np.allclose(p, y.mean()) for p in flat.values())
 
 

@@ -17,10 +17,11 @@ from stages.metering.cpu_time import Calibration, Unexplained, calibrate
 from stages.redteam.red_team import CONTROLS
 from stages.research.journal import Journal
 from stages.sandbox.groups import descendants
+from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.fresh import fresh_gap, fresh_task
 from stages.scoring.isolated import Isolated, TargetGuard
-from stages.scoring.settings import cached_target, cached_task, settings
+from stages.scoring.settings import settings
 from stages.tasks.generation import instance_keys
 from tests import toy
 from tests.sandbox.test_killed import gone

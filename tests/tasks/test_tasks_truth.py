@@ -10,13 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 
 from stages.contracts.target import Target
+from stages.tasks.families import family
 from stages.tasks.families.backdoor_detection import KINDS
 from stages.tasks.families.few_shot_shapley import shapley_values
 from stages.tasks.families.robustness_radius import smallest_perturbation
+from stages.tasks.generation import make
 from tests.tasks.conftest import made_small, small_target
 
 
@@ -204,3 +206,26 @@ def test_backdoors_work_and_controls_do_not() -> None:
         assert (success >= 0.8) == (kind == "backdoor") == bool(made.truth.values[i, 0] == 1.0)
         assert np.mean(mlp(weights, probes).argmax(-1) == labels) > 0.8
     assert set(made.instances.variants) == set(dict(target.model.named_parameters()))
+
+
+def test_a_backdoor_that_is_not_learned_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.tasks.families import backdoor_detection as family_file
+
+    target, tried = small_target("digits_mlp"), []
+    real = family_file._fine_tune
+
+    def first_time_in_vain(target: Target, kinds: Tensor, *rest: Any) -> dict[str, Tensor]:
+        tried.append(len(kinds))
+        weights = real(target, kinds, *rest)
+        if len(tried) == 1:  # the first backdoor comes out as the target itself
+            index = int((kinds == 0).nonzero()[0])
+            for name, value in target.model.named_parameters():
+                weights[name][index] = value.detach()
+        return weights
+
+    monkeypatch.setattr(family_file, "_fine_tune", first_time_in_vain)
+    made = make(family("backdoor_detection"), target, "train", 12, 0, "test")
+    assert tried == [12, 1]
+    success = made.truth.groups["success"]
+    kinds = made.truth.groups["kind"]
+    assert all(share >= 0.8 for share, kind in zip(success, kinds, strict=True) if kind == "backdoor")

@@ -1,0 +1,26 @@
+"""The free phase: a method computes I(M) on one target, uncharged, within its limits."""
+
+from stages.contracts.method import Budget, Interpretation, Method
+from stages.contracts.target import Target
+from stages.dictionaries.storage import load_dictionaries
+from stages.errors import MethodError
+from stages.interpretation.settings import Config
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+
+__all__ = ["interpret"]
+
+
+def interpret(method: Method, name: str, target: Target, config: Config) -> Interpretation:
+    """I(M) on one target, in this process.
+
+    Raises:
+        MethodError: the method raised.
+    """
+    access = MeteredAccess(target, Ledger(), free=True, dictionaries=lambda: load_dictionaries(target.name))
+    budget = Budget(config.max_seconds, config.max_bytes, config.seed)
+    try:
+        return method.interpret(access, budget)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise MethodError(name, f"interpret on {target.name}", cause, "Run it on its own to debug it.") from error

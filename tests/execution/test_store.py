@@ -1,0 +1,121 @@
+"""Arms that are read from the store are those that would be computed, and anything they depend on is in the key."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.base import code, paths
+from stages.contracts.arms import Answered, Baseline, MethodArms
+from stages.contracts.target import Target
+from stages.contracts.task import Instances, Truth
+from stages.execution import runs, store
+from stages.execution.settings import ExecutorConfig
+from stages.tasks.families import family
+from stages.tasks.generation import make
+from stages.tasks.storage import Task
+
+CONFIG = ExecutorConfig(n_seeds=2, n_calibration=20)
+
+
+@pytest.fixture
+def task(mlp: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    made = make(family("noise_flip"), mlp, "train", 60, 0, "test")
+    return Task(family("noise_flip"), mlp.name, "train", made.instances.public(), made.truth)
+
+
+@pytest.fixture
+def answered(task: Task) -> Answered:
+    rows = np.random.default_rng(0).normal(size=(60, 1, 3)) + task.truth.values.numpy()[..., None]
+    return Answered("ok", rows, 10.0, 1.0)
+
+
+def same(one: Baseline | MethodArms, two: Baseline | MethodArms) -> bool:
+    names = ("first", "second") if isinstance(one, Baseline) else ("assisted", "placebo")
+    return all(
+        np.array_equal(a.predictions, b.predictions) and replace(a, predictions=b.predictions, index=b.index) == b
+        for name in names
+        for a, b in zip(getattr(one, name), getattr(two, name), strict=True)
+    )
+
+
+def test_what_is_kept_is_what_is_computed(
+    task: Task, mlp: Target, answered: Answered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = runs.baseline_of(task, mlp, CONFIG)
+    arms = runs.arms_of(task, baseline, answered, CONFIG)
+    assert len(list(paths.arms_store().glob("??/*.json"))) == 2 * CONFIG.n_seeds
+
+    def never(*args: object) -> None:
+        raise AssertionError("it was computed again")
+
+    monkeypatch.setattr(runs, "solve", never)
+    again = runs.baseline_of(task, mlp, CONFIG)
+    assert same(again, baseline) and same(runs.arms_of(task, again, answered, CONFIG), arms)
+
+
+def test_one_seed_more_pays_for_that_one_alone(task: Task, mlp: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline, solved, real = runs.baseline_of(task, mlp, CONFIG), [], runs.solve
+    monkeypatch.setattr(runs, "solve", lambda *args: solved.append(args[4]) or real(*args))
+    more = runs.baseline_of(task, mlp, CONFIG.model_copy(update={"n_seeds": 3}))
+    assert solved == [2, 2]  # twice: the second baseline is another draw
+    kept = Baseline(more.first[:6], more.second[:6], more.rungs[:2], more.fits[:2])
+    assert same(kept, baseline)
+
+
+def test_everything_an_arm_depends_on_is_in_its_key(task: Task, mlp: Target, answered: Answered) -> None:
+    baseline = runs.seed_of(runs.baseline_of(task, mlp, CONFIG), 0)
+    instances = Instances({k: v.clone() for k, v in task.instances.arrays.items()}, task.instances.n)
+    next(iter(instances.arrays.values())).add_(1e-3)
+    other_truth = Truth(task.truth.values + torch.eye(60, 1, dtype=torch.float64))
+    assert answered.rows is not None
+    keys = {
+        store.arms_key(*arguments)
+        for arguments in (
+            (task, baseline, answered, CONFIG, 0, True),
+            (task, baseline, answered, CONFIG, 1, True),
+            (task, baseline, answered, CONFIG, 0, False),
+            (task, baseline, answered, CONFIG.model_copy(update={"margin": 0.03}), 0, True),
+            (task, baseline, replace(answered, rows=answered.rows + 1e-12), CONFIG, 0, True),
+            (task, baseline, replace(answered, own_flops=2.0), CONFIG, 0, True),
+            (task, replace(baseline, rungs=[list(reversed(baseline.rungs[0]))]), answered, CONFIG, 0, True),
+            (replace(task, instances=instances), baseline, answered, CONFIG, 0, True),
+            (replace(task, truth=other_truth), baseline, answered, CONFIG, 0, True),
+        )
+    }
+    assert len(keys) == 9
+    more_seeds = CONFIG.model_copy(update={"n_seeds": 9})
+    assert store.arms_key(task, baseline, answered, more_seeds, 0, True) in keys
+    assert store.baseline_key(task, mlp.digest, CONFIG, 0) != store.baseline_key(task, "another", CONFIG, 0)
+
+
+def test_a_damaged_entry_is_computed_again(task: Task, mlp: Target) -> None:
+    baseline = runs.baseline_of(task, mlp, CONFIG)
+    for file in paths.arms_store().glob("??/*"):
+        file.write_bytes(file.read_bytes()[:40])
+    assert same(runs.baseline_of(task, mlp, CONFIG), baseline)
+    assert same(runs.baseline_of(task, mlp, CONFIG), baseline)
+
+
+def test_the_oldest_entries_go_first(task: Task, mlp: Target) -> None:
+    runs.baseline_of(task, mlp, CONFIG)
+    files = sorted(paths.arms_store().glob("??/*.json"), key=lambda file: file.stat().st_mtime)
+    size = sum(file.stat().st_size for file in paths.arms_store().glob("??/*"))
+    assert store.prune(size) == 0
+    assert store.prune(size - 1) == 1
+    assert not files[0].exists() and not files[0].with_suffix(".safetensors").exists() and files[1].exists()
+
+
+def test_the_code_of_executor_and_family_is_in_the_digest() -> None:
+    reached = code.closure(["stages.execution.runs", "stages.tasks.families.noise_flip"])
+    assert {"stages.execution.arms", "stages.execution.calibrator", "stages.tasks.black_box"} <= reached
+    assert not {"stages.tasks.families.early_exit", "stages.interpretation.methods.pca"} & reached
+
+
+def test_an_answer_without_a_score_has_no_arms(task: Task, mlp: Target) -> None:
+    baseline = runs.baseline_of(task, mlp, CONFIG)
+    with pytest.raises(ValueError, match="no arms"):
+        runs.arms_of(task, baseline, Answered("void", None, 0.0, 0.0, "it cheated"), CONFIG)
