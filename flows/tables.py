@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,7 +10,9 @@ from rich.table import Table
 from flows.graph import stage_of
 from flows.outcome import Outcome
 from flows.times import Times
-from stages.base import paths
+from stages.contracts.journal import Iteration
+from stages.contracts.record import Record, ResultFile, Verdict
+from stages.contracts.reward_rows import LEADERBOARD, TEST, TRAIN, LeaderboardRow, TaskRow, TestRow
 from stages.errors import UserError
 
 __all__ = [
@@ -23,118 +23,95 @@ __all__ = [
     "print_per_task",
     "print_rows",
     "print_times",
-    "read_rows",
+    "to_json",
 ]
 
-Row = Mapping[str, Any]
 
-
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """JSON on stdout and nothing else, for other programs."""
-    print(json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=str))
+    print(to_json(value))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Leaderboard rows of a metrics file: a list, or an object with the list under ``rows`` or ``leaderboard``."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: no run has come that far; make it with `lensmith run`")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it with `dvc checkout {path.name}`") from error
-    if isinstance(value, dict):
-        value = value.get("rows", value.get("leaderboard", []))
-    return [dict(row) for row in value]
+def to_json(value: object) -> str:
+    """JSON of rows and of what holds them."""
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False, default=_plain)
 
 
-def leaderboard_rows(split: str) -> list[dict[str, Any]]:
-    """Rows of one split, from whichever result file holds them, best first."""
-    seen: set[str] = set()
-    rows = []
-    for name in ("leaderboard", "train", "test"):
-        path = paths.metrics_file(name)
-        if name != "leaderboard" and not path.is_file():
-            continue
-        for row in read_rows(path):
-            seen.add(str(row.get("split")))
-            if row.get("split") == split:
-                rows.append(row)
-    if not rows:
-        raise UserError(
-            f"no row of split {split!r} in {paths.metrics_file('leaderboard').parent}: it has"
-            f" {', '.join(sorted(seen))}; run `lensmith run` to make what is missing"
-        )
-    return sorted(rows, key=lambda row: (-_number(row.get("reward_mean")), str(row.get("method"))))
+def _plain(value: object) -> object:
+    return value.facts() if isinstance(value, Record) else str(value)
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and value == value else float("-inf")
+def leaderboard_rows(split: str) -> list[LeaderboardRow]:
+    """Rows of one split, best first.
+
+    Raises:
+        UserError: the file is missing or damaged; says how to make it.
+    """
+    files: dict[str, ResultFile[tuple[LeaderboardRow, ...]] | ResultFile[tuple[TestRow, ...]]]
+    files = {"validation": LEADERBOARD, "train": TRAIN, "test": TEST}
+    if split not in files:
+        raise UserError(f"split {split!r} is unknown: use {', '.join(files)}")
+    if not files[split].path().is_file():
+        raise UserError(f"{files[split].path()} is missing: no run has come that far; make it with `lensmith run`")
+    return sorted(files[split].load(), key=lambda row: (-row.reward_mean, row.method))
 
 
-def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None:
+def print_leaderboard(console: Console, rows: Sequence[LeaderboardRow], title: str) -> None:
     """One line a method, at most 100 columns; what all rows share stands below the table."""
     table = _slim(title, ("method",), ("Reward", "95% interval", "gain", "FLOPs", "placebo"), ("",))
     for row in rows:
-        status = str(row.get("status", ""))
         table.add_row(
-            str(row.get("method")),
-            _signed(row.get("reward_mean")),
-            _interval(row),
-            _signed(row.get("performance_gain")),
-            f"x{_number(row.get('flop_ratio')):.2f}",
-            _signed(row.get("placebo_reward")),
-            _verdict(row) if status in ("", "ok") else f"{status}: {_verdict(row)}",
+            row.method,
+            _signed(row.reward_mean),
+            f"{_signed(row.reward_low)}..{_signed(row.reward_high)}",
+            _signed(row.performance_gain),
+            f"x{row.flop_ratio:.2f}",
+            _signed(row.placebo_reward),
+            _verdict(row.verdict) if row.status == "ok" else f"{row.status}: {_verdict(row.verdict)}",
         )
     console.print(table)
-    counts = {tuple(row.get(name, "?") for name in ("n_tasks", "n_seeds", "n_instances")) for row in rows}
-    floors = {_plain(row.get("noise_floor")) for row in rows}
-    for tasks, seeds, instances in sorted(counts, key=str):
+    floors = ", ".join(sorted({f"{row.noise_floor:.3f}" for row in rows}))
+    for tasks, seeds, instances in sorted({(row.n_tasks, row.n_seeds, row.n_instances) for row in rows}):
         console.print(
-            f"n = {tasks} tasks x {seeds} seeds, {instances} instances; noise floor {', '.join(sorted(floors))}",
-            highlight=False,
+            f"n = {tasks} tasks x {seeds} seeds, {instances} instances; noise floor {floors}", highlight=False
         )
 
 
-def print_per_task(console: Console, rows: Sequence[Row], title: str) -> None:
+def print_per_task(console: Console, rows: Sequence[TaskRow], title: str) -> None:
     """One table a split, one line a task: the three arms' scores, the reward with its interval, and the verdict."""
-    for split in dict.fromkeys(str(row.get("split")) for row in rows):
+    for split in dict.fromkeys(row.split for row in rows):
         right = ("base", "with", "placebo", "Reward", "95% interval", "FLOPs")
         table = _slim(f"{title}, {split} families", ("task",), right, ("",))
-        for row in rows:
-            if str(row.get("split")) != split:
-                continue
-            status = str(row.get("status", "ok"))
+        for row in [row for row in rows if row.split == split]:
             table.add_row(
-                f"{row.get('family')} {row.get('target')}",  # wraps between the two where it must
-                f"{_number(row.get('baseline_score_mean')):.2f}",
-                f"{_number(row.get('assisted_score_mean')):.2f}",
-                f"{_number(row.get('placebo_score_mean')):.2f}",
-                f"{_number(row.get('reward_mean')):+.2f}",
-                f"{_number(row.get('reward_low')):+.2f}..{_number(row.get('reward_high')):+.2f}",
-                f"x{_number(row.get('flop_ratio')):.2f}",
-                _verdict(row) if status == "ok" else f"{status} {str(row.get('reason', ''))[:60]}".strip(),
+                f"{row.family} {row.target}",  # wraps between the two where it must
+                f"{row.baseline_score_mean:.2f}",
+                f"{row.assisted_score_mean:.2f}",
+                f"{row.placebo_score_mean:.2f}",
+                f"{row.reward_mean:+.2f}",
+                f"{row.reward_low:+.2f}..{row.reward_high:+.2f}",
+                f"x{row.flop_ratio:.2f}",
+                _verdict(row.verdict) if row.status == "ok" else f"{row.status} {row.reason[:60]}".strip(),
             )
         console.print(table)
 
 
-def print_iterations(console: Console, rows: Sequence[Row], title: str) -> None:
+def print_iterations(console: Console, rows: Sequence[Iteration], title: str) -> None:
     """A campaign, one line an iteration: what was proposed and what it was worth."""
     right = ("train", "valid.", "95% interval", "FLOPs")
     table = _slim(title, ("proposal",), right, ("proposed", ""))
     for row in rows:
-        spec: Mapping[str, Any] = row.get("spec") or {}
-        first = spec.get("file") or spec.get("representation")
-        parts = [str(first)] + [str(key) for key, value in spec.items() if value is True]
-        low, high = _signed(row.get("validation_low")), _signed(row.get("validation_high"))
-        status = str(row.get("status", ""))
+        first = row.spec.get("file") or row.spec.get("representation")
+        parts = [str(first)] + [key for key, value in row.spec.items() if value is True]
+        low, high = _signed(row.validation_low), _signed(row.validation_high)
         table.add_row(
-            str(row.get("name")),
-            _signed(row.get("train_reward")),
-            _signed(row.get("validation_reward")),
+            row.name,
+            _signed(row.train_reward),
+            _signed(row.validation_reward),
             f"{low}..{high}",
-            "-" if row.get("flop_ratio") is None else f"x{_number(row['flop_ratio']):.2f}",
+            "-" if row.flop_ratio is None else f"x{row.flop_ratio:.2f}",
             "+".join(part for part in parts if part != "none"),
-            "accepted" if row.get("accepted") else "" if status == "ok" else f"{status} {row.get('reason', '')}"[:60],
+            "accepted" if row.accepted else "" if row.status == "ok" else f"{row.status} {row.reason}"[:60],
         )
     console.print(table)
 
@@ -152,39 +129,32 @@ def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[
     return table
 
 
-def _verdict(row: Row) -> str:
+def _verdict(verdict: Verdict) -> str:
     """ "not distinguishable" is too long for a column."""
-    return str(row.get("verdict", "")).replace("not distinguishable", "~ baseline")
+    return verdict.replace("not distinguishable", "~ baseline")
 
 
-def _interval(row: Row) -> str:
-    return f"{_signed(row.get('reward_low'))}..{_signed(row.get('reward_high'))}"
-
-
-def print_rows(console: Console, rows: Sequence[Row], title: str = "") -> None:
+def print_rows(console: Console, rows: Sequence[Record | Mapping[str, object]], title: str = "") -> None:
     """Any list of flat rows; nested values are left to --json."""
     if not rows:
         console.print(f"{title}: none" if title else "none")
         return
-    names = [name for name in rows[0] if not isinstance(rows[0][name], dict | list)]
+    flat = [row.facts() if isinstance(row, Record) else row for row in rows]
+    names = [name for name, value in flat[0].items() if not isinstance(value, dict | list | tuple)]
     table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(name, no_wrap=name == names[0], overflow="fold")
-    for row in rows:
+    for row in flat:
         table.add_row(*(_cell(row.get(name)) for name in names))
     console.print(table)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def _signed(value: Any) -> str:
-    return f"{value:+.3f}" if isinstance(value, int | float) else "-"
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
 
 
 def print_times(console: Console, outcomes: Sequence[Outcome], times: Times) -> None:

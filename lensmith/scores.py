@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.contracts.method import Method
+from stages.contracts.reward_rows import LeaderboardRow, TaskRow
 
 __all__ = ["Score", "score"]
 
@@ -33,25 +34,25 @@ class Score:
     """Everything `lensmith score --out -` prints: leaderboard rows, rows per task, meters, fresh-instance gaps."""
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[LeaderboardRow]:
         """Validation rows of this method and the built-in ones, best first."""
-        return [row for row in self.facts["rows"] if row["split"] == "validation"]
+        return [row for row in self.facts["rows"] if row.split == "validation"]
 
     @property
-    def per_task(self) -> list[dict[str, Any]]:
+    def per_task(self) -> list[TaskRow]:
         return list(self.facts["per_task"])
 
     def table(self) -> Table:
         table = Table("method", "reward [95%]", "gain", "FLOP ratio", "placebo", "verdict", title="held-out families")
         for row in self.rows:
-            mine = row["method"] == self.method
+            mine = row.method == self.method
             table.add_row(
-                row["method"],
-                f"{row['reward_mean']:+.3f} [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}]",
-                f"{row['performance_gain']:+.3f}",
-                f"{row['flop_ratio']:.2f}",
-                f"{row['placebo_reward']:+.3f}",
-                row["verdict"],
+                row.method,
+                f"{row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]",
+                f"{row.performance_gain:+.3f}",
+                f"{row.flop_ratio:.2f}",
+                f"{row.placebo_reward:+.3f}",
+                row.verdict,
                 style="bold" if mine else "",
             )
         return table
@@ -69,14 +70,14 @@ class Score:
         body = []
         for row in self.rows:
             cells = (
-                row["method"],
-                f"{row['reward_mean']:+.3f} [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}]",
-                f"{row['performance_gain']:+.3f}",
-                f"{row['flop_ratio']:.2f}",
-                f"{row['placebo_reward']:+.3f}",
-                row["verdict"],
+                row.method,
+                f"{row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]",
+                f"{row.performance_gain:+.3f}",
+                f"{row.flop_ratio:.2f}",
+                f"{row.placebo_reward:+.3f}",
+                row.verdict,
             )
-            weight = ' style="font-weight:bold"' if row["method"] == self.method else ""
+            weight = ' style="font-weight:bold"' if row.method == self.method else ""
             body.append(f"<tr{weight}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
         table = "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>" + "".join(body) + "</table>"
         return f"<p>{html.escape(self.verdict_text)}</p>{self.svg()}{table if body else ''}"
@@ -86,7 +87,7 @@ class Score:
         rows = self.rows
         if not rows:
             return ""
-        ends = [row[key] for row in rows for key in ("reward_low", "reward_high")] + [0.0]
+        ends = [0.0, *(end for row in rows for end in (row.reward_low, row.reward_high))]
         low, high = min(ends), max(ends)
         span = (high - low) or 1.0
 
@@ -100,13 +101,13 @@ class Score:
             f'<text x="{x(0):.1f}" y="{ROW * len(rows) + 18}" text-anchor="middle" fill="#666">0 = no method</text>',
         ]
         for number, row in enumerate(rows):
-            y, colour = ROW * number + ROW / 2, "#c2410c" if row["method"] == self.method else "#475569"
+            y, colour = ROW * number + ROW / 2, "#c2410c" if row.method == self.method else "#475569"
             parts += [
                 f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" fill="{colour}">'
-                f"{html.escape(str(row['method']))}</text>",
-                f'<line x1="{x(row["reward_low"]):.1f}" x2="{x(row["reward_high"]):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+                f"{html.escape(row.method)}</text>",
+                f'<line x1="{x(row.reward_low):.1f}" x2="{x(row.reward_high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
                 f' stroke="{colour}" stroke-width="2"/>',
-                f'<circle cx="{x(row["reward_mean"]):.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>',
+                f'<circle cx="{x(row.reward_mean):.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>',
             ]
         return "".join([*parts, "</svg>"])
 

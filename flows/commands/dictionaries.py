@@ -27,7 +27,7 @@ def list_(as_json: AsJson = False) -> None:
     """
     from stages.tools.dictionaries import list_dictionaries
 
-    rows = list_dictionaries()
+    rows = [row.facts() for row in list_dictionaries()]
     _show(rows if as_json else [_short(row) for row in rows], as_json, "saved")
 
 
@@ -63,7 +63,7 @@ def train(
             target, hook, to, architecture, skip=skip, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch,
             lr=lr, seed=seed, out=out, checkpoint=checkpoint,
         )  # fmt: skip
-        _show_metrics(measured, as_json)
+        _show_metrics(measured.facts(), as_json)
         return
     if skip or checkpoint is not None:
         from stages.errors import UserError
@@ -75,7 +75,7 @@ def train(
         target, hook, architecture, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch, lr=lr, seed=seed,
         out=out,
     )  # fmt: skip
-    _show_metrics(made, as_json)
+    _show_metrics(made.facts(), as_json)
 
 
 @group.command("eval")
@@ -91,7 +91,7 @@ def evaluate(
     """
     from stages.tools.dictionaries import evaluate_dictionary
 
-    _show_metrics(evaluate_dictionary(name, target, hook), as_json)
+    _show_metrics(evaluate_dictionary(name, target, hook).facts(), as_json)
 
 
 @group.command()
@@ -106,7 +106,7 @@ def compare(
     """
     from stages.tools.dictionaries import compare_dictionaries
 
-    _show(compare_dictionaries(one, other), as_json, "")
+    _show(compare_dictionaries(one, other).facts(), as_json, "")
 
 
 def measure_training(*, jobs: int, as_json: bool) -> None:

@@ -64,7 +64,7 @@ def score(
                 method, timeout_s=timeout, trust=trust, progress=lambda said: shown.update(str(said)[:120])
             )
     for split in ("train", "validation"):
-        rows = [row for row in result["rows"] if row.get("split") == split]
+        rows = [row for row in result["rows"] if row.split == split]
         if rows:
             print_leaderboard(console, rows, f"{result['method']} beside the built-in methods, {split} families")
     print_per_task(console, result["per_task"], f"{result['method']}, per task")
@@ -77,14 +77,12 @@ def score(
 
 
 def _write_json(out: Path, result: dict[str, Any]) -> None:
-    import json
-
-    from flows.tables import print_json
+    from flows.tables import print_json, to_json
 
     if str(out) == "-":
         print_json(result)
     else:
-        out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        out.write_text(to_json(result) + "\n", encoding="utf-8")
 
 
 def research(
@@ -130,13 +128,9 @@ def research(
                 progress=lambda said: console.print(str(said), markup=False, highlight=False),
                 methods=methods,
             )
-    if isinstance(result, dict):
-        rows = result.get("iterations") or result.get("rows")
-        if isinstance(rows, list):
-            print_iterations(console, rows, f"campaign {name}")
-        flat = {key: value for key, value in result.items() if not isinstance(value, dict | list)}
-        for key, value in flat.items():
-            console.print(f"{key}: {value}", markup=False, highlight=False)
+    print_iterations(console, result.iterations, f"campaign {name}")
+    for key in ("campaign", "researcher", "seed"):
+        console.print(f"{key}: {getattr(result, key)}", markup=False, highlight=False)
     console.print(f"events: {paths.campaign_dir(name) / 'events.jsonl'}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,15 +1,16 @@
 """Bootstrap intervals. Examples are resampled, never rows: token positions of one example are not independent."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["estimate", "over_items", "percentiles", "resamples"]
+__all__ = ["Interval", "over_items", "percentile_interval", "resamples"]
 
-DIGITS = 6
-"""Decimals kept in files: below the noise of every metric, above the noise of summation order."""
+LEVEL = 0.95
 
 
 def resamples(n: int, n_resamples: int, generator: torch.Generator) -> Tensor:
@@ -20,12 +21,29 @@ def resamples(n: int, n_resamples: int, generator: torch.Generator) -> Tensor:
     )
 
 
-def percentiles(values: Tensor) -> tuple[float, float]:
-    """95% percentile interval of the resampled values; NaN where a value is not finite in all resamples."""
-    values = values.double()[torch.isfinite(values)]
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+    def holding(self, point: float) -> "Interval":
+        """Widened to hold the point, which a skewed distribution can leave just outside."""
+        return Interval(min(self.low, point), max(self.high, point))
+
+
+def percentile_interval(draws: npt.ArrayLike) -> Interval:
+    """The 95% percentile interval of resampled values (Efron and Tibshirani 1993, ch. 13); NaN where none is finite.
+
+    The one step that all bootstraps here share. What is resampled, and together with what, is each one's own design.
+
+    Args:
+        draws: (n_resamples,) without the original sample; values that are not finite are left out.
+    """
+    values = np.asarray(draws, dtype=np.float64)
+    values = values[np.isfinite(values)]
     if not len(values):
-        return math.nan, math.nan
-    return torch.quantile(values, 0.025).item(), torch.quantile(values, 0.975).item()
+        return Interval(math.nan, math.nan)
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
 
 
 def over_items(values: Tensor, n_resamples: int, generator: torch.Generator) -> tuple[float, float, float]:
@@ -34,13 +52,4 @@ def over_items(values: Tensor, n_resamples: int, generator: torch.Generator) -> 
     if not len(values):
         return math.nan, math.nan, math.nan
     weights = resamples(len(values), n_resamples, generator)
-    return values.mean().item(), *percentiles(weights @ values / len(values))
-
-
-def estimate(value: float, low: float = math.nan, high: float = math.nan, null: float = math.nan) -> dict[str, Any]:
-    """The JSON form of a measured number; NaN becomes null."""
-
-    def clean(number: float) -> float | None:
-        return round(number, DIGITS) + 0.0 if math.isfinite(number) else None
-
-    return {"value": clean(value), "low": clean(low), "high": clean(high), "null": clean(null)}
+    return values.mean().item(), *percentile_interval(weights @ values / len(values))

@@ -21,6 +21,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from stages.activations.order import generator_for
+from stages.contracts.dictionary import Dictionary
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training.train import (
     ARCHITECTURES,
@@ -98,7 +99,7 @@ def rows_of_world(model: Any, n_rows: int, *seed: str | int) -> Tensor:
         return torch.cat([model.sample(min(8192, n_rows - start)) for start in range(0, n_rows, 8192)])
 
 
-def score(dictionary: dict[str, Any], model: Any, n_rows: int, seed: int) -> dict[str, float]:
+def score(dictionary: Dictionary, model: Any, n_rows: int, seed: int) -> dict[str, float]:
     """SAELens's scores of a dictionary, saved and loaded, on fresh rows: ``METRICS``, and "dead_latents"."""
     from sae_lens import SAE
     from sae_lens.synthetic import eval_sae_on_synthetic_data

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stages.contracts.dictionary import Dictionary
+
 if TYPE_CHECKING:  # transformer_lens takes seconds to import; a method's process needs the contract and no model
     from transformer_lens import HookedRootModule
 
@@ -177,9 +179,8 @@ class TargetAccess(Protocol):
         """Data like the target was trained on. Free phase only; task instances come from a split nobody gets."""
         ...
 
-    def dictionaries(self) -> dict[str, dict[str, Any]]:
-        """The trained dictionaries of this target: {"<hook point>/<architecture>": {"cfg": dict, "W_enc": Tensor,
-        "b_enc": ..., "W_dec": ..., "b_dec": ..., and "threshold" where it has one}}. Free phase only."""
+    def dictionaries(self) -> dict[str, Dictionary]:
+        """The trained dictionaries of this target by "<hook point>/<architecture>". Free phase only."""
         ...
 
 

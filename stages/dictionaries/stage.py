@@ -20,8 +20,9 @@ from torch import Tensor
 from stages import tracking
 from stages.activations.cache import ActivationCache
 from stages.base import paths
-from stages.base.files import save_json
 from stages.base.params import load
+from stages.contracts.dictionary_rows import DICTIONARY_METRICS, GALLERY, DictionaryRow, Galleries, Gallery
+from stages.contracts.record import Estimate
 from stages.contracts.target import Target
 from stages.dictionaries.evaluation.evaluate import (
     HeldOut,
@@ -35,12 +36,7 @@ from stages.dictionaries.evaluation.evaluate import (
 )
 from stages.dictionaries.evaluation.gallery import gallery_of
 from stages.dictionaries.evaluation.nulls import Nulls
-from stages.dictionaries.evaluation.rows import (
-    Row,
-    finish,
-    order_of,
-    stability,
-)
+from stages.dictionaries.evaluation.rows import with_nulls, with_stability
 from stages.dictionaries.settings import Config, TargetConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training.train import (
@@ -59,7 +55,7 @@ CURVE_POINTS = 20
 """Points per training curve: each is a transaction of the MLflow store."""
 
 
-def run(config: Config, target_name: str) -> list[Row]:
+def run(config: Config, target_name: str) -> tuple[DictionaryRow, ...]:
     """Train, save and measure all dictionaries of one target; returns the rows of metrics.json.
 
     Raises:
@@ -83,10 +79,12 @@ def run(config: Config, target_name: str) -> list[Row]:
     return rows
 
 
-def _train_and_measure(config: Config, settings: TargetConfig, target: Target, folder: Path) -> list[Row]:
+def _train_and_measure(
+    config: Config, settings: TargetConfig, target: Target, folder: Path
+) -> tuple[DictionaryRow, ...]:
     """Fill ``folder`` with dictionaries, metrics.json and gallery.json."""
-    rows: list[Row] = []
-    galleries: list[Row] = []
+    rows: list[DictionaryRow] = []
+    galleries: list[Gallery] = []
     curves: dict[int, dict[str, float]] = defaultdict(dict)
     with tracking.stage_run(f"dictionaries {target.name}", config.model_dump(mode="json")) as log:
         for hook in settings.hooks:
@@ -95,18 +93,18 @@ def _train_and_measure(config: Config, settings: TargetConfig, target: Target, f
             log(curves[step], step)
         log(
             {
-                f"{row['hook_point']}/{row['architecture']}/{name}": row[name]["value"]
+                f"{row.hook_point}/{row.architecture}/{name}": value
                 for row in rows
-                if row["seed"] == config.seeds[0]
+                if row.seed == config.seeds[0]
                 for name in HEADLINE
-                if row[name]["value"] is not None
+                if (value := row.metrics()[name].value) is not None
             },
             settings.steps,
         )
-    rows.sort(key=order_of)
-    save_json(folder / "metrics.json", rows)
-    save_json(folder / "gallery.json", {"target": target.name, "dictionaries": galleries}, indent=None)
-    return rows
+    found = tuple(sorted(rows, key=DictionaryRow.order))
+    DICTIONARY_METRICS.save(found, folder / "metrics.json")
+    GALLERY.save(Galleries(target=target.name, dictionaries=tuple(galleries)), folder / "gallery.json")
+    return found
 
 
 def _hook(
@@ -114,23 +112,28 @@ def _hook(
     target: Target,
     hook: str,
     folder: Path,
-    galleries: list[Row],
+    galleries: list[Gallery],
     curves: dict[int, dict[str, float]],
-) -> list[Row]:
+) -> list[DictionaryRow]:
     settings = config.targets[target.name]
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
     acts = cache.read().acts
     held = held_out(target, hook, config.n_probe_rows)
-    raw = raw_probe(held)
-    common: Row = {"target": target.name, "hook_point": hook, "n_latents": settings.n_latents}
+    raw = Estimate.of(raw_probe(held))
+    n_latents = settings.n_latents
     k = int(next((a.sparsity for a in config.architectures if a.name not in PENALISED), 8))
     nulls = Nulls(acts, held, config.n_resamples, config.seeds[0])
-    rows: list[Row] = []
+    rows: list[DictionaryRow] = []
     decoders: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for seed in config.seeds:
-        null = random_dictionary(acts, settings.n_latents, min(k, settings.n_latents), seed)
+        null = random_dictionary(acts, n_latents, min(k, n_latents), seed)
         alone = evaluate(codec_of(null), held, config.n_resamples, seed)
-        rows.append(common | {"architecture": "random", "sparsity": float(k), "seed": seed} | finish(alone, None, raw))
+        rows.append(
+            DictionaryRow(
+                target=target.name, hook_point=hook, architecture="random", sparsity=float(k), n_latents=n_latents,
+                seed=seed, probe_raw=raw, **dict(alone),
+            )
+        )  # fmt: skip
         for architecture in config.architectures:
             start = time.monotonic()
             kept = seed == config.seeds[0]
@@ -141,7 +144,7 @@ def _hook(
                     curves[step].update({f"{name}/{key}": value for key, value in values.items()})
 
             recipe = recipe_for(
-                architecture.name, settings.n_latents, architecture.sparsity, settings.steps, config.batch, config.lr,
+                architecture.name, n_latents, architecture.sparsity, settings.steps, config.batch, config.lr,
                 dead_window=config.dead_window_rows,
             )  # fmt: skip
             recipe = replace(
@@ -159,25 +162,36 @@ def _hook(
                 decoders[architecture.called][seed] = live_decoder(codec, held)
                 values = evaluate(codec, held, config.n_resamples, seed)
                 if kept:
-                    which = {"architecture": architecture.called, "sparsity": architecture.sparsity, "seed": seed}
-                    galleries.append(common | which | gallery_of(codec, held, config.n_gallery))
-            about = {"architecture": architecture.called, "sparsity": architecture.sparsity, "seed": seed}
-            rows.append(common | about | finish(values, nulls.at(values["l0"]["value"], settings.n_latents), raw))
+                    galleries.append(
+                        Gallery(
+                            target=target.name, hook_point=hook, architecture=architecture.called,
+                            sparsity=architecture.sparsity, n_latents=n_latents, seed=seed,
+                            **dict(gallery_of(codec, held, config.n_gallery)),
+                        )
+                    )  # fmt: skip
+            assert values.l0.value is not None, "the number of active latents is always defined"
+            beside = with_nulls(values, nulls.at(values.l0.value, n_latents))
+            rows.append(
+                DictionaryRow(
+                    target=target.name, hook_point=hook, architecture=architecture.called,
+                    sparsity=architecture.sparsity, n_latents=n_latents, seed=seed, probe_raw=raw, **dict(beside),
+                )
+            )  # fmt: skip
             print(_line(rows[-1], held, time.monotonic() - start), flush=True)
-    for row in rows:
-        if row["architecture"] in decoders:
-            row |= stability(row["seed"], decoders[row["architecture"]], config.n_resamples)
-    return rows
+    return [
+        with_stability(row, decoders[row.architecture], config.n_resamples) if row.architecture in decoders else row
+        for row in rows
+    ]
 
 
-def _line(row: Row, held: HeldOut, seconds: float) -> str:
+def _line(row: DictionaryRow, held: HeldOut, seconds: float) -> str:
     def shown(name: str) -> str:
-        value = row[name]["value"]
+        value = row.metrics()[name].value
         return "-" if value is None else f"{value:.3f}"
 
     return (
-        f"{row['target']} {row['hook_point']} {row['architecture']} seed {row['seed']}: L0 {shown('l0')},"
-        f" explained variance {shown('explained_variance')}, dead {shown('dead_ratio')} of {row['n_latents']}"
+        f"{row.target} {row.hook_point} {row.architecture} seed {row.seed}: L0 {shown('l0')},"
+        f" explained variance {shown('explained_variance')}, dead {shown('dead_ratio')} of {row.n_latents}"
         f" over {len(held.rows.acts)} rows, loss recovered {shown('loss_recovered')},"
         f" monosemanticity {shown('monosemanticity')} ({seconds:.1f} s)"
     )

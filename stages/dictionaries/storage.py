@@ -1,15 +1,15 @@
 """Dictionaries on disk, in SAELens format: sae_weights.safetensors and cfg.json, read by ``SAE.load_from_disk``."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.base import paths
+from stages.contracts.dictionary import Dictionary, DictionaryConfig
 from stages.errors import UserError
 
 __all__ = ["CFG", "load_dictionaries", "load_dictionary", "save_dictionary"]
@@ -17,7 +17,7 @@ __all__ = ["CFG", "load_dictionaries", "load_dictionary", "save_dictionary"]
 WEIGHTS, CFG = "sae_weights.safetensors", "cfg.json"
 
 
-def save_dictionary(dictionary: Mapping[str, Any], folder: Path) -> None:
+def save_dictionary(dictionary: Dictionary, folder: Path) -> None:
     """Write a dictionary, byte-stable: ``SAE.load_from_disk(folder)`` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value for name, value in dictionary.items() if isinstance(value, Tensor)}, folder / WEIGHTS)
@@ -26,10 +26,8 @@ def save_dictionary(dictionary: Mapping[str, Any], folder: Path) -> None:
     partial.replace(folder / CFG)
 
 
-def load_dictionary(folder: Path) -> dict[str, Any]:
-    """``{"cfg": dict, "W_enc": (D, F), "b_enc": (F,), "W_dec": (F, D), "b_dec": (D,), "threshold": (F,)}``.
-
-    "threshold" only where the architecture has one. SAELens is not imported.
+def load_dictionary(folder: Path) -> Dictionary:
+    """What was saved. SAELens is not imported.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -37,14 +35,14 @@ def load_dictionary(folder: Path) -> dict[str, Any]:
     cfg_file = paths.require(folder / CFG, "dictionaries")
     weights_file = paths.require(folder / WEIGHTS, "dictionaries")
     try:
-        cfg: dict[str, Any] = json.loads(cfg_file.read_text(encoding="utf-8"))
+        cfg: DictionaryConfig = json.loads(cfg_file.read_text(encoding="utf-8"))
         weights: dict[str, Tensor] = load_file(weights_file)
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{folder} is damaged ({error}): delete it and run stage `dictionaries`") from error
-    return {"cfg": cfg, **weights}
+    return cast(Dictionary, {"cfg": cfg, **weights})
 
 
-def load_dictionaries(target: str, root: Path | None = None) -> dict[str, dict[str, Any]]:
+def load_dictionaries(target: str, root: Path | None = None) -> dict[str, Dictionary]:
     """All dictionaries of a target: ``{"<hook point>/<architecture>": dictionary}``, sorted by name.
 
     Raises:

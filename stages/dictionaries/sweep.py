@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -20,8 +20,10 @@ from torch import Tensor
 from stages import tracking
 from stages.activations.cache import ActivationCache
 from stages.base import paths
-from stages.base.files import save_json
 from stages.base.params import load
+from stages.contracts.dictionary import Dictionary
+from stages.contracts.dictionary_rows import SWEEP_METRICS, DictionaryRow
+from stages.contracts.record import Estimate
 from stages.contracts.target import Target
 from stages.dictionaries.evaluation.baselines import BASELINES, baseline
 from stages.dictionaries.evaluation.evaluate import (
@@ -32,12 +34,7 @@ from stages.dictionaries.evaluation.evaluate import (
     raw_probe,
 )
 from stages.dictionaries.evaluation.nulls import Nulls
-from stages.dictionaries.evaluation.rows import (
-    Row,
-    finish,
-    order_of,
-    stability,
-)
+from stages.dictionaries.evaluation.rows import with_nulls, with_stability
 from stages.dictionaries.settings import Config, SweepConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training.train import recipe_for, train
@@ -93,7 +90,7 @@ def points(settings: SweepSettings, width: int) -> Iterator[Point]:
                 yield Point(name, sparsity, n_latents, seed)
 
 
-def run(settings: SweepSettings, target: Target) -> list[Row]:
+def run(settings: SweepSettings, target: Target) -> tuple[DictionaryRow, ...]:
     """Train, save and measure; returns the rows of metrics.json. What was there stays until all of the new is.
 
     Raises:
@@ -109,31 +106,25 @@ def run(settings: SweepSettings, target: Target) -> list[Row]:
         with threadpool_limits(1), tracking.stage_run(f"sweep {target.name}", about) as log:
             rows = [row for hook in settings.hooks for row in _hook(settings, target, hook, folder)]
             for number, row in enumerate(rows):
-                log(
-                    {
-                        f"{row['hook_point']}/{name}": row[name]["value"]
-                        for name in LOGGED
-                        if row[name]["value"] is not None
-                    },
-                    number,
-                )
-        rows.sort(key=order_of)
-        save_json(folder / "metrics.json", rows)
+                values = {name: row.metrics()[name].value for name in LOGGED}
+                log({f"{row.hook_point}/{name}": value for name, value in values.items() if value is not None}, number)
+        found = tuple(sorted(rows, key=DictionaryRow.order))
+        SWEEP_METRICS.save(found, folder / "metrics.json")
         shutil.rmtree(final, ignore_errors=True)
         folder.replace(final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return rows
+    return found
 
 
-def _hook(settings: SweepSettings, target: Target, hook: str, folder: Path) -> list[Row]:
+def _hook(settings: SweepSettings, target: Target, hook: str, folder: Path) -> list[DictionaryRow]:
     started = time.monotonic()
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
     acts, held = cache.read().acts, held_out(target, hook, settings.n_probe_rows)
-    nulls, raw = Nulls(acts, held, settings.n_resamples, settings.seeds[0]), raw_probe(held)
+    nulls, raw = Nulls(acts, held, settings.n_resamples, settings.seeds[0]), Estimate.of(raw_probe(held))
     about = {"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
              "activations_key": cache.manifest.key}  # fmt: skip
-    rows: list[Row] = []
+    rows: list[DictionaryRow] = []
     decoders: dict[tuple[str, float, int], dict[int, Tensor]] = defaultdict(dict)
     every = list(points(settings, acts.shape[1]))
     for number, point in enumerate(every, start=1):
@@ -143,22 +134,25 @@ def _hook(settings: SweepSettings, target: Target, hook: str, folder: Path) -> l
         if point.architecture not in BASELINES:
             decoders[point[:3]][point.seed] = live_decoder(codec, held)
         values = evaluate(codec, held, settings.n_resamples, point.seed)
+        assert values.l0.value is not None, "the number of active latents is always defined"
+        beside = with_nulls(values, nulls.at(values.l0.value, codec.n_latents))
         rows.append(
-            {"target": target.name, "hook_point": hook, "architecture": point.architecture, "seed": point.seed,
-             "sparsity": point.sparsity, "n_latents": codec.n_latents, "name": point.name}
-            | finish(values, nulls.at(values["l0"]["value"], codec.n_latents), raw)
+            DictionaryRow(
+                target=target.name, hook_point=hook, architecture=point.architecture, seed=point.seed,
+                sparsity=point.sparsity, n_latents=codec.n_latents, name=point.name, probe_raw=raw, **dict(beside),
+            )
         )  # fmt: skip
         if number % 20 == 0 or number == len(every):
             spent = time.monotonic() - started
             print(f"{target.name} {hook}: {number} of {len(every)} dictionaries, {spent:.0f} s", flush=True)
+    out = []
     for row in rows:
-        found = decoders.get((row["architecture"], row["sparsity"], row["n_latents"]))
-        if found:
-            row |= stability(row["seed"], found, settings.n_resamples)
-    return rows
+        seeds = decoders.get((row.architecture, row.sparsity, row.n_latents))
+        out.append(with_stability(row, seeds, settings.n_resamples) if seeds else row)
+    return out
 
 
-def _made(point: Point, settings: SweepSettings, acts: Tensor, about: dict[str, str]) -> dict[str, Any]:
+def _made(point: Point, settings: SweepSettings, acts: Tensor, about: dict[str, str]) -> Dictionary:
     if point.architecture in BASELINES:
         dictionary = baseline(point.architecture, acts, point.n_latents, int(point.sparsity), point.seed)
         dictionary["cfg"]["metadata"] |= about
@@ -170,7 +164,7 @@ def _made(point: Point, settings: SweepSettings, acts: Tensor, about: dict[str, 
     return train(acts, recipe, point.seed, metadata=about)
 
 
-def sweep(config: Config, target_name: str) -> list[Row]:
+def sweep(config: Config, target_name: str) -> tuple[DictionaryRow, ...]:
     """Stage ``sweep`` of one target; returns its rows."""
     of = settings_of(config, target_name)
     hooks = of.hooks[max(0, len(of.hooks) - of.n_swept) :]

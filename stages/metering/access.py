@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from stages.contracts.dictionary import Dictionary
 from stages.contracts.target import (
     Corpus,
     Forward,
@@ -27,7 +28,7 @@ from stages.metering.op_table import OpTable, count_flops
 
 __all__ = ["MeteredAccess", "PhaseError"]
 
-DictionarySource = Callable[[], dict[str, dict[str, Any]]]
+DictionarySource = Callable[[], dict[str, Dictionary]]
 
 
 class PhaseError(ValueError):
@@ -132,7 +133,7 @@ class MeteredAccess:
         corpus = self._target.corpus(split)
         return Corpus(corpus.inputs.clone(), corpus.labels.clone())
 
-    def dictionaries(self) -> dict[str, dict[str, Any]]:
+    def dictionaries(self) -> dict[str, Dictionary]:
         self._open("dictionaries()")
         return self._dictionaries() if self._dictionaries else {}
 

@@ -5,16 +5,17 @@ Shape legend: N = dictionaries, G = groups (dictionaries that differ by seed alo
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from stages.base.intervals import percentile_interval
+from stages.contracts.record import Estimate
+
 __all__ = ["correlate", "partial", "ranks", "spearman"]
 
 FloatArray = npt.NDArray[np.float64]
-PLACES = 6
 
 
 def ranks(values: FloatArray, strata: npt.NDArray[np.int64]) -> FloatArray:
@@ -60,9 +61,9 @@ def _correlation(x: FloatArray, y: FloatArray) -> float:
 
 
 def correlate(
-    x: Sequence[float], y: Sequence[float], held: Mapping[str, Sequence[float]], groups: Sequence[Any],
-    strata: Sequence[Any], draws: int, rng: np.random.Generator,
-) -> dict[str, dict[str, float | None]]:  # fmt: skip
+    x: Sequence[float], y: Sequence[float], held: Mapping[str, Sequence[float]], groups: Sequence[str],
+    strata: Sequence[str], draws: int, rng: np.random.Generator,
+) -> dict[str, Estimate]:  # fmt: skip
     """Spearman's correlation of a metric with rewards, and the partial ones.
 
     Args:
@@ -73,7 +74,7 @@ def correlate(
         draws: bootstrap resamples, and as many permutations.
 
     Returns:
-        {"spearman", "partial_<name>"}, each {"value", "low", "high" (95%, cluster bootstrap), "null"}: the null is the
+        "spearman" and "partial_<name>", with 95% intervals (cluster bootstrap): the null is the
         size that 95% of the correlations stay below when rewards are dealt to other groups of their stratum.
     """
     values, rewards = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -89,16 +90,15 @@ def correlate(
     point = all_of(everything, everything)
     resampled = np.array([all_of(*2 * (_drawn(members, rng),)) for _ in range(draws)])
     null = np.abs([all_of(everything, _dealt(members, rng)) for _ in range(draws)])
-    out: dict[str, dict[str, float | None]] = {}
+    out: dict[str, Estimate] = {}
     for i, name in enumerate(["spearman", *(f"partial_{name}" for name in fixed)]):
-        low, high = _quantiles(resampled[:, i], (0.025, 0.975))
-        (limit,) = _quantiles(null[:, i], (0.95,))
-        numbers = {"value": point[i], "low": min(low, point[i]), "high": max(high, point[i]), "null": limit}
-        out[name] = {key: round(of, PLACES) + 0.0 if math.isfinite(of) else None for key, of in numbers.items()}
+        known = null[np.isfinite(null[:, i]), i]
+        limit = float(np.quantile(known, 0.95)) if len(known) else math.nan
+        out[name] = Estimate.of(point[i], *percentile_interval(resampled[:, i]).holding(point[i]), limit)
     return out
 
 
-def _members(groups: Sequence[Any], at: npt.NDArray[np.int64]) -> list[list[npt.NDArray[np.int64]]]:
+def _members(groups: Sequence[str], at: npt.NDArray[np.int64]) -> list[list[npt.NDArray[np.int64]]]:
     """Numbers of each group's members, by stratum."""
     found: dict[tuple[int, str], list[int]] = {}
     for i, (group, stratum) in enumerate(zip(groups, at, strict=True)):
@@ -119,8 +119,3 @@ def _dealt(members: list[list[npt.NDArray[np.int64]]], rng: np.random.Generator)
         for group, other in zip(of, rng.permutation(len(of)), strict=True):
             out[group] = np.resize(of[other], len(group))
     return out
-
-
-def _quantiles(values: FloatArray, levels: Sequence[float]) -> list[float]:
-    known = values[np.isfinite(values)]
-    return [float(one) for one in np.quantile(known, levels)] if len(known) else [math.nan] * len(levels)

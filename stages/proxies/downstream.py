@@ -5,15 +5,14 @@ The same architecture, sparsity, size and seed at all hook points are one method
 has a dictionary.
 """
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -21,7 +20,9 @@ from stages import tracking
 from stages.base import paths
 from stages.base.params import load
 from stages.contracts.arms import Baseline
+from stages.contracts.dictionary_rows import DOWNSTREAM, SWEEP_METRICS, DictionaryRow, DownstreamRow
 from stages.contracts.method import Budget
+from stages.contracts.record import Estimate
 from stages.contracts.target import Target
 from stages.dictionaries.storage import load_dictionary
 from stages.errors import UserError
@@ -30,7 +31,7 @@ from stages.interpretation.artifact import pack
 from stages.interpretation.methods.sae import Sae
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
-from stages.proxies.settings import PLACES, REWARD, Config
+from stages.proxies.settings import Config
 from stages.reward.judging import Judged, judge
 from stages.reward.resampling import interval
 from stages.reward.settings import RewardConfig
@@ -43,59 +44,52 @@ from stages.tasks.storage import list_tasks
 
 __all__ = ["main", "run"]
 
-Row = dict[str, Any]
+FloatArray = npt.NDArray[np.float64]
 SWEPT = "swept"
 """What the dictionaries of one method are called."""
 
 
-def run(config: Config, target_name: str) -> list[Row]:
+def run(config: Config, target_name: str) -> tuple[DownstreamRow, ...]:
     """Stage ``downstream``: rewards of the methods built on every dictionary of one target's sweep.
 
     There are none where no family is about the target.
-
-    Returns:
-        Rows {"target", "name", "architecture", "sparsity", "n_latents", "seed", "tasks", "flops" charged per answer,
-        "reward", "gain": {"value", "low", "high", "null"}}; the null is the random dictionary of the nearest L0.
 
     Raises:
         UserError: stages before this one have not run, or a family is unknown.
     """
     torch.set_num_threads(1)
     folder = paths.require(paths.sweep_dir(target_name), "sweep")
-    swept = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    swept = SWEEP_METRICS.load(folder / "metrics.json")
     every = [one for split in ("train", "validation") for one in list_tasks(split)]
     if unknown := sorted(set(config.families) - {family for family, _ in every}):
         raise UserError(f"families {', '.join(unknown)} of params/proxies.yaml are no train or validation families")
     tasks = [(family, t) for family, t in every if t == target_name and family in config.families]
-    rows: list[Row] = []
+    rows: list[DownstreamRow] = []
     if tasks:
         target = load_target(target_name)
         with threadpool_limits(1), tracking.stage_run(f"downstream {target_name}", config.model_dump()) as log:
             for number, (name, of) in enumerate(_by_name(swept)):
                 rows.append(_rewarded(config, tasks, target, folder, name, of))
-                log({"reward": rows[-1][REWARD]["value"], "flops": rows[-1]["flops"]}, number)
+                log({"reward": rows[-1].reward.value or 0.0, "flops": rows[-1].flops}, number)
                 if (number + 1) % 20 == 0:
                     print(f"{target_name}: {number + 1} methods", flush=True)
-        _nulls(rows)
-    rows.sort(key=lambda row: str(row["name"]))
-    file = paths.downstream_file(target_name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return rows
+    found = tuple(sorted(_with_nulls(rows), key=lambda row: row.name))
+    DOWNSTREAM.save(found, paths.downstream_file(target_name))
+    return found
 
 
-def _by_name(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+def _by_name(rows: Sequence[DictionaryRow]) -> Iterator[tuple[str, list[DictionaryRow]]]:
     """The rows of each dictionary over all hook points."""
-    found: dict[str, list[Row]] = defaultdict(list)
+    found: dict[str, list[DictionaryRow]] = defaultdict(list)
     for row in rows:
-        found[row["name"]].append(row)
+        found[row.name].append(row)
     yield from sorted(found.items())
 
 
 def _rewarded(
-    config: Config, tasks: Sequence[TaskName], target: Target, folder: Path, name: str, of: Sequence[Row]
-) -> Row:
-    dictionaries = {f"{row['hook_point']}/{SWEPT}": load_dictionary(folder / row["hook_point"] / name) for row in of}
+    config: Config, tasks: Sequence[TaskName], target: Target, folder: Path, name: str, of: Sequence[DictionaryRow]
+) -> DownstreamRow:
+    dictionaries = {f"{row.hook_point}/{SWEPT}": load_dictionary(folder / row.hook_point / name) for row in of}
     method, limits = Sae(SWEPT, config.n_kept), Budget(60.0, 1 << 30, config.seed)
     access = MeteredAccess(target, Ledger(), free=True, dictionaries=lambda: dictionaries)
     frozen = Frozen(*pack(method.interpret(access, limits), name, f"interpret on {target.name}", limits.max_bytes))
@@ -114,15 +108,19 @@ def _rewarded(
     for task in (cached_task(*one) for one in tasks):
         judged.append(judge(task, _first_seeds(config.n_seeds, task.name), done.arms[task.name], reward))
     first = of[0]
-    return {
-        "target": target.name, "name": name, "architecture": first["architecture"], "sparsity": first["sparsity"],
-        "n_latents": first["n_latents"], "seed": first["seed"],
-        "l0": float(np.mean([row["l0"]["value"] for row in of])),
-        "tasks": [one.task.name for one in judged],
-        "flops": round(float(np.mean([one.arms.target_flops + one.arms.own_flops for one in judged])), 3),
-        REWARD: _estimate([one.reward for one in judged]),
-        "gain": _estimate([one.assisted_score - one.baseline_score for one in judged]),
-    }  # fmt: skip
+    return DownstreamRow(
+        target=target.name,
+        name=name,
+        architecture=first.architecture,
+        sparsity=first.sparsity,
+        n_latents=first.n_latents,
+        seed=first.seed,
+        l0=float(np.mean([row.l0.value for row in of])),
+        tasks=tuple(one.task.name for one in judged),
+        flops=round(float(np.mean([one.arms.target_flops + one.arms.own_flops for one in judged])), 3),
+        reward=_over_tasks([one.reward for one in judged]),
+        gain=_over_tasks([one.assisted_score - one.baseline_score for one in judged]),
+    )
 
 
 def _first_seeds(n_seeds: int, task: str) -> Baseline:
@@ -132,20 +130,21 @@ def _first_seeds(n_seeds: int, task: str) -> Baseline:
     return Baseline(first, second, baseline.rungs[:n_seeds], baseline.fits[:n_seeds])
 
 
-def _estimate(draws: Sequence[Any]) -> dict[str, float | None]:
+def _over_tasks(draws: Sequence[FloatArray]) -> Estimate:
     """Mean over the tasks, instances and seeds resampled within each."""
-    point, low, high = interval(np.mean(draws, axis=0))
-    return {"value": round(point, PLACES), "low": round(low, PLACES), "high": round(high, PLACES), "null": None}
+    return Estimate.of(*interval(np.mean(draws, axis=0)))
 
 
-def _nulls(rows: Sequence[Row]) -> None:
-    """Fill in what the random dictionary of the nearest L0 earned."""
-    random = [row for row in rows if row["architecture"] == "random"]
+def _with_nulls(rows: Sequence[DownstreamRow]) -> Iterator[DownstreamRow]:
+    """The rows with what the random dictionary of the nearest L0 earned, where there is one."""
+    random = [row for row in rows if row.architecture == "random"]
     for row in rows:
-        if random:
-            nearest = min(random, key=lambda one: (abs(one["l0"] - row["l0"]), one["name"]))
-            for key in (REWARD, "gain"):
-                row[key]["null"] = nearest[key]["value"]
+        if not random:
+            yield row
+            continue
+        nearest = min(random, key=lambda one: (abs(one.l0 - row.l0), one.name))
+        reward, gain = row.reward.with_null(nearest.reward.value), row.gain.with_null(nearest.gain.value)
+        yield row.model_copy(update={"reward": reward, "gain": gain})
 
 
 def main() -> None:

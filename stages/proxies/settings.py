@@ -4,11 +4,9 @@ from pydantic import Field
 
 from stages.base.params import Params
 
-__all__ = ["PLACES", "REWARD", "Config"]
+__all__ = ["REWARD", "Config"]
 
 REWARD = "reward"
-PLACES = 6
-"""Decimal places of every number written."""
 
 
 class Config(Params):

@@ -13,6 +13,7 @@ import numpy as np
 
 from stages.base import paths
 from stages.contracts.arms import Answered
+from stages.contracts.journal import Infra, Started
 from stages.contracts.method import Interpretation
 from stages.errors import MethodError, UserError
 from stages.execution.results import load_baseline
@@ -48,14 +49,14 @@ def pipeline_attacks(case: tuple[str, str], chosen: Settings) -> list[dict[str, 
             path = Path(folder) / "events.jsonl"
             journal = Journal(path)
             for iteration in range(3):
-                journal.append("result", iteration=iteration, reward=0.0)
-            path.write_text(path.read_text().replace('"reward": 0.0', '"reward": 1.0', 1))
+                journal.append(Infra(iteration=iteration, reason="a full disk"))
+            path.write_text(path.read_text().replace('"reason": "a full disk"', '"reason": "no reason"', 1))
             return _refusal(lambda: Journal(path))
 
     def event_inserted() -> str:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "events.jsonl"
-            Journal(path).append("started")
+            Journal(path).append(Started(researcher="search", seed=0))
             with path.open("a") as file:
                 file.write(json.dumps({"event": "result", "accepted": True, "chain": "0" * 16}) + "\n")
             return _refusal(lambda: Journal(path))

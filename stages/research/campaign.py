@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.base.processes import process_pool
+from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, Started
 from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal
@@ -65,24 +66,24 @@ class Campaign:
         self.budget, self.progress, self.jobs = budget, progress, jobs
         self.journal = Journal(folder / "events.jsonl")
 
-    def run(self, on_result: Callable[[dict[str, Any], list[dict[str, Any]]], None]) -> None:
+    def run(self, on_result: Callable[[Result, list[dict[str, Any]]], None]) -> None:
         """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order, with the
         meters of each task where the method ran in the sandbox just now."""
-        if self.journal.first("started") is None:
-            self.journal.append("started", researcher=self.researcher.name, seed=self.researcher.seed)
+        if self.journal.first(Started) is None:
+            self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
         for iteration in range(self.budget):
             meters: list[dict[str, Any]] = []
-            result = self.journal.first("result", iteration=iteration)
+            result = next((one for one in self.journal.of(Result) if one.iteration == iteration), None)
             if result is None:
                 result, meters = self._iterate(iteration)
                 self.progress(describe(result, self.budget))
-            self.researcher.update(result["choices"], result["objective"])
+            self.researcher.update(result.choices, result.objective)
             self._save_theta()
-            on_result(dict(result), meters)
+            on_result(result, meters)
 
-    def incumbent(self) -> dict[str, Any] | None:
+    def incumbent(self) -> Result | None:
         """The result that last passed the gate."""
-        accepted = self.journal.of("result", accepted=True)
+        accepted = [result for result in self.journal.of(Result) if result.accepted]
         return accepted[-1] if accepted else None
 
     def judged(self, iteration: int, split: str) -> list[Judged]:
@@ -92,13 +93,13 @@ class Campaign:
         arms = {name: load_arms(folder, name) for name in names}
         return judge_arms(arms, self.tasks[split], self.settings.reward)
 
-    def _iterate(self, iteration: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        proposed = self.journal.first("proposed", iteration=iteration)
+    def _iterate(self, iteration: int) -> tuple[Result, list[dict[str, Any]]]:
+        proposed = next((one for one in self.journal.of(Proposed) if one.iteration == iteration), None)
         if proposed is None:
             proposal, choices = self.researcher.propose(iteration)
             name = f"{self.researcher.name}-{iteration:02d}"
             proposed = self.journal.append(
-                "proposed", iteration=iteration, name=name, spec=as_json(proposal), choices=choices
+                Proposed(iteration=iteration, name=name, spec=as_json(proposal), choices=choices)
             )
         folder = self.folder / "arms" / f"{iteration:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
@@ -106,46 +107,39 @@ class Campaign:
         trial = self._try(iteration, proposed, both)
         meters = [{"task": one.task, **one.answered.meters} for one in trial.results if one.answered.meters]
         if not trial.scored:
-            none = dict.fromkeys(("train", "validation", "feedback", "gate", "objective"))
-            facts: dict[str, Any] = {"interpret_bytes": trial.n_bytes, "accepted": False, "per_task": [], **none}
-            return self._append(proposed, trial, facts), meters
+            return self.journal.append(_result(proposed, trial)), meters
         for name, of_task in trial.arms.items():
             save_arms(of_task, folder, name)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
         validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
         best = self.incumbent()
-        rival = None if best is None else self.judged(best["iteration"], "validation")
-        gate = Gate(self.budget, used=len(self.journal.of("result")))
+        rival = None if best is None else self.judged(best.iteration, "validation")
+        gate = Gate(self.budget, used=len(self.journal.of(Result)))
         decision = gate.decide(validation, rival)
         seed = self.settings.reward.seed
-        train_row = leaderboard_row(proposed["name"], "train", train, seed)
-        validation_row = leaderboard_row(proposed["name"], "validation", validation, seed)
-        facts = {
-            "interpret_bytes": trial.n_bytes,
+        train_row = leaderboard_row(proposed.name, "train", train, seed)
+        validation_row = leaderboard_row(proposed.name, "validation", validation, seed)
+        scored = {
             "train": train_row,
             "validation": validation_row,
             "feedback": decision.feedback,
-            "gate": {"difference": decision.difference, "low": decision.low, "high": decision.high},
+            "gate": GateNumbers(difference=decision.difference, low=decision.low, high=decision.high),
             "accepted": decision.accepted and trial.outcome == "ok",
-            "objective": objective(train_row["reward_mean"], decision.feedback),
-            "per_task": [task_row(proposed["name"], j) for j in (*train, *validation)],
+            "objective": objective(train_row.reward_mean, decision.feedback),
+            "per_task": tuple(task_row(proposed.name, j) for j in (*train, *validation)),
         }
-        return self._append(proposed, trial, facts), meters
+        return self.journal.append(_result(proposed, trial).model_copy(update=scored)), meters
 
-    def _append(self, proposed: Mapping[str, Any], trial: Evaluation[None], facts: Mapping[str, Any]) -> dict[str, Any]:
-        same = {key: proposed[key] for key in ("iteration", "name", "spec", "choices")}
-        return self.journal.append("result", **same, status=trial.outcome, reason=trial.reason, **facts)
-
-    def _try(self, iteration: int, proposed: Mapping[str, Any], tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
+    def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
         """The trial, repeated where the machinery fails; each such failure is an event."""
-        candidate = candidate_of(from_json(proposed["spec"]), proposed["name"])
+        candidate = candidate_of(from_json(proposed.spec), proposed.name)
         for _ in range(ATTEMPTS):
             host = host_of(candidate, self.settings)
             with process_pool(self.jobs) as pool:
                 trial: Evaluation[None] = evaluate(candidate, tasks, host, self.settings.execution, pool=pool)
             if trial.outcome != "infra":
                 return trial
-            self.journal.append("infra", iteration=iteration, reason=trial.reason[:300])
+            self.journal.append(Infra(iteration=iteration, reason=trial.reason[:300]))
             self.progress(f"iteration {iteration + 1}/{self.budget}: {trial.reason[:120]}")
         return replace(trial, reason=f"the machinery failed {ATTEMPTS} times: {trial.reason}")
 
@@ -156,16 +150,36 @@ class Campaign:
         partial.replace(self.folder / "theta.json")
 
 
-def describe(result: dict[str, Any], budget: int) -> str:
+def _result(proposed: Proposed, trial: Evaluation[None]) -> Result:
+    """A result without numbers."""
+    return Result(
+        iteration=proposed.iteration,
+        name=proposed.name,
+        spec=proposed.spec,
+        choices=proposed.choices,
+        status=trial.outcome,
+        reason=trial.reason,
+        interpret_bytes=trial.n_bytes,
+        train=None,
+        validation=None,
+        feedback=None,
+        gate=None,
+        accepted=False,
+        objective=None,
+        per_task=(),
+    )
+
+
+def describe(result: Result, budget: int) -> str:
     """One line about an iteration."""
-    what = f"iteration {result['iteration'] + 1}/{budget} {_parts(shown(result['spec']))}"
-    if result["validation"] is None:
-        return f"{what}: {result['status']}, no score: {result['reason']}"
-    row, train = result["validation"], result["train"]["reward_mean"]
+    what = f"iteration {result.iteration + 1}/{budget} {_parts(shown(result.spec))}"
+    row, train = result.validation, result.train
+    if row is None or train is None:
+        return f"{what}: {result.status}, no score: {result.reason}"
     return (
-        f"{what}: train {train:+.3f},"
-        f" validation {result['feedback']:+.3f} [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}]"
-        f"{' -> incumbent' if result['accepted'] else ''}{' ' + result['status'] if result['status'] != 'ok' else ''}"
+        f"{what}: train {train.reward_mean:+.3f},"
+        f" validation {result.feedback:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]"
+        f"{' -> incumbent' if result.accepted else ''}{' ' + result.status if result.status != 'ok' else ''}"
     )
 
 

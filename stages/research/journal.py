@@ -3,13 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from pydantic import JsonValue, ValidationError
+
+from stages.contracts.journal import EVENT, Event, Fingerprint, Infra, Proposed, Result, Started, TestOpened, TestResult
 from stages.errors import UserError
 
 __all__ = ["Journal"]
+
+EventT = TypeVar("EventT", Fingerprint, Started, Proposed, Result, Infra, TestOpened, TestResult)
 
 
 class Journal:
@@ -26,52 +30,56 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             return
         raw = path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
-        found = []
         for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path} line {number} is damaged ({error.msg}): restore the file, or delete it to start over"
-                ) from error
-        for number, event in enumerate(found, start=1):
-            if event.get("chain") != self._link(event):
-                raise UserError(
-                    f"{path} line {number} does not follow from the lines before it: the journal was edited, so its"
-                    " campaign is void; restore the file, or delete it to start over"
-                )
-            self.events.append(event)
+            self.events.append(self._read(number, line))
         if len(whole) < len(raw):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
 
-    def append(self, kind: str, **facts: Any) -> dict[str, Any]:
-        event = {"event": kind, **facts}
-        event["chain"] = self._link(event)
+    def _read(self, number: int, line: bytes) -> Event:
+        remedy = "restore the file, or delete it to start over"
+        try:
+            facts: dict[str, JsonValue] = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.path} line {number} is damaged ({error.msg}): {remedy}") from error
+        if facts.pop("chain", None) != (link := self._link(facts)):
+            raise UserError(
+                f"{self.path} line {number} does not follow from the lines before it: the journal was edited, so its"
+                f" campaign is void; {remedy}"
+            )
+        try:
+            return EVENT.validate_json(json.dumps(facts | {"chain": link}), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(f"{self.path} line {number} is no event ({place}: {first['msg']}): {remedy}") from error
+
+    def append(self, event: EventT) -> EventT:
+        """Write an event; returns it with its digest."""
+        facts = event.facts() | {"event": event.event}  # the kind is a default, so not among the fields that were set
+        link = self._link(facts)
         with self.path.open("ab") as file:
-            file.write(json.dumps(event, sort_keys=True, allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(facts | {"chain": link}, sort_keys=True, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.events.append(event)
-        return event
+        chained = event.model_copy(update={"chain": link})
+        self.events.append(chained)
+        return chained
 
-    def _link(self, event: Mapping[str, Any]) -> str:
-        before = self.events[-1]["chain"] if self.events else ""
-        facts = {key: value for key, value in event.items() if key != "chain"}
-        # There and back once: what is read later is what was written, keys as strings and tuples as lists.
-        text = before + json.dumps(json.loads(json.dumps(facts, allow_nan=False)), sort_keys=True)
+    def _link(self, facts: dict[str, JsonValue]) -> str:
+        before = self.events[-1].chain if self.events else ""
+        text = before + json.dumps(facts, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def of(self, kind: str, **wanted: Any) -> list[dict[str, Any]]:
-        """Events of a kind whose facts match."""
-        return [e for e in self.events if e["event"] == kind and all(e.get(k) == v for k, v in wanted.items())]
+    def of(self, kind: type[EventT]) -> list[EventT]:
+        """Events of a kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
 
-    def first(self, kind: str, **wanted: Any) -> Mapping[str, Any] | None:
-        found = self.of(kind, **wanted)
-        return found[0] if found else None
+    def first(self, kind: type[EventT]) -> EventT | None:
+        return next(iter(self.of(kind)), None)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages import tracking
+from stages.contracts.journal import Result
+from stages.contracts.reward_rows import TestRow
 from stages.reward.judging import Judged
 from stages.scoring.meters import meter_points
 from stages.scoring.proposals import shown
@@ -48,25 +50,21 @@ class Projection:
         parents = [run for run in runs if run.data.tags.get("lensmith.kind") == "campaign"]
         return str(parents[0].info.run_id) if parents else ""
 
-    def iteration(
-        self, result: Mapping[str, Any], judged: Sequence[Judged], meters: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def iteration(self, result: Result, judged: Sequence[Judged], meters: Sequence[Mapping[str, Any]] = ()) -> None:
         """One finished iteration as a child run of the campaign; ``meters`` are FLOPs by layer, of each task."""
-        number = str(result["iteration"])
+        number = str(result.iteration)
         if not self._parent or number in self._done:
             return
-        run = tracking.Run(
-            str(result["name"]), {"spec": shown(result["spec"]), "status": result["status"]}, self._parent
-        )
+        run = tracking.Run(result.name, {"spec": shown(result.spec), "status": result.status}, self._parent)
         run.tag({"lensmith.campaign": self.campaign, "lensmith.iteration": number, "lensmith.kind": "iteration"})
-        run.tag({"outcome": str(result["status"]), "accepted": str(result["accepted"]).lower()})
-        metrics: dict[str, float] = {"interpret_bytes": result["interpret_bytes"], **meter_points(meters)}
-        if result["train"] is not None:
+        run.tag({"outcome": result.status, "accepted": str(result.accepted).lower()})
+        metrics: dict[str, float] = {"interpret_bytes": result.interpret_bytes, **meter_points(meters)}
+        if result.train is not None and result.feedback is not None:
             metrics |= {
-                "train_reward": result["train"]["reward_mean"],
-                "validation_reward": result["feedback"],
-                "train_placebo": result["train"]["placebo_reward"],
-                "train_flop_ratio": result["train"]["flop_ratio"],
+                "train_reward": result.train.reward_mean,
+                "validation_reward": result.feedback,
+                "train_placebo": result.train.placebo_reward,
+                "train_flop_ratio": result.train.flop_ratio,
             }
         for of_task in judged:
             task = of_task.task.name
@@ -83,13 +81,13 @@ class Projection:
         run.tag({"lensmith.complete": "yes"})
         run.close()
 
-    def test(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def test(self, rows: Sequence[TestRow]) -> None:
         """The opened test split as one more child run."""
         if not self._parent or "test" in self._done:
             return
         run = tracking.Run("test split", None, self._parent)
         run.tag({"lensmith.campaign": self.campaign, "lensmith.iteration": "test", "lensmith.kind": "test"})
-        run({f"{row['method']}/reward": float(row["reward_mean"]) for row in rows})
+        run({f"{row.method}/reward": row.reward_mean for row in rows})
         run.flush()
         run.tag({"lensmith.complete": "yes"})
         run.close()

@@ -5,12 +5,13 @@ Each opening of the seal is an event of the journal.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 from joblib import delayed
 
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, Baseline, MethodArms
+from stages.contracts.journal import Ended, Result, TestOpened, TestResult
+from stages.contracts.reward_rows import TestRow
 from stages.contracts.target import Target
 from stages.execution.runs import baseline_of
 from stages.execution.stage import oracle
@@ -30,13 +31,13 @@ __all__ = ["best_found", "score_test_split"]
 ORACLE = "oracle"
 
 
-def best_found(campaign: Campaign) -> dict[str, Any] | None:
+def best_found(campaign: Campaign) -> Result | None:
     """I*: the incumbent, else the proposal with the best feedback (marked as not accepted); None where all failed."""
     incumbent = campaign.incumbent()
     if incumbent is not None:
         return incumbent
-    fine = campaign.journal.of("result", status="ok")
-    return max(fine, key=lambda result: (result["feedback"], result["objective"]), default=None)
+    fine = [result for result in campaign.journal.of(Result) if result.status == "ok"]
+    return max(fine, key=lambda result: (result.feedback or 0.0, result.objective or 0.0), default=None)
 
 
 @cache
@@ -68,28 +69,24 @@ class _Truth:
 
 def score_test_split(
     campaign: Campaign, methods: Sequence[str], tasks: Sequence[TaskName], settings: Settings
-) -> dict[str, Any]:
-    """Rows of the test split, computed once and written into the journal.
-
-    Returns:
-        {"rows": leaderboard rows, "per_task": rows per method and task}.
-    """
-    done = campaign.journal.first("test_result")
+) -> TestResult:
+    """Rows of the test split, computed once and written into the journal."""
+    done = campaign.journal.first(TestResult)
     if done is not None:
-        return {"rows": done["rows"], "per_task": done["per_task"]}
+        return done
     star = best_found(campaign)
     contenders = {name: Candidate(name, name) for name in (*methods, ORACLE)}
     if star is not None:
-        contenders[star["name"]] = candidate_of(from_json(star["spec"]), star["name"])
+        contenders[star.name] = candidate_of(from_json(star.spec), star.name)
     # An opening that was cut short goes on with the same contenders; other contenders are a second opening.
-    asked = {"methods": sorted(contenders), "found": None if star is None else shown(star["spec"])}
-    opened = campaign.journal.of("test_opened")
-    if not opened or {key: opened[-1].get(key) for key in asked} != asked:
-        campaign.journal.append("test_opened", **asked)
+    asked = TestOpened(methods=tuple(sorted(contenders)), found=None if star is None else shown(star.spec))
+    opened = campaign.journal.of(TestOpened)
+    if not opened or (opened[-1].methods, opened[-1].found) != (asked.methods, asked.found):
+        campaign.journal.append(asked)
     campaign.progress(f"scoring {len(contenders)} methods on the sealed test split, {len(tasks)} tasks")
     names, targets = [f"{family}.{target}" for family, target in tasks], sorted({target for _, target in tasks})
     arms: dict[str, dict[str, MethodArms]] = {}
-    ended: dict[str, dict[str, str]] = {}
+    ended: dict[str, Ended] = {}
     with process_pool(campaign.jobs) as pool:
         pool(delayed(_baseline)(name, settings) for name in names)  # into the store, on every core
         for name, candidate in contenders.items():
@@ -108,20 +105,17 @@ def score_test_split(
             if found.scored:
                 arms[name] = found.arms
             else:
-                ended[name] = {"status": found.outcome, "reason": found.reason}
+                ended[name] = Ended(status=found.outcome, reason=found.reason)
                 campaign.progress(f"{name} is {found.outcome} on the test split: {found.reason}")
     rows, per_task = [], []
-    openings = len(campaign.journal.of("test_opened"))
+    openings = len(campaign.journal.of(TestOpened))
     for name, of_method in arms.items():
         judged = [
             judge(cached_task(*task), _baseline(task_name, settings), of_method[task_name], settings.reward)
             for task_name, task in zip(names, tasks, strict=True)
         ]
         row = leaderboard_row(name, "test", judged, settings.reward.seed)
-        if openings > 1:
-            row |= {"status": "void", "reason": f"the sealed test split was opened {openings} times in this campaign"}
-        rows.append(row | {"opening": openings, "found": star is not None and name == star["name"]})
+        rows.append(TestRow(**dict(row), opening=openings, found=star is not None and name == star.name).voided())
         per_task += [task_row(name, j) for j in judged]
-    rows.sort(key=lambda row: (-row["reward_mean"], row["method"]))
-    campaign.journal.append("test_result", rows=rows, per_task=per_task, unscored=ended)
-    return {"rows": rows, "per_task": per_task}
+    rows.sort(key=lambda row: (-row.reward_mean, row.method))
+    return campaign.journal.append(TestResult(rows=tuple(rows), per_task=tuple(per_task), unscored=ended))

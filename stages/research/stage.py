@@ -17,8 +17,20 @@ from pydantic import Field, field_validator
 
 from stages.base import paths
 from stages.base.code import code_digest
-from stages.base.files import load_json, save_json
 from stages.base.params import Params, load
+from stages.contracts.journal import (
+    CAMPAIGN,
+    BuiltIn,
+    CampaignSummary,
+    Fingerprint,
+    Incumbent,
+    Iteration,
+    Opening,
+    Result,
+    Started,
+    TestOpened,
+)
+from stages.contracts.reward_rows import LEADERBOARD, TEST, TEST_PER_TASK
 from stages.errors import UserError
 from stages.research.campaign import Campaign, Progress
 from stages.research.files_researcher import FilesResearcher
@@ -72,65 +84,75 @@ def _conduct(
     chosen, _ = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
     one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs())
-    started = one.journal.first("started")
-    if started is not None and one.journal.first("fingerprint", key=key) is None:
+    started = one.journal.first(Started)
+    if started is not None and key not in {event.key for event in one.journal.of(Fingerprint)}:
         raise UserError(
             f"campaign {folder.name} was started with other settings, targets or code:"
             f" choose another --name, or delete {folder}"
         )
     if started is None:
-        one.journal.append("fingerprint", key=key)
-    resumed = len(one.journal.of("result"))
+        one.journal.append(Fingerprint(key=key))
+    resumed = len(one.journal.of(Result))
     if resumed:
         progress(f"continuing after iteration {resumed} of {budget}")
     projection = Projection(key, {"researcher": researcher.name, "seed": researcher.seed, "budget": budget})
 
-    def project(result: dict[str, Any], meters: list[dict[str, Any]]) -> None:
-        known = ("train", "validation") if result["train"] is not None else ()
-        judged = [of_task for split in known for of_task in one.judged(result["iteration"], split)]
+    def project(result: Result, meters: list[dict[str, Any]]) -> None:
+        known = ("train", "validation") if result.train is not None else ()
+        judged = [of_task for split in known for of_task in one.judged(result.iteration, split)]
         projection.iteration(result, judged, meters)
 
     one.run(project)
     return one, projection
 
 
-def summary(one: Campaign, name: str) -> dict[str, Any]:
+def summary(one: Campaign, name: str) -> CampaignSummary:
     """metrics/campaign.json."""
     iterations, best = [], 0.0
-    for result in one.journal.of("result"):
-        best = max(best, result["feedback"]) if result["accepted"] else best
-        train, validation = result["train"] or {}, result["validation"] or {}
+    for result in one.journal.of(Result):
+        best = max(best, result.feedback or 0.0) if result.accepted else best
+        validation = result.validation
         iterations.append(
-            {key: result[key] for key in ("iteration", "name", "status", "reason", "accepted", "interpret_bytes")}
-            | {
-                "spec": shown(result["spec"]),
-                "train_reward": train.get("reward_mean"),
-                "validation_reward": result["feedback"],
-                "validation_low": validation.get("reward_low"),
-                "validation_high": validation.get("reward_high"),
-                "flop_ratio": validation.get("flop_ratio"),
-                "best_so_far": best,
-            }
+            Iteration(
+                iteration=result.iteration,
+                name=result.name,
+                status=result.status,
+                reason=result.reason,
+                accepted=result.accepted,
+                interpret_bytes=result.interpret_bytes,
+                spec=shown(result.spec),
+                train_reward=result.train.reward_mean if result.train else None,
+                validation_reward=result.feedback,
+                validation_low=validation.reward_low if validation else None,
+                validation_high=validation.reward_high if validation else None,
+                flop_ratio=validation.flop_ratio if validation else None,
+                best_so_far=best,
+            )
         )
-    star, leaders = best_found(one), load_json(paths.metrics_file("leaderboard"))
+    star, leaders = best_found(one), LEADERBOARD.load()
     found = None
     if star is not None:
-        found = {"name": star["name"], "spec": shown(star["spec"]), "iteration": star["iteration"]}
-        found |= {"validation_reward": star["feedback"], "accepted": star["accepted"]}
-    return {
-        "campaign": name,
-        "researcher": one.researcher.name,
-        "seed": one.researcher.seed,
-        "iterations": iterations,
-        "incumbent": found,
-        "best_built_in": {k: leaders[0][k] for k in ("method", "reward_mean")} if leaders else None,
-        "openings": [{"campaign": name, "methods": e["methods"]} for e in one.journal.of("test_opened")],
-    }
+        found = Incumbent(
+            name=star.name,
+            spec=shown(star.spec),
+            iteration=star.iteration,
+            validation_reward=star.feedback or 0.0,
+            accepted=star.accepted,
+        )
+    return CampaignSummary(
+        campaign=name,
+        researcher=one.researcher.name,
+        seed=one.researcher.seed,
+        iterations=tuple(iterations),
+        incumbent=found,
+        best_built_in=BuiltIn(method=leaders[0].method, reward_mean=leaders[0].reward_mean) if leaders else None,
+        openings=tuple(Opening(campaign=name, methods=event.methods) for event in one.journal.of(TestOpened)),
+    )
 
 
 def campaign(
     researcher: str, budget: int, seed: int, name: str, progress: Progress = print, methods: Path | None = None
-) -> dict[str, Any]:
+) -> CampaignSummary:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
     Args:
@@ -152,7 +174,7 @@ def campaign(
     return summary(one, name)
 
 
-def run(config: Config, progress: Progress = print) -> dict[str, Any]:
+def run(config: Config, progress: Progress = print) -> CampaignSummary:
     """The campaign of the graph, and the sealed test split."""
     chosen, methods = settings()
     author = make_researcher(config.researcher, config.seed)
@@ -160,15 +182,15 @@ def run(config: Config, progress: Progress = print) -> dict[str, Any]:
     folder = paths.work_dir() / "campaigns" / key[:16]
     one, projection = _conduct(author, config.budget, folder, progress, key)
     test = score_test_split(one, methods, list_tasks("test"), chosen)
-    projection.test(test["rows"])
+    projection.test(test.rows)
     out = paths.campaign_dir("campaign")
     out.mkdir(parents=True, exist_ok=True)
     for file in ("events.jsonl", "theta.json"):
         shutil.copyfile(folder / file, out / file)
     result = summary(one, "campaign")
-    save_json(paths.metrics_file("campaign"), result)
-    save_json(paths.metrics_file("test"), test["rows"])
-    save_json(paths.metrics_file("test_per_task"), test["per_task"])
+    CAMPAIGN.save(result)
+    TEST.save(test.rows)
+    TEST_PER_TASK.save(test.per_task)
     shutil.rmtree(folder)
     return result
 

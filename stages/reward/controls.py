@@ -1,11 +1,11 @@
 """Controls that must come out right, as rows of the report: what was expected, what was found."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from stages.reward.judging import Judged, leaderboard_row, rounded
+from stages.contracts.reward_rows import ControlRow
+from stages.reward.judging import Judged, leaderboard_row
 from stages.reward.settings import RewardConfig
 
 __all__ = ["control_rows"]
@@ -13,7 +13,7 @@ __all__ = ["control_rows"]
 
 def control_rows(
     methods: Mapping[str, Sequence[Judged]], oracle: Sequence[Judged], config: RewardConfig
-) -> list[dict[str, Any]]:
+) -> tuple[ControlRow, ...]:
     """One row per control, over train and validation tasks together.
 
     - oracle: given the truth, explains at least 90% of its variance on every task;
@@ -24,39 +24,51 @@ def control_rows(
     """
     rows = []
     lowest = min(oracle, key=lambda judged: float(judged.assisted_score[0]))
+    found = float(lowest.assisted_score[0])
     rows.append(
-        _row(
-            "oracle",
-            "score >= 0.9 on every task",
-            float(lowest.assisted_score[0]),
-            float(lowest.assisted_score[0]) >= 0.9,
+        ControlRow(
+            control="oracle",
+            expected="score >= 0.9 on every task",
+            value=found,
+            passed=found >= 0.9,
+            detail=f"lowest on {lowest.task.name}",
         )
-        | {"detail": f"lowest on {lowest.task.name}"}
     )
     constant = max(_constant_score(judged) for judged in oracle)
-    rows.append(_row("constant predictor", "score 0 on every task", constant, constant < 1e-9))
+    rows.append(
+        ControlRow(
+            control="constant predictor", expected="score 0 on every task", value=constant, passed=constant < 1e-9
+        )
+    )
     for name, judged in methods.items():
         row = leaderboard_row(name, "all", judged, config.seed)
         if name == "nothing":
-            exact = row["reward_mean"] == row["reward_low"] == row["reward_high"] == 0.0
-            rows.append(_row(name, "reward 0", row["reward_mean"], exact))
+            exact = row.reward_mean == row.reward_low == row.reward_high == 0.0
+            rows.append(ControlRow(control=name, expected="reward 0", value=row.reward_mean, passed=exact))
         if name == "random_features":
             rows.append(
-                _row(name, "not better than nothing", row["reward_mean"], row["verdict"] != "better")
-                | {"low": row["reward_low"], "high": row["reward_high"]}
+                ControlRow(
+                    control=name,
+                    expected="not better than nothing",
+                    value=row.reward_mean,
+                    passed=row.verdict != "better",
+                    low=row.reward_low,
+                    high=row.reward_high,
+                )
             )
         # Compared with what the arm can do, not tested at 95% each: among eight of them one in three would fail by
         # luck.
-        inside = row["placebo_low"] <= row["noise_floor"]
         rows.append(
-            _row(f"placebo of {name}", "reward not above 0", row["placebo_reward"], inside)
-            | {"low": row["placebo_low"], "high": row["placebo_high"]}
+            ControlRow(
+                control=f"placebo of {name}",
+                expected="reward not above 0",
+                value=row.placebo_reward,
+                passed=row.placebo_low <= row.noise_floor,
+                low=row.placebo_low,
+                high=row.placebo_high,
+            )
         )
-    return [rounded(row) for row in rows]
-
-
-def _row(control: str, expected: str, value: float, passed: bool) -> dict[str, Any]:
-    return {"control": control, "expected": expected, "value": value, "passed": bool(passed)}
+    return tuple(row.rounded() for row in rows)
 
 
 def _constant_score(judged: Judged) -> float:

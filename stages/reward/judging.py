@@ -3,14 +3,15 @@
 Shape legend: W = resamples (row 0 the original), S = seeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.contracts.arms import ArmResult, Baseline, MethodArms
+from stages.contracts.record import Verdict
+from stages.contracts.reward_rows import BudgetRow, LeaderboardRow, TaskRow
 from stages.reward.formula import flop_reduction, reward
 from stages.reward.resampling import Resamples, interval, pooled, scores
 from stages.reward.settings import RewardConfig
@@ -19,9 +20,6 @@ from stages.tasks.storage import Task
 __all__ = ["Judged", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
 
 FloatArray = npt.NDArray[np.float64]
-Verdict = Literal["better", "not distinguishable", "worse"]
-PLACES = 6
-"""Decimal places of every number written: far below any interval, far above the last bits that machines differ in."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,16 @@ class Judged:
     placebo_reward: FloatArray
     aa_reward: FloatArray
     """Reward of the baseline arm against itself: noise. All (W,)."""
-    by_budget: list[dict[str, Any]]
-    """Scores with intervals, FLOPs and rungs of the three arms at each budget."""
+    by_budget: list[BudgetRow]
+    """The three arms at each budget, not rounded."""
 
     @property
     def flop_ratio(self) -> float:
         """Assisted over baseline FLOPs, each as shares of the budgets; 1% of a budget is added to both, since an arm
         may spend nothing at all."""
-        spent = {
-            arm: _mean([row[f"flops_{arm}"] / row["flops_budget"] for row in self.by_budget]) + 0.01
-            for arm in ("assisted", "baseline")
-        }
-        return spent["assisted"] / spent["baseline"]
+        assisted = _mean([row.flops_assisted / row.flops_budget for row in self.by_budget]) + 0.01
+        baseline = _mean([row.flops_baseline / row.flops_budget for row in self.by_budget]) + 0.01
+        return assisted / baseline
 
 
 def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig) -> Judged:
@@ -78,18 +74,25 @@ def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig
     by_budget = []
     for budget in dict.fromkeys(result.budget for result in baseline.first):
         at = [i for i, result in enumerate(baseline.first) if result.budget == budget]
-        row: dict[str, Any] = {"budget": budget, "flops_budget": _mean([baseline.first[i].budget_flops for i in at])}
+        numbers: dict[str, float] = {}
         for arm, values, results in (
             ("baseline", base, baseline.first),
             ("assisted", assisted, arms.assisted),
             ("placebo", placebo, arms.placebo),
         ):
-            row[f"{arm}_score"], row[f"{arm}_low"], row[f"{arm}_high"] = interval(
+            numbers[f"{arm}_score"], numbers[f"{arm}_low"], numbers[f"{arm}_high"] = interval(
                 resamples.mean(values[:, at], [results[i] for i in at])
             )
-            row[f"flops_{arm}"] = _mean([results[i].flops for i in at])
-            row[f"effort_{arm}"] = _mean([results[i].effort for i in at])
-        by_budget.append(row | {"used_answer": _mean([arms.assisted[i].used_answer for i in at])})
+            numbers[f"flops_{arm}"] = _mean([results[i].flops for i in at])
+            numbers[f"effort_{arm}"] = _mean([results[i].effort for i in at])
+        by_budget.append(
+            BudgetRow(
+                budget=budget,
+                flops_budget=_mean([baseline.first[i].budget_flops for i in at]),
+                used_answer=_mean([arms.assisted[i].used_answer for i in at]),
+                **numbers,
+            )
+        )
     return Judged(
         task,
         arms,
@@ -126,44 +129,44 @@ def _spread(prefix: str, draws: FloatArray) -> dict[str, float]:
     return {f"{prefix}_mean": point, f"{prefix}_low": low, f"{prefix}_high": high}
 
 
-def task_row(method: str, judged: Judged) -> dict[str, Any]:
+def task_row(method: str, judged: Judged) -> TaskRow:
     """One method on one task."""
     point, low, high = interval(judged.reward)
     floor = noise_floor(judged.aa_reward)
-    gain = judged.assisted_score - judged.baseline_score
-    facts: dict[str, Any] = {
-        "method": method,
-        "family": judged.task.family.name,
-        "target": judged.task.target_name,
-        "split": judged.task.split,
-        "status": judged.arms.status,
-        "reason": judged.arms.reason,
-        "n_instances": len(judged.arms.assisted[0].index),
-        "n_seeds": len({result.seed for result in judged.arms.assisted}),
-        "flops_baseline": _mean([row["flops_baseline"] for row in judged.by_budget]),
-        "flops_assisted": _mean([row["flops_assisted"] for row in judged.by_budget]),
-        "flops_placebo": _mean([row["flops_placebo"] for row in judged.by_budget]),
-        "flops_answer_target": judged.arms.target_flops,
-        "flops_answer_own": judged.arms.own_flops,
-        "flop_ratio": judged.flop_ratio,
-        "used_answer": _mean([result.used_answer for result in judged.arms.assisted]),
-        "effort_baseline": _mean([row["effort_baseline"] for row in judged.by_budget]),
-        "effort_assisted": _mean([row["effort_assisted"] for row in judged.by_budget]),
-        "noise_floor": floor,
-        "verdict": verdict(point, low, high, floor),
-    }
     numbers = (
         _spread("baseline_score", judged.baseline_score)
         | _spread("assisted_score", judged.assisted_score)
         | _spread("placebo_score", judged.placebo_score)
-        | _spread("gain", gain)
+        | _spread("gain", judged.assisted_score - judged.baseline_score)
         | _spread("reward", judged.reward)
         | _spread("placebo_reward", judged.placebo_reward)
     )
-    return rounded(facts | numbers) | {"by_budget": [rounded(row) for row in judged.by_budget]}
+    return TaskRow(
+        method=method,
+        family=judged.task.family.name,
+        target=judged.task.target_name,
+        split=judged.task.split,
+        status=judged.arms.status,
+        reason=judged.arms.reason,
+        n_instances=len(judged.arms.assisted[0].index),
+        n_seeds=len({result.seed for result in judged.arms.assisted}),
+        flops_baseline=_mean([row.flops_baseline for row in judged.by_budget]),
+        flops_assisted=_mean([row.flops_assisted for row in judged.by_budget]),
+        flops_placebo=_mean([row.flops_placebo for row in judged.by_budget]),
+        flops_answer_target=judged.arms.target_flops,
+        flops_answer_own=judged.arms.own_flops,
+        flop_ratio=judged.flop_ratio,
+        used_answer=_mean([result.used_answer for result in judged.arms.assisted]),
+        effort_baseline=_mean([row.effort_baseline for row in judged.by_budget]),
+        effort_assisted=_mean([row.effort_assisted for row in judged.by_budget]),
+        noise_floor=floor,
+        verdict=verdict(point, low, high, floor),
+        by_budget=tuple(row.rounded() for row in judged.by_budget),
+        **numbers,
+    ).rounded()
 
 
-def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int) -> dict[str, Any]:
+def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int) -> LeaderboardRow:
     """One method over all tasks of a split."""
 
     def over_tasks(draws: Sequence[FloatArray]) -> FloatArray:
@@ -176,35 +179,28 @@ def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int
     _, gain_low, gain_high = interval(gains)
     placebo_point, placebo_low, placebo_high = interval(placebo)
     statuses = [j.arms.status for j in judged]
-    worst = min(judged, key=lambda j: float(j.reward[0]))
-    return rounded(
-        {
-            "method": method,
-            "split": split,
-            "reward_mean": point,
-            "reward_low": low,
-            "reward_high": high,
-            "performance_gain": float(gains[0]),
-            "performance_gain_low": gain_low,
-            "performance_gain_high": gain_high,
-            "flop_ratio": float(np.exp(np.mean([np.log(j.flop_ratio) for j in judged]))),
-            "placebo_reward": placebo_point,
-            "placebo_low": placebo_low,
-            "placebo_high": placebo_high,
-            "noise_floor": floor,
-            "worst_task": worst.task.name,
-            "worst_task_reward": float(worst.reward[0]),
-            "n_tasks": len(judged),
-            "n_seeds": len({result.seed for result in judged[0].arms.assisted}),
-            "n_instances": sum(len(j.arms.assisted[0].index) for j in judged),
-            "n_declined": statuses.count("declined"),
-            "n_failed": statuses.count("failed"),
-            "status": "failed" if "failed" in statuses else "ok",
-            "verdict": verdict(point, low, high, floor),
-        }
-    )
-
-
-def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers to six places (adding 0.0 turns -0.0 into 0.0)."""
-    return {k: round(v, PLACES) + 0.0 if isinstance(v, float) else v for k, v in row.items()}
+    lowest = min(judged, key=lambda j: float(j.reward[0]))
+    return LeaderboardRow(
+        method=method,
+        split=split,
+        reward_mean=point,
+        reward_low=low,
+        reward_high=high,
+        performance_gain=float(gains[0]),
+        performance_gain_low=gain_low,
+        performance_gain_high=gain_high,
+        flop_ratio=float(np.exp(np.mean([np.log(j.flop_ratio) for j in judged]))),
+        placebo_reward=placebo_point,
+        placebo_low=placebo_low,
+        placebo_high=placebo_high,
+        noise_floor=floor,
+        worst_task=lowest.task.name,
+        worst_task_reward=float(lowest.reward[0]),
+        n_tasks=len(judged),
+        n_seeds=len({result.seed for result in judged[0].arms.assisted}),
+        n_instances=sum(len(j.arms.assisted[0].index) for j in judged),
+        n_declined=statuses.count("declined"),
+        n_failed=statuses.count("failed"),
+        status="failed" if "failed" in statuses else "ok",
+        verdict=verdict(point, low, high, floor),
+    ).rounded()

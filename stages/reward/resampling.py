@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from stages.base.intervals import percentile_interval
 from stages.contracts.arms import ArmResult
 from stages.tasks.storage import Task
 
 __all__ = ["Resamples", "interval", "pooled", "scores"]
 
 FloatArray = npt.NDArray[np.float64]
-LEVEL = 0.95
 
 
 class Resamples:
@@ -53,8 +53,7 @@ def interval(draws: FloatArray) -> tuple[float, float, float]:
 
     The interval is widened to hold the point, which a skewed distribution can leave just outside."""
     point = float(draws[0])
-    low, high = np.quantile(draws[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return point, min(float(low), point), max(float(high), point)
+    return point, *percentile_interval(draws[1:]).holding(point)
 
 
 def pooled(per_task: Sequence[FloatArray], rng: np.random.Generator) -> FloatArray:

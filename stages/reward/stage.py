@@ -4,32 +4,43 @@ Writes metrics/leaderboard.json (validation), train.json, per_task.json, sensiti
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
 from stages import tracking
 from stages.base import paths
-from stages.base.files import save_json
 from stages.base.params import load
+from stages.contracts.arms import MethodArms
+from stages.contracts.reward_rows import (
+    CONTROLS,
+    LEADERBOARD,
+    PER_TASK,
+    SENSITIVITY,
+    TRAIN,
+    LeaderboardRow,
+    RankRow,
+    RewardSettings,
+    SensitivityTable,
+    TauRow,
+)
 from stages.execution.results import load_arms, load_baseline
 from stages.reward.controls import control_rows
 from stages.reward.formula import FORMS, Form
-from stages.reward.judging import Judged, judge, leaderboard_row, rounded, task_row
+from stages.reward.judging import Judged, judge, leaderboard_row, task_row
 from stages.reward.settings import Config, RewardConfig
 from stages.tasks.storage import list_tasks, load_task
 
 __all__ = ["Config", "main", "run", "sensitivity"]
 
 
-def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(rows, key=lambda row: (-row["reward_mean"], row["method"]))
+def ranked(rows: Sequence[LeaderboardRow]) -> tuple[LeaderboardRow, ...]:
+    return tuple(sorted(rows, key=lambda row: (-row.reward_mean, row.method)))
 
 
 def sensitivity(
     judge_all: Mapping[tuple[Form, float], Mapping[str, Sequence[Judged]]], default: tuple[Form, float]
-) -> dict[str, Any]:
+) -> SensitivityTable:
     """Mean reward and rank of each method under every form and weight, and how far the ranking moves."""
     rows, taus = [], []
     reference: dict[str, float] = {}
@@ -40,12 +51,14 @@ def sensitivity(
         reference = reference or means
         names = sorted(means)
         tau = kendalltau([means[n] for n in names], [reference[n] for n in names]).statistic if len(names) > 1 else 1.0
-        taus.append(rounded({"form": form, "flop_weight": weight, "kendall_tau": float(np.nan_to_num(tau, nan=1.0))}))
+        agreement = float(np.nan_to_num(tau, nan=1.0))
+        taus.append(TauRow(form=form, flop_weight=weight, kendall_tau=agreement).rounded())
         rows += [
-            rounded({"form": form, "flop_weight": weight, "method": m, "reward_mean": means[m], "rank": i + 1})
+            RankRow(form=form, flop_weight=weight, method=m, reward_mean=means[m], rank=i + 1).rounded()
             for i, m in enumerate(order)
         ]
-    return {"default": {"form": default[0], "flop_weight": default[1]}, "rows": rows, "kendall_tau": taus}
+    chosen = RewardSettings(form=default[0], flop_weight=default[1])
+    return SensitivityTable(default=chosen, rows=tuple(rows), kendall_tau=tuple(taus))
 
 
 def run(config: Config) -> None:
@@ -54,31 +67,31 @@ def run(config: Config) -> None:
     arms = {m: {t.name: load_arms(paths.execution_dir(m), t.name) for t in tasks} for m in config.methods}
     oracle = {t.name: load_arms(paths.execution_dir("baseline") / "oracle", t.name) for t in tasks}
 
-    def judged(method_arms: Mapping[str, Any], settings: RewardConfig, split: str | None = None) -> list[Judged]:
+    def judged(method_arms: Mapping[str, MethodArms], settings: RewardConfig, split: str | None = None) -> list[Judged]:
         chosen = [task for task in tasks if split in (None, task.split)]
         return [judge(task, baselines[task.name], method_arms[task.name], settings) for task in chosen]
 
     everything = {method: judged(arms[method], config) for method in config.methods}
     numbers: dict[str, dict[str, float]] = {method: {} for method in config.methods}
-    for split, name in (("validation", "leaderboard"), ("train", "train")):
+    for split, file in (("validation", LEADERBOARD), ("train", TRAIN)):
         rows = [
             leaderboard_row(method, split, [j for j in of if j.task.split == split], config.seed)
             for method, of in everything.items()
         ]
-        save_json(paths.metrics_file(name), ranked(rows))
+        file.save(ranked(rows))
         for row in rows:
-            numbers[row["method"]] |= {f"{split}/{k}": float(v) for k, v in row.items() if isinstance(v, int | float)}
-        for row in ranked(rows) if split == "validation" else []:
+            numbers[row.method] |= {f"{split}/{k}": float(v) for k, v in row if isinstance(v, int | float)}
+        for row in ranked(rows) if split == "validation" else ():
             print(
-                f"{row['method']:<16} reward {row['reward_mean']:+.3f} [{row['reward_low']:+.3f},"
-                f" {row['reward_high']:+.3f}] {row['verdict']}",
+                f"{row.method:<16} reward {row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]"
+                f" {row.verdict}",
                 flush=True,
             )
-    per_task = [task_row(method, j) for method, of in everything.items() for j in of]
-    save_json(paths.metrics_file("per_task"), per_task)
-    for row in per_task:
-        task = f"{row['family']}.{row['target']}"
-        numbers[row["method"]] |= {f"{task}/{k}": row[k] for k in ("reward_mean", "gain_mean", "flop_ratio")}
+    per_task = tuple(task_row(method, j) for method, of in everything.items() for j in of)
+    PER_TASK.save(per_task)
+    for one in per_task:
+        wanted = {"reward_mean": one.reward_mean, "gain_mean": one.gain_mean, "flop_ratio": one.flop_ratio}
+        numbers[one.method] |= {f"{one.task}/{k}": value for k, value in wanted.items()}
     for method, metrics in numbers.items():
         with tracking.stage_run(f"method {method}", config.model_dump(exclude={"methods", "flop_weights"})) as log:
             log.tag({"lensmith.kind": "method", "method": method})
@@ -95,8 +108,8 @@ def run(config: Config) -> None:
         }
         for key in grid
     }
-    save_json(paths.metrics_file("sensitivity"), sensitivity(table, default))
-    save_json(paths.metrics_file("controls"), control_rows(everything, judged(oracle, config), config))
+    SENSITIVITY.save(sensitivity(table, default))
+    CONTROLS.save(control_rows(everything, judged(oracle, config), config))
 
 
 def main() -> None:

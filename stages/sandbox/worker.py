@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.contracts.dictionary import Dictionary
 from stages.contracts.method import Budget, Interpretation, Method
 from stages.contracts.target import (
     Corpus,
@@ -73,7 +74,7 @@ class RemoteAccess:
     def corpus(self, split: str = "train") -> Corpus:
         return self._call("corpus", split=split)  # type: ignore[no-any-return]
 
-    def dictionaries(self) -> dict[str, dict[str, Any]]:
+    def dictionaries(self) -> dict[str, Dictionary]:
         return self._call("dictionaries")  # type: ignore[no-any-return]
 
 

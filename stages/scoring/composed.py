@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from stages.base.params import Params
+from stages.contracts.dictionary import Dictionary
 from stages.contracts.method import (
     Answer,
     Budget,
@@ -97,7 +98,7 @@ class _OrderedSae(Sae):
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
         return super().interpret(_WithDictionaries(target, self._train(target, budget)), budget)
 
-    def _train(self, target: TargetAccess, budget: Budget) -> dict[str, dict[str, Any]]:
+    def _train(self, target: TargetAccess, budget: Budget) -> dict[str, Dictionary]:
         settings = self.spec.dictionary
         assert settings is not None, "an ordered dictionary needs its settings"
         names = hook_names(target.spec, self.spec.roles.split("+"))
@@ -108,11 +109,11 @@ class _OrderedSae(Sae):
 
 
 class _WithDictionaries(SharedForward):
-    def __init__(self, access: TargetAccess, dictionaries: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, access: TargetAccess, dictionaries: dict[str, Dictionary]) -> None:
         super().__init__(access, [hook.name for hook in access.spec.hooks])
         self._given = dictionaries
 
-    def dictionaries(self) -> dict[str, dict[str, Any]]:
+    def dictionaries(self) -> dict[str, Dictionary]:
         return self._given
 
 

@@ -12,18 +12,16 @@ it before they were frozen (the idea of Fiat and Shamir 1986), and the stage sta
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from joblib import delayed
 
-from stages.base import paths
-from stages.base.files import load_json, save_json
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
+from stages.contracts.journal import CAMPAIGN
 from stages.contracts.outcomes import Outcome
+from stages.contracts.reward_rows import FRESH, FreshRow
 from stages.contracts.target import Target
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
@@ -36,34 +34,11 @@ from stages.scoring.stage import stage_frozen
 from stages.tasks.generation import make
 from stages.tasks.storage import Task, list_tasks
 
-__all__ = ["FreshGap", "fresh_gap", "fresh_task", "main", "run"]
+__all__ = ["fresh_gap", "fresh_task", "main", "run"]
 
 N_FRESH = 40
 DRAWS = 400
 FloatArray = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class FreshGap:
-    """Score on old against new instances of one task."""
-
-    task: str
-    outcome: Outcome
-    reason: str = ""
-    old: float = 0.0
-    fresh: float = 0.0
-    gap: float = 0.0
-    gap_low: float = 0.0
-    """95%, bootstrap over instances."""
-    gap_high: float = 0.0
-    n_old: int = 0
-    n_fresh: int = 0
-
-    def facts(self) -> dict[str, str | int | float]:
-        """As JSON: the numbers where there are any, else the reason."""
-        values = asdict(self)
-        left_out = {"reason"} if self.outcome == "ok" else set(values) - {"task", "outcome", "reason"}
-        return {key: value for key, value in values.items() if key not in left_out}
 
 
 def fresh_task(task: Task, target: Target, n: int = N_FRESH, seed: int | None = None) -> Task:
@@ -75,7 +50,7 @@ def fresh_task(task: Task, target: Target, n: int = N_FRESH, seed: int | None = 
 
 def fresh_gap(
     host: Host, candidate: Candidate, frozen: Frozen, old: Answered, task: Task, target: Target
-) -> FreshGap | None:
+) -> FreshRow | None:
     """Score on old against new instances of one task; None where the method did not answer.
 
     Meant to be ``evaluate``'s ``extra``: the answer to the old instances is there already.
@@ -86,7 +61,7 @@ def fresh_gap(
     fresh = fresh_task(task, target)
     new = host.ask(candidate, frozen, fresh, target)
     if new.status != "ok" or new.rows is None:
-        return FreshGap(task.name, new.status, new.reason)
+        return FreshRow(task=task.name, outcome=new.status, reason=new.reason)
     return _gap(task, _draws(task, fresh, old.rows, new.rows, chosen), fresh, chosen)
 
 
@@ -114,9 +89,10 @@ def _draws(task: Task, fresh: Task, old: FloatArray, new: FloatArray, chosen: Se
     return np.stack(draws)
 
 
-def _gap(task: Task, draws: FloatArray, fresh: Task, chosen: Settings) -> FreshGap:
+def _gap(task: Task, draws: FloatArray, fresh: Task, chosen: Settings) -> FreshRow:
     n_old = len(split(task, 0, chosen.execution)[1])
-    return FreshGap(task.name, "ok", "", n_old=n_old, n_fresh=fresh.instances.n, **_numbers(draws))
+    row = FreshRow(task=task.name, outcome="ok", n_old=n_old, n_fresh=fresh.instances.n)
+    return row.model_copy(update=_numbers(draws))
 
 
 def _numbers(draws: FloatArray) -> dict[str, float]:
@@ -128,23 +104,24 @@ def _numbers(draws: FloatArray) -> dict[str, float]:
 
 def _on_task(
     contenders: Sequence[Candidate], frozen: Mapping[str, Frozen], family: str, target: str, seed: int, chosen: Settings
-) -> list[tuple[str, str, FreshGap, FloatArray | None]]:
+) -> list[tuple[str, str, FreshRow, FloatArray | None]]:
     """All methods on one task: (method, split, its gap, the draws behind it)."""
     task, model = cached_task(family, target), cached_target(target)
     fresh, host = fresh_task(task, model, seed=seed), InProcess(chosen.interpretation)
-    found: list[tuple[str, str, FreshGap, FloatArray | None]] = []
+    found: list[tuple[str, str, FreshRow, FloatArray | None]] = []
     for one in contenders:
         old, new = (host.ask(one, frozen[one.name], of, model) for of in (task, fresh))
         worse = old if old.status != "ok" else new
         if old.rows is None or new.rows is None:
-            found.append((one.name, task.split, FreshGap(task.name, worse.status, worse.reason), None))
+            nothing = FreshRow(task=task.name, outcome=worse.status, reason=worse.reason)
+            found.append((one.name, task.split, nothing, None))
             continue
         draws = _draws(task, fresh, old.rows, new.rows, chosen)
         found.append((one.name, task.split, _gap(task, draws, fresh, chosen), draws))
     return found
 
 
-def run() -> list[dict[str, Any]]:
+def run() -> tuple[FreshRow, ...]:
     """Stage ``fresh``: rows of metrics/fresh.json, one per method and task, and one per method over all (task "all").
 
     The row of all tasks is the mean over the tasks the method answered; instances are resampled within each task.
@@ -154,9 +131,9 @@ def run() -> list[dict[str, Any]]:
     targets = sorted({target for _, target in tasks})
     contenders = [Candidate(name, name) for name in methods]
     frozen = {name: stage_frozen(name, targets) for name in methods}
-    star = load_json(paths.require(paths.metrics_file("campaign"), "research"))["incumbent"]
+    star = CAMPAIGN.load().incumbent
     if star is not None:
-        found = candidate_of(from_json(star["spec"]), star["name"])
+        found = candidate_of(from_json(star.spec), star.name)
         contenders.append(found)
         frozen[found.name] = InProcess(chosen.interpretation).freeze(found, targets)
     sha = hashlib.sha256()
@@ -169,19 +146,19 @@ def run() -> list[dict[str, Any]]:
         for family, target in tasks
     )
     flat = [row for of_task in done for row in of_task]
-    rows = [{"method": method, "split": split_name, **gap.facts()} for method, split_name, gap, _ in flat]
+    rows = [gap.model_copy(update={"method": method, "split": split_name}) for method, split_name, gap, _ in flat]
     for one in contenders:
         draws = [draws for method, _, _, draws in flat if method == one.name and draws is not None]
-        about = {"method": one.name, "task": "all", "split": "all", "n_tasks": len(draws)}
-        numbers = {"outcome": "ok", **_numbers(np.mean(draws, axis=0))} if draws else {"outcome": "declined"}
-        rows.append(about | numbers)
-    rows.sort(key=lambda row: (row["task"] != "all", row["task"], row["method"]))
-    save_json(paths.metrics_file("fresh"), rows)
-    return rows
+        outcome: Outcome = "ok" if draws else "declined"
+        over_all = FreshRow(method=one.name, task="all", split="all", n_tasks=len(draws), outcome=outcome)
+        rows.append(over_all.model_copy(update=_numbers(np.mean(draws, axis=0)) if draws else {}))
+    ordered = tuple(sorted(rows, key=lambda row: (row.task != "all", row.task, row.method or "")))
+    FRESH.save(ordered)
+    return ordered
 
 
 def main() -> None:
     for row in run():
-        if row["task"] == "all":
-            gap = row.get("gap", "-")
-            print(f"{row['method']}: {row['outcome']}, gap {gap} over {row['n_tasks']} tasks", flush=True)
+        if row.task == "all":
+            gap = "-" if row.gap is None else row.gap
+            print(f"{row.method}: {row.outcome}, gap {gap} over {row.n_tasks} tasks", flush=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from stages import tracking
 from stages.base import paths
-from stages.base.files import load_json
 from stages.base.processes import process_pool
 from stages.contracts.method import Method
+from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.loading import method_name
 from stages.interpretation.methods import METHODS
@@ -22,7 +22,7 @@ from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.scoring.cached import jobs
 from stages.scoring.candidate import Candidate, Host, Source
 from stages.scoring.evaluate import Evaluation, evaluate
-from stages.scoring.fresh import FreshGap, fresh_gap
+from stages.scoring.fresh import fresh_gap
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
 from stages.scoring.judge import judge_arms
@@ -86,7 +86,7 @@ def score_method(
         raise InfraError(f"no process for the method could be made ({error}): run it again") from error
     progress(f"answers, assisted and placebo arms on {len(tasks)} tasks")
     with process_pool(jobs()) as pool:
-        done: Evaluation[FreshGap] = evaluate(
+        done: Evaluation[FreshRow] = evaluate(
             candidate, tasks, host, chosen.execution, pool=pool, frozen=frozen, extra=fresh_gap if fresh else None
         )
     if not done.results:
@@ -95,8 +95,8 @@ def score_method(
     if done.scored:
         judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    rows = mine + _built_in_rows()
-    rows.sort(key=lambda row: (row["split"], -row["reward_mean"], row["method"]))
+    rows = [*mine, *_built_in_rows()]
+    rows.sort(key=lambda row: (row.split, -row.reward_mean, row.method))
     meters = [{"task": one.task, "outcome": one.answered.status, **one.answered.meters} for one in done.results]
     return {
         "method": name,
@@ -111,8 +111,8 @@ def score_method(
         "meters": meters,
         "fresh_gap": [one.extra.facts() for one in done.results if one.extra is not None],
         "calibration": rates.facts(),
-        "verdict": mine[-1]["verdict"] if mine else done.outcome,
-        "verdict_text": verdict_text(mine[-1], judged[mine[-1]["split"]])
+        "verdict": mine[-1].verdict if mine else done.outcome,
+        "verdict_text": verdict_text(mine[-1], judged[mine[-1].split])
         if mine
         else f"{name} is {done.outcome}, which is no score: {done.reason}."
         + ("" if done.outcome == "void" else " That is not the method's fault: run it again."),
@@ -138,10 +138,9 @@ def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
     return Candidate(path.stem, Source.of(path))
 
 
-def _built_in_rows() -> list[dict[str, Any]]:
+def _built_in_rows() -> list[LeaderboardRow]:
     """Rows of the built-in methods on both splits; none where they have not been scored."""
-    files = [paths.metrics_file(name) for name in ("train", "leaderboard")]
-    return [row for file in files if file.is_file() for row in load_json(file)]
+    return [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]
 
 
 def _keep(name: str, outcome: str, meters: list[dict[str, Any]], rates: Calibration) -> str:
@@ -159,7 +158,7 @@ def _keep(name: str, outcome: str, meters: list[dict[str, Any]], rates: Calibrat
     return file.relative_to(paths.root()).as_posix()
 
 
-def verdict_text(row: dict[str, Any], judged: Sequence[Judged]) -> str:
+def verdict_text(row: LeaderboardRow, judged: Sequence[Judged]) -> str:
     """One plain sentence or three about the validation row."""
     words = {
         "better": "better than the baseline, beyond the noise floor",
@@ -167,16 +166,16 @@ def verdict_text(row: dict[str, Any], judged: Sequence[Judged]) -> str:
         "not distinguishable": "not distinguishable from the baseline",
     }
     text = (
-        f"{row['method']} is {words[row['verdict']]} on held-out families: reward {row['reward_mean']:+.3f}"
-        f" [{row['reward_low']:+.3f}, {row['reward_high']:+.3f}], noise floor {row['noise_floor']:.3f},"
-        f" n = {row['n_tasks']} tasks x {row['n_seeds']} seeds."
+        f"{row.method} is {words[row.verdict]} on held-out families: reward {row.reward_mean:+.3f}"
+        f" [{row.reward_low:+.3f}, {row.reward_high:+.3f}], noise floor {row.noise_floor:.3f},"
+        f" n = {row.n_tasks} tasks x {row.n_seeds} seeds."
     )
-    as_well = row["placebo_reward"] >= row["reward_mean"] - row["noise_floor"]
+    as_well = row.placebo_reward >= row.reward_mean - row.noise_floor
     text += (
         f" Its placebo, the same answers in shuffled order, {'did as well' if as_well else 'did not do as well'}"
-        f" ({row['placebo_reward']:+.3f} [{row['placebo_low']:+.3f}, {row['placebo_high']:+.3f}])."
+        f" ({row.placebo_reward:+.3f} [{row.placebo_low:+.3f}, {row.placebo_high:+.3f}])."
     )
-    if as_well and row["verdict"] == "better":
+    if as_well and row.verdict == "better":
         text += " So what helped is not what the answers say."
     failed = [f"{j.task.name} ({j.arms.reason})" for j in judged if j.arms.status == "failed"]
     if failed:

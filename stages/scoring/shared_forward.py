@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.contracts.dictionary import Dictionary
 from stages.contracts.target import (
     Forward,
     Gradients,
@@ -58,5 +59,5 @@ class SharedForward:
     def corpus(self, split: Any = "train") -> Any:
         return self._access.corpus(split)
 
-    def dictionaries(self) -> dict[str, dict[str, Any]]:
+    def dictionaries(self) -> dict[str, Dictionary]:
         return self._access.dictionaries()

@@ -1,6 +1,5 @@
 """What `lensmith dictionaries` shows and does: list, train, evaluate and compare dictionaries."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,8 +7,10 @@ import torch
 from stages.activations.cache import ActivationCache
 from stages.activations.order import generator_for
 from stages.base import paths
-from stages.base.intervals import estimate, over_items
+from stages.base.intervals import over_items
 from stages.base.params import load
+from stages.contracts.dictionary_rows import DICTIONARY_METRICS, Measured
+from stages.contracts.record import Estimate, Record
 from stages.dictionaries.evaluation.baselines import BASELINES, baseline
 from stages.dictionaries.evaluation.evaluate import (
     codec_of,
@@ -21,7 +22,7 @@ from stages.dictionaries.evaluation.evaluate import (
     raw_probe,
 )
 from stages.dictionaries.evaluation.geometry import MATCHED, matched_cosines, random_likeness
-from stages.dictionaries.evaluation.rows import Row, finish
+from stages.dictionaries.evaluation.rows import with_nulls
 from stages.dictionaries.stage import Config
 from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
 from stages.dictionaries.training.train import recipe_for, train
@@ -33,7 +34,81 @@ __all__ = ["compare_dictionaries", "evaluate_dictionary", "list_dictionaries", "
 SHOWN = ("l0", "explained_variance", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
 
 
-def list_dictionaries() -> list[Row]:
+class ListedDictionary(Record):
+    """A saved dictionary with its headline metrics."""
+
+    name: str
+    """<target>/<hook point>/<architecture>."""
+    d: int
+    """Width of the activations."""
+    n_latents: int
+    """Size of the dictionary."""
+    l0: float | None
+    """Mean number of active latents per row; null where it was not measured, as below."""
+    explained_variance: float | None
+    """Share of the activations' variance that the reconstruction explains."""
+    dead_ratio: float | None
+    """Share of latents that never fire on held-out rows."""
+    loss_recovered: float | None
+    """Share of the loss that zero ablation costs which the reconstruction recovers."""
+    monosemanticity: float | None
+    """Likeness of the images a latent fires for."""
+    probe_full: float | None
+    """Accuracy of a class probe on all latents."""
+
+
+class EvaluatedDictionary(Measured):
+    """Every metric of one saved dictionary, wherever it comes from."""
+
+    target: str
+    """Model whose activations it is of."""
+    hook_point: str
+    """Where those activations are read."""
+    architecture: str
+    """The form in which it is saved."""
+    n_latents: int
+    """Size of the dictionary."""
+    probe_raw: Estimate
+    """Accuracy of the full probe on the activations themselves."""
+    folder: str | None = None
+    """Where it was saved, if it was trained just now."""
+    seed: int | None = None
+    """Of its initial weights and the order of rows, if it was trained just now."""
+
+
+class ComparedMetric(Record):
+    """One metric of two dictionaries."""
+
+    metric: str
+    """Its name."""
+    one: float | None
+    """Of the first."""
+    other: float | None
+    """Of the second."""
+    one_interval: tuple[float | None, float | None]
+    """95% interval of the first."""
+    other_interval: tuple[float | None, float | None]
+    """95% interval of the second."""
+
+
+class Comparison(Record):
+    """Two dictionaries of one width."""
+
+    one: str
+    """Name of the first."""
+    other: str
+    """Name of the second."""
+    n_matched: int
+    """Pairs of live latents that were matched."""
+    likeness: Estimate
+    """Mean cosine of the matched pairs; the null is that of random directions in the same numbers."""
+    share_matched: Estimate
+    """Share of the pairs whose cosine is high enough to count as the same latent."""
+    metrics: tuple[ComparedMetric, ...]
+    """Every metric of both."""
+
+
+def list_dictionaries() -> list[ListedDictionary]:
     """Saved dictionaries of all targets, with their headline metrics.
 
     Raises:
@@ -44,12 +119,14 @@ def list_dictionaries() -> list[Row]:
     for file in sorted(base.glob(f"*/*/*/{CFG}")):
         target, hook, architecture = file.parts[-4:-1]
         metrics = base / target / "metrics.json"
-        measured = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else []
-        of = [row for row in measured if (row["hook_point"], row["architecture"]) == (hook, architecture)]
-        cfg = json.loads(file.read_text(encoding="utf-8"))
-        row: Row = {"name": f"{target}/{hook}/{architecture}", "d": cfg["d_in"], "n_latents": cfg["d_sae"]}
-        first = min(of, key=lambda one: int(one["seed"]), default=None)
-        rows.append(row | {name: first[name]["value"] if first else None for name in SHOWN})
+        measured = DICTIONARY_METRICS.load(metrics) if metrics.is_file() else ()
+        of = [row for row in measured if (row.hook_point, row.architecture) == (hook, architecture)]
+        cfg = load_dictionary(file.parent)["cfg"]
+        first = min(of, key=lambda one: one.seed, default=None)
+        found = {name: first.metrics()[name].value if first else None for name in SHOWN}
+        rows.append(
+            ListedDictionary(name=f"{target}/{hook}/{architecture}", d=cfg["d_in"], n_latents=cfg["d_sae"], **found)
+        )
     if not rows:
         raise UserError(f"{base} holds no dictionary: `lensmith run` or `lensmith dictionaries train` makes them")
     return rows
@@ -76,7 +153,7 @@ def _place(folder: Path) -> tuple[str, str]:
 def train_one(
     target_name: str, hook: str, architecture: str, *, n_latents: int, sparsity: float, steps: int, batch: int,
     lr: float, seed: int, out: Path,
-) -> Row:  # fmt: skip
+) -> EvaluatedDictionary:  # fmt: skip
     """Train one dictionary on a target's cache, save it, measure what was saved.
 
     Raises:
@@ -96,10 +173,12 @@ def train_one(
         recipe = recipe_for(architecture, n_latents, sparsity, steps, batch, lr)
         dictionary = train(cache.read().acts, recipe, seed, metadata=about)
     save_dictionary(dictionary, out)
-    return {"folder": str(out), "seed": seed} | evaluate_dictionary(str(out), seed=seed)
+    return evaluate_dictionary(str(out), seed=seed).model_copy(update={"folder": str(out), "seed": seed})
 
 
-def evaluate_dictionary(name: str, target: str | None = None, hook: str | None = None, seed: int = 0) -> Row:
+def evaluate_dictionary(
+    name: str, target: str | None = None, hook: str | None = None, seed: int = 0
+) -> EvaluatedDictionary:
     """All metrics of a saved dictionary on held-out rows of its target, next to those of a random one of its L0.
 
     Args:
@@ -117,39 +196,51 @@ def evaluate_dictionary(name: str, target: str | None = None, hook: str | None =
     if codec.decoder.shape[1] != held.rows.acts.shape[1]:
         raise UserError(f"{folder} takes rows of {codec.decoder.shape[1]}, {hook} has {held.rows.acts.shape[1]}")
     values = evaluate(codec, held, config.n_resamples, seed)
-    k = max(1, min(codec.n_latents, round(values["l0"]["value"])))
+    assert values.l0.value is not None, "the number of active latents is always defined"
+    k = max(1, min(codec.n_latents, round(values.l0.value)))
     train_acts = ActivationCache.open(made.name, hook, "train", digest=made.digest).read().acts
     null = random_dictionary(train_acts, codec.n_latents, k, seed)
-    nulls = evaluate(codec_of(null), held, config.n_resamples, seed)
-    about = {"target": target, "hook_point": hook, "n_latents": codec.n_latents,
-             "architecture": load_dictionary(folder)["cfg"]["architecture"]}  # fmt: skip
-    return about | finish(values, nulls, raw_probe(held))
+    beside = with_nulls(values, evaluate(codec_of(null), held, config.n_resamples, seed))
+    return EvaluatedDictionary(
+        target=target,
+        hook_point=hook,
+        architecture=load_dictionary(folder)["cfg"]["architecture"],
+        n_latents=codec.n_latents,
+        probe_raw=Estimate.of(raw_probe(held)),
+        **dict(beside),
+    )
 
 
-def compare_dictionaries(one: str, other: str) -> Row:
+def compare_dictionaries(one: str, other: str) -> Comparison:
     """Every metric of both, and how alike their live latents are, next to random directions in the same numbers."""
     folders = _folder(one), _folder(other)
     rows = [evaluate_dictionary(str(folder)) for folder in folders]
     config = load("dictionaries", Config)
     decoders = []
     for folder, row in zip(folders, rows, strict=True):
-        held = held_out(load_target(row["target"]), row["hook_point"], config.n_probe_rows)
+        held = held_out(load_target(row.target), row.hook_point, config.n_probe_rows)
         decoders.append(live_decoder(load_codec(folder), held))
     if decoders[0].shape[1] != decoders[1].shape[1]:
         raise UserError(f"{one} takes rows of {decoders[0].shape[1]}, {other} of {decoders[1].shape[1]}")
     cosines, generator = matched_cosines(*decoders), generator_for("compare intervals")
     null = random_likeness(len(decoders[0]), len(decoders[1]), decoders[0].shape[1], generator_for("compare"))
-    names = [name for name, value in rows[0].items() if isinstance(value, dict) and isinstance(rows[1].get(name), dict)]
-    return {
-        "one": one, "other": other, "n_matched": len(cosines),
-        "likeness": estimate(*over_items(cosines, config.n_resamples, generator), null.mcc),
-        "share_matched": estimate(
+    theirs = rows[1].metrics()
+    return Comparison(
+        one=one,
+        other=other,
+        n_matched=len(cosines),
+        likeness=Estimate.of(*over_items(cosines, config.n_resamples, generator), null.mcc),
+        share_matched=Estimate.of(
             *over_items((cosines >= MATCHED).double(), config.n_resamples, generator), null.matched
         ),
-        "metrics": [
-            {"metric": name, "one": rows[0][name]["value"], "other": rows[1][name]["value"],
-             "one_interval": [rows[0][name]["low"], rows[0][name]["high"]],
-             "other_interval": [rows[1][name]["low"], rows[1][name]["high"]]}
-            for name in names
-        ],
-    }  # fmt: skip
+        metrics=tuple(
+            ComparedMetric(
+                metric=name,
+                one=mine.value,
+                other=theirs[name].value,
+                one_interval=(mine.low, mine.high),
+                other_interval=(theirs[name].low, theirs[name].high),
+            )
+            for name, mine in rows[0].metrics().items()
+        ),
+    )

@@ -12,14 +12,15 @@ Shape legend: N = rows, D = width of the input, O = width of the output, F = lat
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stages.activations.cache import ActivationCache
 from stages.activations.order import generator_for
-from stages.base.intervals import estimate, percentiles, resamples
+from stages.base.intervals import percentile_interval, resamples
+from stages.contracts.dictionary import Dictionary
+from stages.contracts.record import Estimate, Record
 from stages.dictionaries.architectures.codec import decode, encode
 from stages.dictionaries.evaluation.metrics import dead_ratio, explained_variance, l0
 from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
@@ -32,6 +33,33 @@ __all__ = ["aligned", "train_between", "train_transcoder", "transcode"]
 
 N_RESAMPLES = 200
 """Bootstrap resamples of the intervals of ``train_between``."""
+
+
+class TranscoderRow(Record):
+    """One saved transcoder and its metrics on held-out rows."""
+
+    folder: str
+    """Where it was saved."""
+    target: str
+    """Model."""
+    hook_point: str
+    """What it reads."""
+    hook_point_out: str
+    """What it predicts."""
+    seed: int
+    """Of its initial weights and the order of rows."""
+    architecture: str
+    """The form in which it is saved."""
+    n_latents: int
+    """Size of the transcoder."""
+    n_validation_rows: int
+    """Held-out activation rows."""
+    explained_variance: Estimate
+    """Share of the output's variance that is predicted; the null is the linear map fitted by least squares."""
+    l0: Estimate
+    """Mean number of active latents per row."""
+    dead_ratio: Estimate
+    """Share of latents that never fire on held-out rows."""
 
 
 def aligned(one: ActivationCache, other: ActivationCache) -> tuple[Tensor, Tensor]:
@@ -67,7 +95,7 @@ def train_transcoder(
     log_every: int = 50,
     checkpoint: Path | None = None,
     checkpoint_every: int = 1000,
-) -> dict[str, Any]:
+) -> Dictionary:
     """Train one transcoder.
 
     Args:
@@ -89,7 +117,7 @@ def train_transcoder(
     )  # fmt: skip
 
 
-def transcode(transcoder: dict[str, Any], inputs: Tensor) -> tuple[Tensor, Tensor]:
+def transcode(transcoder: Dictionary, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """(N, F) latents and (N, O) outputs of (N, D) inputs, in plain torch operations."""
     latents = encode(transcoder, inputs)
     made = decode(transcoder, latents)
@@ -113,12 +141,8 @@ def train_between(
     seed: int,
     out: Path,
     checkpoint: Path | None = None,
-) -> dict[str, Any]:
+) -> TranscoderRow:
     """Train a transcoder from one cached hook point of a target to another, save it, measure what was saved.
-
-    Returns:
-        Folder and settings, and on held-out rows ``explained_variance`` of the output hook point (null: the linear map
-        fitted by least squares), ``l0`` and ``dead_ratio``.
 
     Raises:
         UserError: a value out of range, a hook point that is not cached or has other positions, an output folder that
@@ -152,15 +176,21 @@ def train_between(
     error = per_example((predicted - y_held).square().sum(1))
     total = per_example((y_held - y_held.mean(0)).square().sum(1))
     active = per_example((latents != 0).sum(1)) / per_example(torch.ones(len(latents)))
-    return {
-        "folder": str(out), "target": target.name, "hook_point": hook, "hook_point_out": to, "seed": seed,
-        "architecture": made["cfg"]["architecture"], "n_latents": n_latents, "n_validation_rows": len(x_held),
-        "explained_variance": estimate(
-            explained_variance(y_held, predicted), *percentiles(1.0 - error / total), null
+    return TranscoderRow(
+        folder=str(out),
+        target=target.name,
+        hook_point=hook,
+        hook_point_out=to,
+        seed=seed,
+        architecture=made["cfg"]["architecture"],
+        n_latents=n_latents,
+        n_validation_rows=len(x_held),
+        explained_variance=Estimate.of(
+            explained_variance(y_held, predicted), *percentile_interval(1.0 - error / total), null
         ),
-        "l0": estimate(l0(latents), *percentiles(active)),
-        "dead_ratio": estimate(dead_ratio(latents)),
-    }  # fmt: skip
+        l0=Estimate.of(l0(latents), *percentile_interval(active)),
+        dead_ratio=Estimate.of(dead_ratio(latents)),
+    )
 
 
 def _linear(inputs: Tensor, outputs: Tensor, held: Tensor) -> Tensor:

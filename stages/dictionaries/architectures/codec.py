@@ -6,11 +6,11 @@ Shape legend: N = rows, D = width, F = latents.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from stages.contracts.dictionary import Dictionary
 from stages.dictionaries.architectures.custom_objectives import ACTIVATIONS, Activation, chosen
 from stages.errors import UserError
 
@@ -23,7 +23,7 @@ ENCODERS = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursui
 matryoshka ones are saved as jumprelu, their threshold fixed."""
 
 
-def encode(dictionary: Mapping[str, Any], acts: Tensor, activations: Mapping[str, Activation] | None = None) -> Tensor:
+def encode(dictionary: Dictionary, acts: Tensor, activations: Mapping[str, Activation] | None = None) -> Tensor:
     """Latents of activations.
 
     Args:
@@ -48,7 +48,7 @@ def encode(dictionary: Mapping[str, Any], acts: Tensor, activations: Mapping[str
     centred = acts - dictionary["b_dec"] if cfg["apply_b_dec_to_input"] else acts
     if kind == "matching_pursuit":
         return _pursued(dictionary, centred)
-    bias: Tensor = dictionary["b_gate" if kind == "gated" else "b_enc"]
+    bias = dictionary["b_gate"] if kind == "gated" else dictionary["b_enc"]
     pre_NF: Tensor = centred @ dictionary["W_enc"] + bias
     match kind:
         case "standard":
@@ -78,7 +78,7 @@ def latent_kind(architecture: str) -> str:
     return kind or "standard"
 
 
-def _pursued(dictionary: Mapping[str, Any], centred: Tensor) -> Tensor:
+def _pursued(dictionary: Dictionary, centred: Tensor) -> Tensor:
     """Latents of matching pursuit (``pursuit``); rows that have stopped go on with value 0."""
     cfg = dictionary["cfg"]
     w_dec: Tensor = dictionary["W_dec"]
@@ -97,7 +97,7 @@ def _pursued(dictionary: Mapping[str, Any], centred: Tensor) -> Tensor:
     return latents
 
 
-def decode(dictionary: Mapping[str, Any], latents: Tensor) -> Tensor:
+def decode(dictionary: Dictionary, latents: Tensor) -> Tensor:
     """Reconstruction (N, D) of latents (N, F); of a transcoder, its output without a skip connection's part."""
     cfg = dictionary["cfg"]
     w_dec: Tensor = dictionary["W_dec"]

@@ -7,12 +7,12 @@ Shape legend: N = rows, D = width, F = latents.
 """
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from stages.activations.order import generator_for
+from stages.contracts.dictionary import Dictionary, DictionaryConfig
 from stages.errors import UserError
 
 __all__ = ["BASELINES", "baseline", "directions_of"]
@@ -48,7 +48,7 @@ def directions_of(name: str, acts: Tensor, n_directions: int, seed: int) -> Tens
     return torch.nn.functional.normalize(found[:n_directions], dim=-1).float()
 
 
-def baseline(name: str, acts: Tensor, n_latents: int, k: int, seed: int) -> dict[str, Any]:
+def baseline(name: str, acts: Tensor, n_latents: int, k: int, seed: int) -> Dictionary:
     """A dictionary of at most ``n_latents`` signed directions, of which a row keeps k.
 
     A direction and its negative are two latents. Orthogonal directions are read by projection, those of ICA with their
@@ -63,7 +63,7 @@ def baseline(name: str, acts: Tensor, n_latents: int, k: int, seed: int) -> dict
     if not 1 <= k <= 2 * n:
         raise UserError(f"k = {k} of {2 * n} latents ({n} directions, both signs) is out of range")
     reading = torch.linalg.pinv(directions.double()).float() if name == "ica" else directions.T
-    cfg: dict[str, Any] = {
+    cfg: DictionaryConfig = {
         "architecture": "topk", "k": k, "d_in": acts.shape[1], "d_sae": 2 * n, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
         "rescale_acts_by_decoder_norm": False, "metadata": {"training_architecture": name},

@@ -5,7 +5,7 @@ Shape legend: R = rows, D = width, F = latents, N = examples, C = outputs.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,10 @@ from torch import Tensor
 from stages.activations.cache import ActivationCache, Rows
 from stages.activations.order import generator_for
 from stages.activations.writer import rows_of
-from stages.base.intervals import (
-    estimate,
-    over_items,
-    percentiles,
-    resamples,
-)
+from stages.base.intervals import Interval, over_items, percentile_interval, resamples
+from stages.contracts.dictionary import Dictionary
+from stages.contracts.dictionary_rows import Measured
+from stages.contracts.record import Estimate
 from stages.contracts.target import Target
 from stages.dictionaries.architectures.codec import OWN, decode, encode
 from stages.dictionaries.evaluation import geometry, metrics
@@ -136,7 +134,7 @@ def load_codec(folder: Path) -> Codec:
     return Codec(sae.encode, sae.decode, sae.W_dec.detach())
 
 
-def codec_of(dictionary: Mapping[str, Any]) -> Codec:
+def codec_of(dictionary: Dictionary) -> Codec:
     """A dictionary in memory, through this room's own operations."""
     return Codec(functools.partial(encode, dictionary), functools.partial(decode, dictionary), dictionary["W_dec"])
 
@@ -148,7 +146,7 @@ def live_decoder(codec: Codec, held: HeldOut) -> Tensor:
     return codec.decoder[fired]
 
 
-def random_dictionary(acts: Tensor, n_latents: int, k: int, seed: int) -> dict[str, Any]:
+def random_dictionary(acts: Tensor, n_latents: int, k: int, seed: int) -> Dictionary:
     """The null every dictionary is compared with: k of n_latents random unit directions about the mean."""
     w_dec = torch.randn(n_latents, acts.shape[1], generator=generator_for("random dictionary", seed))
     w_dec = torch.nn.functional.normalize(w_dec, dim=-1)
@@ -181,8 +179,8 @@ def spliced_logits(target: Target, hook: str, inputs: Tensor, replace: Callable[
     return logits
 
 
-def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[str, Any]:
-    """All metrics of one dictionary: {"<metric>": {"value", "low", "high", "null"}}, and counts as plain numbers.
+def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measured:
+    """All metrics of one dictionary.
 
     Intervals (95%, bootstrap) are over examples, except for monosemanticity, class purity, class entropy, max_cosine
     and dead_ratio, whose population is the latents, and splitting and absorption, whose population is the classes; that
@@ -198,40 +196,51 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> dict[s
     alive = fired.any(0)
     weights = resamples(held.n_examples, n_resamples, generator)
     per_row = weights[:, held.cluster]
-    out: dict[str, Any] = {
-        "n_validation_rows": len(acts),
-        "n_validation_examples": held.n_examples,
-        "l0": estimate(metrics.l0(latents), *percentiles(per_row @ fired.sum(-1).double() / per_row.sum(-1))),
-        "explained_variance": estimate(
+    estimates = {
+        "l0": Estimate.of(
+            metrics.l0(latents), *percentile_interval(per_row @ fired.sum(-1).double() / per_row.sum(-1))
+        ),
+        "explained_variance": Estimate.of(
             metrics.explained_variance(acts, reconstruction), *_variance_interval(x, reconstruction.double(), per_row)
         ),
-        "dead_ratio": estimate(*over_items((~alive).double(), n_resamples, generator)),
+        "dead_ratio": Estimate.of(*over_items((~alive).double(), n_resamples, generator)),
         **_shrinkage(acts, reconstruction, per_row),
-        "density_histogram": geometry.density_histogram(metrics.density(latents)),
-        "max_cosine": estimate(*over_items(geometry.max_cosine(codec.decoder[alive]), n_resamples, generator)),
+        "max_cosine": Estimate.of(*over_items(geometry.max_cosine(codec.decoder[alive]), n_resamples, generator)),
     }
-    out |= _lengths(acts, latents, reconstruction, codec.decoder, held)
-    out |= _behaviour(codec, held, weights)
-    out |= _meaning(latents[:, alive], held, n_resamples, generator)
-    out |= _probes(codec, held, latents, per_row, n_resamples, generator)
-    return out
+    estimates |= _lengths(acts, latents, reconstruction, codec.decoder, held)
+    behaviour, small_denominator = _behaviour(codec, held, weights)
+    meaning = _meaning(latents[:, alive], held, n_resamples, generator)
+    estimates |= behaviour | meaning.estimates
+    estimates |= _probes(codec, held, latents, per_row, n_resamples, generator)
+    return Measured(
+        n_validation_rows=len(acts),
+        n_validation_examples=held.n_examples,
+        density_histogram=tuple(geometry.density_histogram(metrics.density(latents))),
+        loss_recovered_small_denominator=small_denominator,
+        ablation="zero",
+        n_images=meaning.n_images,
+        n_monosemanticity_latents=meaning.n_latents,
+        **estimates,
+    )
 
 
-def _shrinkage(acts: Tensor, reconstruction: Tensor, per_row: Tensor) -> dict[str, Any]:
+def _shrinkage(acts: Tensor, reconstruction: Tensor, per_row: Tensor) -> dict[str, Estimate]:
     x, y = acts.double(), reconstruction.double()
     bias = (per_row @ y.square().sum(-1)) / (per_row @ (x * y).sum(-1))
     lengths = x.norm(dim=-1)
     kept = per_row * (lengths >= geometry.SHORT)
     ratio = kept @ (y.norm(dim=-1) / lengths.clamp_min(geometry.SHORT)) / kept.sum(-1)
     return {
-        "reconstruction_bias": estimate(metrics.reconstruction_bias(acts, reconstruction), *percentiles(bias)),
-        "l2_ratio": estimate(geometry.l2_ratio(acts, reconstruction), *percentiles(ratio)),
+        "reconstruction_bias": Estimate.of(
+            metrics.reconstruction_bias(acts, reconstruction), *percentile_interval(bias)
+        ),
+        "l2_ratio": Estimate.of(geometry.l2_ratio(acts, reconstruction), *percentile_interval(ratio)),
     }
 
 
 def _lengths(
     acts: Tensor, latents: Tensor, reconstruction: Tensor, decoder: Tensor, held: HeldOut
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Estimate]:
     """Description length in bits per row, with one group of examples left out at a time for the intervals."""
     groups = min(JACKKNIFE, held.n_examples)
     without = torch.stack([(held.cluster % groups != group).double() for group in range(groups)])
@@ -239,20 +248,21 @@ def _lengths(
     codes, residual, raw = geometry.description_lengths(acts, latents, reconstruction, decoder, weights)
     named = {"": codes + residual, "_codes": codes, "_raw": raw}
     return {
-        f"description_length{suffix}": estimate(float(bits[0]), *geometry.jackknife(float(bits[0]), bits[1:]))
+        f"description_length{suffix}": Estimate.of(float(bits[0]), *geometry.jackknife(float(bits[0]), bits[1:]))
         for suffix, bits in named.items()
     }
 
 
-def _variance_interval(x: Tensor, y: Tensor, per_row: Tensor) -> tuple[float, float]:
+def _variance_interval(x: Tensor, y: Tensor, per_row: Tensor) -> Interval:
     count = per_row.sum(-1)
     residual = per_row @ (x - y).square().sum(-1)
     total = per_row @ x.square().sum(-1) - (per_row @ x).square().sum(-1) / count
-    return percentiles(1.0 - residual / total)
+    return percentile_interval(1.0 - residual / total)
 
 
-def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> dict[str, Any]:
-    """What the target still does with the reconstruction in place of the activation."""
+def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> tuple[dict[str, Estimate], bool]:
+    """What the target still does with the reconstruction in place of the activation, and whether ablation costs too
+    little for the loss recovered to say anything."""
     spliced = spliced_logits(held.target, held.hook, held.inputs, lambda rows: codec.decode(codec.encode(rows)))
     loss = {
         name: torch.nn.functional.cross_entropy(logits, held.labels, reduction="none").double()
@@ -267,22 +277,28 @@ def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> dict[str, Any]:
     }
     drop = right["clean"] - right["s"]
     worst = metrics.divergences(held.clean, held.ablated)
-    return {
-        "loss_recovered": estimate(point.ratio, *percentiles(ratio)),
-        "loss_clean": estimate(point.clean, *percentiles(mean["clean"])),
-        "loss_spliced": estimate(point.spliced, *percentiles(mean["spliced"])),
-        "loss_ablated": estimate(point.ablated, *percentiles(mean["ablated"])),
-        "loss_recovered_small_denominator": point.small_denominator,
-        "ablation": "zero",
-        "kl_recovered": estimate(
+    estimates = {
+        "loss_recovered": Estimate.of(point.ratio, *percentile_interval(ratio)),
+        "loss_clean": Estimate.of(point.clean, *percentile_interval(mean["clean"])),
+        "loss_spliced": Estimate.of(point.spliced, *percentile_interval(mean["spliced"])),
+        "loss_ablated": Estimate.of(point.ablated, *percentile_interval(mean["ablated"])),
+        "kl_recovered": Estimate.of(
             metrics.kl_recovered(held.clean, spliced, held.ablated),
-            *percentiles(1.0 - (weights @ metrics.divergences(held.clean, spliced)) / (weights @ worst)),
+            *percentile_interval(1.0 - (weights @ metrics.divergences(held.clean, spliced)) / (weights @ worst)),
         ),
-        "accuracy_drop": estimate(drop.mean().item(), *percentiles(weights @ drop / weights.sum(-1))),
-        "top1_agreement": estimate(
-            metrics.top1_agreement(held.clean, spliced), *percentiles(weights @ same / weights.sum(-1))
+        "accuracy_drop": Estimate.of(drop.mean().item(), *percentile_interval(weights @ drop / weights.sum(-1))),
+        "top1_agreement": Estimate.of(
+            metrics.top1_agreement(held.clean, spliced), *percentile_interval(weights @ same / weights.sum(-1))
         ),
     }
+    return estimates, point.small_denominator
+
+
+class _Meaning(NamedTuple):
+    estimates: dict[str, Estimate]
+    n_images: int
+    n_latents: int
+    """Whose monosemanticity is defined."""
 
 
 def image_latents(latents: Tensor, image: Tensor) -> Tensor:
@@ -292,7 +308,7 @@ def image_latents(latents: Tensor, image: Tensor) -> Tensor:
     return total / torch.bincount(image, minlength=n).unsqueeze(-1)
 
 
-def _meaning(latents: Tensor, held: HeldOut, n_resamples: int, generator: torch.Generator) -> dict[str, Any]:
+def _meaning(latents: Tensor, held: HeldOut, n_resamples: int, generator: torch.Generator) -> _Meaning:
     """Monosemanticity per distinct image, purity and entropy per row of known class; live latents only."""
     by_image = image_latents(latents, held.about.image)
     shuffled = by_image[torch.randperm(len(by_image), generator=generator)]
@@ -313,20 +329,17 @@ def _meaning(latents: Tensor, held: HeldOut, n_resamples: int, generator: torch.
             metrics.class_entropy(z, mixed, N_CLASSES),
         ),
     }
-    out: dict[str, Any] = {
-        name + suffix: estimate(*over_items(value, n_resamples, generator))
+    estimates = {
+        name + suffix: Estimate.of(*over_items(value, n_resamples, generator))
         for name, both in pairs.items()
         for suffix, value in zip(("", "_shuffled"), both, strict=True)
     }
-    return out | {
-        "n_images": len(by_image),
-        "n_monosemanticity_latents": int(torch.isfinite(pairs["monosemanticity"][0]).sum()),
-    }
+    return _Meaning(estimates, len(by_image), int(torch.isfinite(pairs["monosemanticity"][0]).sum()))
 
 
 def _probes(
     codec: Codec, held: HeldOut, latents: Tensor, per_row: Tensor, n_resamples: int, generator: torch.Generator
-) -> dict[str, Any]:
+) -> dict[str, Estimate]:
     """Class of the image from k latents (balanced accuracy, chance 0.5) and from all (accuracy); absorption."""
     train_acts, train_classes = held.probe_train
     with torch.no_grad():
@@ -336,15 +349,15 @@ def _probes(
     out = {}
     for k in K_SPARSE:
         right = metrics.k_sparse_probing(train, train_classes, test, classes, N_CLASSES, k)
-        out[f"probe_{k}_sparse"] = estimate(
+        out[f"probe_{k}_sparse"] = Estimate.of(
             metrics.balanced_accuracy(right, classes).item(),
-            *percentiles(metrics.balanced_accuracy(right, classes, weights)),
+            *percentile_interval(metrics.balanced_accuracy(right, classes, weights)),
         )
     right = metrics.full_probing(train, train_classes, test, classes).double()
-    out["probe_full"] = estimate(right.mean().item(), *percentiles(weights @ right / weights.sum(-1)))
+    out["probe_full"] = Estimate.of(right.mean().item(), *percentile_interval(weights @ right / weights.sum(-1)))
     found = absorption(held.class_probes, train, train_classes, test, classes, codec.decoder)
     named = {"splitting": found.splitting, "absorption": found.fraction, "absorption_full": found.full}
-    return out | {name: estimate(*over_items(of, n_resamples, generator)) for name, of in named.items()}
+    return out | {name: Estimate.of(*over_items(of, n_resamples, generator)) for name, of in named.items()}
 
 
 def raw_probe(held: HeldOut) -> float:

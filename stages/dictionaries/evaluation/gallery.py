@@ -5,11 +5,12 @@ Shape legend: R = rows, F = latents, D = width, N = examples, T = positions of a
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stages.contracts.dictionary_rows import Ablated, Latent, Pages
 from stages.dictionaries.evaluation import geometry, metrics
 from stages.dictionaries.evaluation.evaluate import Codec, HeldOut, image_latents, spliced_logits
 from stages.dictionaries.evaluation.subjects import N_CLASSES
@@ -33,24 +34,18 @@ SHADES = "0123456789abcdefg"
 """One character per pixel level, 0..16."""
 
 
-def gallery_of(codec: Codec, held: HeldOut, n_latents: int) -> dict[str, Any]:
+class Effect(NamedTuple):
+    """What a latent does to the outputs."""
+
+    logit_effect: tuple[float | None, ...]
+    """(C,) mean change of each logit when it is added."""
+    ablation: Ablated
+
+
+def gallery_of(codec: Codec, held: HeldOut, n_latents: int) -> Pages:
     """Records of up to ``n_latents`` live latents, most selective first; about 1.3 kB each plus positions.
 
     Latents that fire for fewer than ``MIN_FIRINGS`` distinct images come after all others.
-
-    Returns:
-        ``images``: each image that is shown once, a character 0..g per pixel for ints 0..16, row by row, square;
-        ``grid``: (h, w) of the positions that ``heat`` is over, None where the hook point has one row per example;
-        ``n_rows``, ``n_examples`` everything is measured on; ``n_live``; and ``latents``, for each:
-        ``latent``, ``class`` it is most correlated with, ``selectivity`` (that correlation), ``purity``, ``entropy``,
-        ``density``, ``monosemanticity``, ``max_cosine`` (with any other live latent), ``mean_activation`` and
-        ``max_activation`` over firing rows, ``n_images`` it fires for;
-        ``class_histogram`` (firings per class) and ``histogram`` (``N_BINS`` x classes, positive firings);
-        ``images`` (up to 9, numbers into the list above, strongest first) with ``activations``, ``classes``,
-        ``positions``, ``examples`` (numbers in the validation corpus) and ``heat``: per image the activation at every
-        position of its example in percent of ``max_activation``;
-        ``neighbours``: live latents of largest decoder cosine, [number, cosine];
-        ``logit_effect`` and ``ablation`` of ``effects_of``.
     """
     with torch.no_grad():
         latents = codec.encode(held.rows.acts)
@@ -87,29 +82,34 @@ def gallery_of(codec: Codec, held: HeldOut, n_latents: int) -> dict[str, Any]:
         largest = float(scores["max_activation"][latent])
         pictures = ["".join(SHADES[level] for level in pixels) for pixels in held.about.pixels[top].tolist()]
         pages.append(
-            {"latent": latent, "class": int(best_class[latent]), "n_images": int(n_images[latent])}
-            | {name: _number(values[latent]) for name, values in scores.items()}
-            | {
-                "class_histogram": torch.bincount(classes[fired[known, latent]], minlength=N_CLASSES).tolist(),
-                "histogram": _histogram(z[known], classes, largest),
-                "images": [images.setdefault(picture, len(images)) for picture in pictures],
-                "activations": [_number(value) for value in z[top]],
-                "classes": held.about.classes[top].tolist(),
-                "positions": held.rows.position[top].tolist(),
-                "examples": held.rows.example[top].tolist(),
-                "heat": None if row_of.shape[1] == 1 else _heat(z[row_of[held.cluster[top]]], largest),
-                "neighbours": _neighbours(cosine[place[latent]], live),
-            }
-            | effect
+            Latent(
+                latent=latent,
+                class_=int(best_class[latent]),
+                n_images=int(n_images[latent]),
+                class_histogram=_ints(torch.bincount(classes[fired[known, latent]], minlength=N_CLASSES)),
+                histogram=tuple(map(_ints, _histogram(z[known], classes, largest))),
+                images=tuple(images.setdefault(picture, len(images)) for picture in pictures),
+                activations=_numbers(z[top]),
+                classes=_ints(held.about.classes[top]),
+                positions=_ints(held.rows.position[top]),
+                examples=_ints(held.rows.example[top]),
+                heat=None
+                if row_of.shape[1] == 1
+                else tuple(map(_ints, _percents(z[row_of[held.cluster[top]]], largest))),
+                neighbours=_neighbours(cosine[place[latent]], live),
+                logit_effect=effect.logit_effect,
+                ablation=effect.ablation,
+                **{name: _number(values[latent]) for name, values in scores.items()},
+            )
         )
-    return {
-        "images": list(images),
-        "grid": grid_of(held.target.spec.hook(held.hook).shape, row_of.shape[1]),
-        "n_rows": len(latents),
-        "n_examples": held.n_examples,
-        "n_live": len(live),
-        "latents": pages,
-    }
+    return Pages(
+        images=tuple(images),
+        grid=grid_of(held.target.spec.hook(held.hook).shape, row_of.shape[1]),
+        n_rows=len(latents),
+        n_examples=held.n_examples,
+        n_live=len(live),
+        latents=tuple(pages),
+    )
 
 
 def grid_of(shape: Sequence[int], n_positions: int) -> tuple[int, int] | None:
@@ -134,7 +134,7 @@ def directions_of(codec: Codec, chosen: Tensor) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, codec.decoder.shape[1])
 
 
-def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> list[dict[str, Any]]:
+def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> list[Effect]:
     """What adding and removing each latent does to the outputs, the rest of the activation (the error too) untouched.
 
     The activation x at the hook point is changed by a multiple of the latent's direction d, at every position:
@@ -145,10 +145,6 @@ def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> 
     Args:
         latents: (R, F) of all held-out rows.
         chosen: (n,) latents.
-
-    Returns:
-        For each of ``chosen``: ``logit_effect`` (C: mean change when added) and ``ablation``: ``logits`` (C: mean
-        change), ``loss`` (mean change, nats), ``changed`` (share of answers that change), ``n`` (examples).
     """
     row_of = _rows_by_example(held)
     positions = row_of.shape[1]
@@ -185,17 +181,13 @@ def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> 
     for one in examples:
         middle, end = start + len(sample), start + len(one)
         ablated = slice(middle, end)
-        out.append(
-            {
-                "logit_effect": [_number(value) for value in change[start:middle].mean(0)],
-                "ablation": {
-                    "logits": [_number(value) for value in change[ablated].mean(0)],
-                    "loss": _number((losses[0] - losses[1])[ablated].mean()),
-                    "changed": _number(changed[ablated].mean()),
-                    "n": end - middle,
-                },
-            }
+        ablation = Ablated(
+            logits=_numbers(change[ablated].mean(0)),
+            loss=_number((losses[0] - losses[1])[ablated].mean()),
+            changed=_number(changed[ablated].mean()),
+            n=end - middle,
         )
+        out.append(Effect(_numbers(change[start:middle].mean(0)), ablation))
         start = end
     return out
 
@@ -224,22 +216,22 @@ def _cosines(decoder: Tensor) -> Tensor:
     return (unit @ unit.T).clamp_(-1.0, 1.0).fill_diagonal_(0.0)
 
 
-def _neighbours(cosine: Tensor, live: Tensor) -> list[list[Any]]:
+def _neighbours(cosine: Tensor, live: Tensor) -> tuple[tuple[int, float | None], ...]:
     order = cosine.argsort(descending=True, stable=True)[: min(N_NEIGHBOURS, len(cosine) - 1)]
-    return [[int(live[i]), _number(cosine[i])] for i in order]
+    return tuple((int(live[i]), _number(cosine[i])) for i in order)
 
 
-def _histogram(z: Tensor, classes: Tensor, largest: float) -> list[list[int]]:
+def _histogram(z: Tensor, classes: Tensor, largest: float) -> Tensor:
     """(bins, classes) counts of rows by activation, from just above 0 to the largest."""
     on = z > 0
     place = (z[on].double() / largest * N_BINS).ceil().long().clamp(1, N_BINS) - 1
     counts = torch.bincount(place * N_CLASSES + classes[on], minlength=N_BINS * N_CLASSES)
-    return counts.reshape(N_BINS, N_CLASSES).tolist()
+    return counts.reshape(N_BINS, N_CLASSES)
 
 
-def _heat(z: Tensor, largest: float) -> list[list[int]]:
+def _percents(z: Tensor, largest: float) -> Tensor:
     """(images, T) activation in percent of the largest."""
-    return (z.double() / largest * 100).round().clamp(0, 100).int().tolist()
+    return (z.double() / largest * 100).round().clamp(0, 100).int()
 
 
 def _top_rows(values: Tensor, image: Tensor) -> Tensor:
@@ -254,3 +246,11 @@ def _top_rows(values: Tensor, image: Tensor) -> Tensor:
 
 def _number(value: Tensor) -> float | None:
     return float(f"{value.item():.{FIGURES}g}") + 0.0 if torch.isfinite(value) else None
+
+
+def _numbers(values: Tensor) -> tuple[float | None, ...]:
+    return tuple(_number(value) for value in values)
+
+
+def _ints(values: Tensor) -> tuple[int, ...]:
+    return tuple(map(int, values.tolist()))

@@ -1,9 +1,8 @@
 """Random dictionaries as the null of every metric."""
 
-from typing import Any
-
 from torch import Tensor
 
+from stages.contracts.dictionary_rows import Measured
 from stages.dictionaries.evaluation.evaluate import HeldOut, codec_of, evaluate, random_dictionary
 
 __all__ = ["Nulls"]
@@ -14,9 +13,9 @@ class Nulls:
 
     def __init__(self, acts: Tensor, held: HeldOut, n_resamples: int, seed: int) -> None:
         self._acts, self._held, self._n_resamples, self._seed = acts, held, n_resamples, seed
-        self._known: dict[tuple[int, int], dict[str, Any]] = {}
+        self._known: dict[tuple[int, int], Measured] = {}
 
-    def at(self, l0: float, n_latents: int) -> dict[str, Any]:
+    def at(self, l0: float, n_latents: int) -> Measured:
         k = max(1, min(n_latents, round(l0)))
         if (k, n_latents) not in self._known:
             null = random_dictionary(self._acts, n_latents, k, self._seed)

@@ -15,12 +15,14 @@ import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from stages.activations.order import BatchOrder
+from stages.contracts.dictionary import Dictionary, DictionaryConfig
 from stages.dictionaries.architectures.codec import OWN
 from stages.dictionaries.architectures.custom_objectives import Activation, Regulariser
 from stages.dictionaries.architectures.objectives import Outcome
@@ -67,7 +69,7 @@ def train_dictionary(
     batch: int,
     lr: float,
     generator_seed: int,
-) -> dict[str, Any]:
+) -> Dictionary:
     """Train one dictionary.
 
     Args:
@@ -138,7 +140,7 @@ def train(
     activations: Mapping[str, Activation] | None = None,
     order_seed: int | None = None,
     outputs: Tensor | None = None,
-) -> dict[str, Any]:
+) -> Dictionary:
     """``train_dictionary`` to a recipe.
 
     Args:
@@ -172,7 +174,7 @@ def train_many(
     checkpoint: Path | None = None,
     checkpoint_every: int = 1000,
     outputs: Tensor | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Dictionary]:
     """Train many dictionaries in one pass: each batch is read once and goes to all of them.
 
     Each comes out as ``train(acts, recipe, seed, order_seed=order_seed)`` has it, bit for bit.
@@ -253,7 +255,7 @@ class Course:
         x, goal = batch or self.batch(rows)
         return self.trainer.step(x, None if self.outputs is None else goal), goal
 
-    def result(self, metadata: dict[str, str] | None) -> dict[str, Any]:
+    def result(self, metadata: dict[str, str] | None) -> Dictionary:
         return inference_form(self.trainer, self.scale, metadata, None if self.outputs is None else self.scale_out)
 
 
@@ -273,7 +275,7 @@ def _logged(trainer: Trainer, out: Outcome, x: Tensor) -> dict[str, float]:
 
 def inference_form(
     trainer: Trainer, scale: float, metadata: dict[str, str] | None = None, scale_out: float | None = None
-) -> dict[str, Any]:
+) -> Dictionary:
     """The dictionary of raw activations: the scale and, for topk kinds, decoder norms folded into the weights.
 
     Args:
@@ -286,11 +288,11 @@ def inference_form(
     decoder, b_dec = weights.decoder / scale_out, weights.b_dec / scale_out
     encoder, b_enc = weights.encoder * scale, weights.b_enc.clone()
     extra: dict[str, Tensor] = {}
-    cfg: dict[str, Any] = {
+    cfg: DictionaryConfig = {
         "architecture": kind, "d_in": len(b_dec), "d_sae": recipe.n_latents, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
     }  # fmt: skip
-    details: dict[str, Any] = {"decoder_init_norm": 1.0 if kind == "matching_pursuit" else 0.1}
+    details: dict[str, JsonValue] = {"decoder_init_norm": 1.0 if kind == "matching_pursuit" else 0.1}
     if kind in PENALISED:
         details |= {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": recipe.l1_warm_up // recipe.batch}
     match kind:
@@ -338,7 +340,7 @@ def inference_form(
     }
     if kind != "matching_pursuit":
         extra = {"W_enc": encoder.T.contiguous(), "b_gate" if kind == "gated" else "b_enc": b_enc} | extra
-    return {"cfg": cfg, "W_dec": decoder, "b_dec": b_dec, **extra}
+    return cast(Dictionary, {"cfg": cfg, "W_dec": decoder, "b_dec": b_dec, **extra})
 
 
 def _check(acts: Tensor, recipe: Recipe, outputs: Tensor | None) -> None:

@@ -1,7 +1,10 @@
 """Latents of the sparse autoencoders that stage ``dictionaries`` trained and measured."""
 
+from typing import cast
+
 from torch import Tensor
 
+from stages.contracts.dictionary import Dictionary
 from stages.contracts.method import (
     Answer,
     Budget,
@@ -24,11 +27,12 @@ class _Latents(Encode):
     def __call__(self, name: str, values: Tensor) -> Tensor:
         arrays = self.interpretation.arrays
         stored = {key.removeprefix(f"{name}."): of for key, of in arrays.items() if key.startswith(f"{name}.")}
-        latents = encode(stored | {"cfg": self.interpretation.data["cfg"][name]}, values.reshape(-1, values.shape[-1]))
+        dictionary = cast(Dictionary, stored | {"cfg": self.interpretation.data["cfg"][name]})
+        latents = encode(dictionary, values.reshape(-1, values.shape[-1]))
         return latents.reshape(*values.shape[:-1], -1)[..., stored[KEPT]]
 
 
-def pack(name: str, dictionary: dict[str, object], kept: Tensor) -> dict[str, Tensor]:
+def pack(name: str, dictionary: Dictionary, kept: Tensor) -> dict[str, Tensor]:
     """The arrays of one dictionary of whatever architecture, as they are stored in I(M)."""
     arrays = {f"{name}.{key}": value for key, value in dictionary.items() if isinstance(value, Tensor)}
     return arrays | {f"{name}.{KEPT}": kept}

@@ -1,0 +1,265 @@
+"""The events of a campaign's journal, and the summary that is made of them."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, JsonValue, TypeAdapter
+
+from stages.contracts.outcomes import Outcome
+from stages.contracts.record import Ends, Record, ResultFile
+from stages.contracts.reward_rows import LeaderboardRow, TaskRow, TestRow
+
+__all__ = [
+    "CAMPAIGN",
+    "EVENT",
+    "BuiltIn",
+    "CampaignSummary",
+    "Choices",
+    "Ended",
+    "Event",
+    "Fingerprint",
+    "GateNumbers",
+    "Incumbent",
+    "Infra",
+    "Iteration",
+    "Opening",
+    "Proposed",
+    "Result",
+    "SpecFacts",
+    "Started",
+    "TestOpened",
+    "TestResult",
+]
+
+SpecFacts = dict[str, JsonValue]
+"""A method as its author wrote it: settings of the search space, or a file with its source or its digest."""
+Choices = dict[str, bool | int | float | str]
+"""What a researcher chose to arrive at a method."""
+
+
+class Chained(Record):
+    """An event carries a digest of itself and of the digest before it."""
+
+    chain: str = ""
+    """First 16 hex digits of that sha256; empty before it is written."""
+
+
+class Fingerprint(Chained):
+    """What the campaign depends on: settings, targets, baseline arm, code."""
+
+    event: Literal["fingerprint"] = "fingerprint"
+    """Kind of event."""
+    key: str
+    """sha256 of all of it."""
+
+
+class Started(Chained):
+    """The campaign begins."""
+
+    event: Literal["started"] = "started"
+    """Kind of event."""
+    researcher: str
+    """Name of the researcher."""
+    seed: int
+    """Of its random choices."""
+
+
+class Proposed(Chained):
+    """The researcher proposes a method."""
+
+    event: Literal["proposed"] = "proposed"
+    """Kind of event."""
+    iteration: int
+    """Counted from 0."""
+    name: str
+    """<researcher>-<iteration>."""
+    spec: SpecFacts
+    """The method: settings of the search space, or file and source."""
+    choices: Choices
+    """What the researcher chose to arrive at it."""
+
+
+class GateNumbers(Record):
+    """What the gate compared."""
+
+    difference: float
+    """Mean validation reward over that of the incumbent (over the baseline, where there is none)."""
+    low: float
+    """Lower end of its 95% interval (paired over instances and seeds)."""
+    high: float
+    """Upper end of its 95% interval."""
+
+
+class Result(Chained):
+    """What came of a proposal. Where the outcome is void or infra, it has no numbers."""
+
+    event: Literal["result"] = "result"
+    """Kind of event."""
+    iteration: int
+    """Counted from 0."""
+    name: str
+    """<researcher>-<iteration>."""
+    spec: SpecFacts
+    """The method: settings of the search space, or file and source."""
+    choices: Choices
+    """What the researcher chose to arrive at it."""
+    status: Outcome
+    """ok, failed, void or infra."""
+    reason: str
+    """Why it is not ok; empty otherwise."""
+    interpret_bytes: int
+    """Size of I(M) on all targets."""
+    train: LeaderboardRow | None
+    """Its row on train families."""
+    validation: LeaderboardRow | None
+    """Its row on validation families; not shown to the researcher."""
+    feedback: float | None
+    """Mean validation reward, rounded to the noise floor: what the researcher is given."""
+    gate: GateNumbers | None
+    """What the gate compared."""
+    accepted: bool
+    """Whether it became the incumbent."""
+    objective: float | None
+    """What the researcher learns from: mean of train reward and feedback."""
+    per_task: tuple[TaskRow, ...]
+    """Its rows on each task."""
+
+
+class Infra(Chained):
+    """The machinery failed; the iteration is tried again."""
+
+    event: Literal["infra"] = "infra"
+    """Kind of event."""
+    iteration: int
+    """Counted from 0."""
+    reason: str
+    """What failed."""
+
+
+class TestOpened(Chained):
+    """The sealed test split is opened."""
+
+    __test__ = False  # pytest takes every class whose name begins so for tests
+
+    event: Literal["test_opened"] = "test_opened"
+    """Kind of event."""
+    methods: tuple[str, ...]
+    """Contenders, sorted."""
+    found: SpecFacts | None
+    """The method the campaign found; null where all proposals failed."""
+
+
+class Ended(Record):
+    """A contender that has no score on the test split."""
+
+    status: Outcome
+    """void or infra."""
+    reason: str
+    """Why."""
+
+
+class TestResult(Chained):
+    """What the test split said."""
+
+    __test__ = False
+
+    event: Literal["test_result"] = "test_result"
+    """Kind of event."""
+    rows: tuple[TestRow, ...]
+    """One row per contender."""
+    per_task: tuple[TaskRow, ...]
+    """One row per contender and task."""
+    unscored: dict[str, Ended] = Field(default_factory=dict)
+    """Contenders without a score, by name."""
+
+
+Event = Fingerprint | Started | Proposed | Result | Infra | TestOpened | TestResult
+EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+"""One line of events.jsonl."""
+
+
+class Iteration(Record):
+    """One proposal of a campaign, as tables show it."""
+
+    ESTIMATES: ClassVar[Ends] = {"validation_reward": ("validation_reward", "validation_low", "validation_high")}
+
+    iteration: int
+    """Counted from 0."""
+    name: str
+    """<researcher>-<iteration>."""
+    status: Outcome
+    """ok, failed, void or infra; the last two have no numbers."""
+    reason: str
+    """Why it is not ok; empty otherwise."""
+    accepted: bool
+    """Whether it became the incumbent."""
+    interpret_bytes: int = Field(title="size of I(M)")
+    """Bytes of the interpretation on all targets."""
+    spec: SpecFacts
+    """The method: settings of the search space, or file and digest."""
+    train_reward: float | None = Field(title="train")
+    """Mean reward on train families."""
+    validation_reward: float | None = Field(title="validation")
+    """Mean reward on validation families as released by the gate: rounded to the noise floor."""
+    validation_low: float | None
+    """Lower end of the unrounded reward's 95% interval."""
+    validation_high: float | None
+    """Upper end of the unrounded reward's 95% interval."""
+    flop_ratio: float | None = Field(title="FLOP ratio")
+    """FLOPs with the method over FLOPs without it on validation families."""
+    best_so_far: float
+    """Best accepted validation reward up to here; 0: working without a method."""
+
+
+class Incumbent(Record):
+    """The best method of a campaign."""
+
+    name: str
+    """<researcher>-<iteration>."""
+    spec: SpecFacts
+    """The method."""
+    iteration: int
+    """In which it was proposed."""
+    validation_reward: float
+    """As released by the gate."""
+    accepted: bool
+    """Whether it passed the gate; else it is the one with the best feedback."""
+
+
+class BuiltIn(Record):
+    """The best built-in method."""
+
+    method: str
+    """Its name."""
+    reward_mean: float
+    """Its mean reward on validation families."""
+
+
+class Opening(Record):
+    """One opening of the sealed test split."""
+
+    campaign: str
+    """Name of the campaign."""
+    methods: tuple[str, ...]
+    """Contenders."""
+
+
+class CampaignSummary(Record):
+    """metrics/campaign.json."""
+
+    campaign: str
+    """Name of the campaign."""
+    researcher: str
+    """Name of the researcher."""
+    seed: int
+    """Of its random choices."""
+    iterations: tuple[Iteration, ...]
+    """Every proposal, in order."""
+    incumbent: Incumbent | None
+    """The best method; null where all proposals failed."""
+    best_built_in: BuiltIn | None
+    """The best built-in method, to compare with."""
+    openings: tuple[Opening, ...]
+    """Openings of the sealed test split."""
+
+
+CAMPAIGN = ResultFile("campaign", CampaignSummary, "research", "the research campaign")

@@ -1,0 +1,42 @@
+"""The one table of result files: name -> what a file holds and which stage makes it.
+
+Writers and readers use the entries themselves (``LEADERBOARD.load()``), which are typed; this table is for what goes
+over all of them: the report, the schemas, the tests.
+"""
+
+from pydantic import BaseModel
+
+from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, KNOWN_CIRCUITS
+from stages.contracts.dictionary_rows import (
+    DICTIONARIES,
+    DICTIONARY_METRICS,
+    DOWNSTREAM,
+    GALLERY,
+    PROXIES,
+    SWEEP_METRICS,
+)
+from stages.contracts.journal import CAMPAIGN
+from stages.contracts.reward_rows import (
+    CONTROLS,
+    FRESH,
+    LEADERBOARD,
+    PER_TASK,
+    SENSITIVITY,
+    TEST,
+    TEST_PER_TASK,
+    TRAIN,
+)
+
+__all__ = ["ELSEWHERE", "FILES"]
+
+Shape = BaseModel | tuple[BaseModel, ...]
+FILES = {
+    file.name: file
+    for file in (
+        LEADERBOARD, TRAIN, PER_TASK, SENSITIVITY, CONTROLS, CAMPAIGN, TEST, TEST_PER_TASK, FRESH, DICTIONARIES,
+        PROXIES, CIRCUITS,
+    )
+}  # fmt: skip
+"""metrics/<name>.json, in the order of the report."""
+ELSEWHERE = (DICTIONARY_METRICS, SWEEP_METRICS, GALLERY, DOWNSTREAM, KNOWN_CIRCUITS, DRAWINGS)
+"""Files of a target or of the circuits, whose place stages/base/paths.py knows."""
