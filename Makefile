@@ -40,8 +40,8 @@ format: env
 	$(BIN)/ruff check --fix .
 
 docs: env
-	$(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
 
 # The versions in constraints.txt are uv's preferences, so a version moves only where pyproject.toml or UPGRADE says so.
 lock: env
