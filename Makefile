@@ -2,6 +2,8 @@
 #   make run      the whole graph, then the leaderboard
 #   make test     the tests             make check    format, lint, types, dependency directions
 #   make env      only the environment  make format   rewrite files as `make check` wants them
+#   make docs     the documentation site, in site/
+#   make lock     constraints.txt anew: present versions stay. make lock UPGRADE=mlflow lets one package move
 # PYTHON=/path/to/python3.12 picks the interpreter, JOBS=4 the number of parallel stages.
 
 SHELL := /bin/bash
@@ -18,7 +20,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test check format env interpreter
+.PHONY: run test check format docs lock env interpreter
 .DELETE_ON_ERROR:
 
 run: env
@@ -36,6 +38,15 @@ check: env
 format: env
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
+
+# The versions in constraints.txt are uv's preferences, so a version moves only where pyproject.toml or UPGRADE says so.
+lock: env
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --no-emit-index-url --no-annotate \
+	    --custom-compile-command 'make lock' --quiet $(addprefix --upgrade-package ,$(UPGRADE)) --output-file constraints.txt
 
 env: $(STAMP)
 
