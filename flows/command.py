@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from flows.commands import circuits, dictionaries, editing, nights, results, running, tasks, trust
+from flows.commands import (
+    bench,
+    circuits,
+    dictionaries,
+    editing,
+    nights,
+    redteam,
+    results,
+    running,
+    tasks,
+)
 from stages.errors import UserError
 
 __all__ = ["app", "main"]
@@ -35,7 +45,17 @@ def _options(
         os.environ["LENSMITH_DEBUG"] = "1"
 
 
-_MODULES: tuple[ModuleType, ...] = (running, results, tasks, circuits, editing, dictionaries, nights, trust)
+_MODULES: tuple[ModuleType, ...] = (
+    running,
+    results,
+    tasks,
+    circuits,
+    editing,
+    dictionaries,
+    nights,
+    bench,
+    redteam,
+)
 for _module in _MODULES:
     for _command in _module.COMMANDS:
         app.command()(_command)

@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from flows.durations import load_durations
 from flows.environment import prepare_dvc
 from flows.lock import holder
-from flows.times import load_times
 from stages import paths, tracking
 from stages.errors import UserError
 from stages.sandbox import layers
@@ -145,13 +145,13 @@ def _machine(root: Path) -> Iterator[Check]:
 
 
 def _costs(root: Path) -> Iterator[Check]:
-    times = load_times(root)
-    summed = sum(float(node["wall_s"]) for node in times.nodes.values())
-    if times.nodes:
-        told = f"about {summed / 60:.0f} min of node time, two nodes at a time, {len(times.nodes)} nodes (measured)"
+    nodes = load_durations(root).nodes
+    minutes = sum(node.wall_s for node in nodes.values()) / 60
+    if nodes:
+        text = f"about {minutes:.0f} min of node time, two nodes at a time, {len(nodes)} nodes (measured)"
     else:
-        told = f"at most {COLD_RUN_S // 60} min on 2 cores; again: some seconds"
-    yield Check("fact", "a cold run takes", f"{told}; up to {DISK_GIB:.0f} GiB of disk")
+        text = f"at most {COLD_RUN_S // 60} min on 2 cores; again: some seconds"
+    yield Check("fact", "a cold run takes", f"{text}; up to {DISK_GIB:.0f} GiB of disk")
 
 
 def _places(root: Path) -> Iterator[Check]:

@@ -70,7 +70,7 @@ def cards(
     """
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
     from stages.circuits.bench import card_rows
 
     console = Console(stderr=as_json)
@@ -90,7 +90,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
     is."""
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
     from stages.circuits.bench import bench_rows, verdicts
 
     console = Console(stderr=as_json)
@@ -107,7 +107,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
 def _show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
 
     if as_json:
         print_json(result)

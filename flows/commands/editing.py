@@ -44,7 +44,7 @@ def removal(
         load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=told
     )
     if as_json:
-        from flows.tables import print_json
+        from flows.terminal import print_json
 
         print_json(found)
         return
@@ -54,7 +54,7 @@ def removal(
 def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from flows.tables import print_rows
+    from flows.terminal import print_rows
 
     console = Console()
     metrics = ("accuracy_target", "accuracy_neighbours", "selectivity", "relearn_steps")

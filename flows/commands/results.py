@@ -20,7 +20,7 @@ def leaderboard(
     """
     from rich.console import Console
 
-    from flows.tables import leaderboard_rows, print_json, print_leaderboard
+    from flows.terminal import leaderboard_rows, print_json, print_leaderboard
     from stages.errors import UserError
 
     if split not in {"validation", "test", "train"}:
@@ -47,7 +47,7 @@ def score(
     from rich.console import Console
 
     from flows.lock import run_lock
-    from flows.tables import print_leaderboard, print_per_task
+    from flows.terminal import print_leaderboard, print_per_task
     from stages import paths
     from stages.errors import UserError
 
@@ -79,7 +79,7 @@ def score(
 def _write_json(out: Path, result: dict[str, Any]) -> None:
     import json
 
-    from flows.tables import print_json
+    from flows.terminal import print_json
 
     if str(out) == "-":
         print_json(result)
@@ -108,7 +108,7 @@ def research(
     from rich.console import Console
 
     from flows.lock import run_lock
-    from flows.tables import print_iterations
+    from flows.terminal import print_iterations
     from stages import paths
     from stages.errors import UserError
 

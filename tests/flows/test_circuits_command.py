@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from flows.benchmark import BENCHMARKS
 from typer.testing import CliRunner
 
-from flows.benchmark import BENCHMARKS
 from flows.command import app
 from stages.errors import UserError
 

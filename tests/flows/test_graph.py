@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pydot
+from flows.walk import walk
 
 from flows.graph import Graph, headline_metrics, parse_dot, read_graph, stage_of, stale_nodes
 from flows.outcome import Outcome
-from flows.walk import walk
 from tests.flows.conftest import REPOSITORY, Toy
 from tests.house import nodes
 

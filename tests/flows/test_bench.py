@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from flows.benchmark import arm_file, copy_without_results
+
 from tests.flows.conftest import Toy
 
 # A second stage whose arms share a file with those of the first, as a method's file does.

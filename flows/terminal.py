@@ -9,20 +9,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flows.durations import Durations
 from flows.graph import stage_of
 from flows.outcome import Outcome
-from flows.times import Times
 from stages import paths
 from stages.errors import UserError
 
 __all__ = [
     "leaderboard_rows",
+    "print_durations",
     "print_iterations",
     "print_json",
     "print_leaderboard",
     "print_per_task",
     "print_rows",
-    "print_times",
     "read_rows",
 ]
 
@@ -41,7 +41,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it with `dvc checkout {path.name}`") from error
+        raise UserError(
+            f"{path} is not JSON ({error}); restore it with `dvc checkout {path.name}`"
+        ) from error
     if isinstance(value, dict):
         value = value.get("rows", value.get("leaderboard", []))
     return [dict(row) for row in value]
@@ -86,7 +88,9 @@ def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None
             _verdict(row) if status in ("", "ok") else f"{status}: {_verdict(row)}",
         )
     console.print(table)
-    counts = {tuple(row.get(name, "?") for name in ("n_tasks", "n_seeds", "n_instances")) for row in rows}
+    counts = {
+        tuple(row.get(name, "?") for name in ("n_tasks", "n_seeds", "n_instances")) for row in rows
+    }
     floors = {_plain(row.get("noise_floor")) for row in rows}
     for tasks, seeds, instances in sorted(counts, key=str):
         console.print(
@@ -112,7 +116,9 @@ def print_per_task(console: Console, rows: Sequence[Row], title: str) -> None:
                 f"{_number(row.get('reward_mean')):+.2f}",
                 f"{_number(row.get('reward_low')):+.2f}..{_number(row.get('reward_high')):+.2f}",
                 f"x{_number(row.get('flop_ratio')):.2f}",
-                _verdict(row) if status == "ok" else f"{status} {str(row.get('reason', ''))[:60]}".strip(),
+                _verdict(row)
+                if status == "ok"
+                else f"{status} {str(row.get('reason', ''))[:60]}".strip(),
             )
         console.print(table)
 
@@ -134,14 +140,23 @@ def print_iterations(console: Console, rows: Sequence[Row], title: str) -> None:
             f"{low}..{high}",
             "-" if row.get("flop_ratio") is None else f"x{_number(row['flop_ratio']):.2f}",
             "+".join(part for part in parts if part != "none"),
-            "accepted" if row.get("accepted") else "" if status == "ok" else f"{status} {row.get('reason', '')}"[:60],
+            "accepted"
+            if row.get("accepted")
+            else ""
+            if status == "ok"
+            else f"{status} {row.get('reason', '')}"[:60],
         )
     console.print(table)
 
 
 def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str]) -> Table:
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for name in left:
         table.add_column(name, no_wrap=name != "task", min_width=18 if name == "task" else None)
@@ -167,7 +182,13 @@ def print_rows(console: Console, rows: Sequence[Row], title: str = "") -> None:
         console.print(f"{title}: none" if title else "none")
         return
     names = [name for name in rows[0] if not isinstance(rows[0][name], dict | list)]
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in names:
         table.add_column(name, no_wrap=name == names[0], overflow="fold")
     for row in rows:
@@ -187,33 +208,38 @@ def _plain(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "-"
 
 
-def print_times(console: Console, outcomes: Sequence[Outcome], times: Times) -> None:
+def print_durations(console: Console, outcomes: Sequence[Outcome], durations: Durations) -> None:
     """Time per stage: of this run where the stage was executed, else of the run that last executed it."""
-    nodes = [outcome.node for outcome in outcomes] or sorted(times.nodes)
+    nodes = [outcome.node for outcome in outcomes] or sorted(durations.nodes)
     state = {outcome.node: outcome.state for outcome in outcomes}
     stages: dict[str, list[str]] = {}
     for node in nodes:
         stages.setdefault(stage_of(node), []).append(node)
-    table = Table(title="time per stage", title_justify="left", title_style="bold", show_footer=True)
+    table = Table(
+        title="time per stage", title_justify="left", title_style="bold", show_footer=True
+    )
     table.add_column("stage", footer="all")
     counts = [state.get(node, "cached") for node in nodes]
-    table.add_column("executed", justify="right", footer=str(counts.count("executed")))
-    table.add_column("cached", justify="right", footer=str(counts.count("cached")))
-    table.add_column("wall, summed over arms", justify="right", footer=_seconds(nodes, times, "wall_s"))
-    table.add_column("of it computation", justify="right", footer=_seconds(nodes, times, "computation_s"))
+    wall_s, computation_s = _sums(nodes, durations)
+    for title, footer in (
+        ("executed", str(counts.count("executed"))),
+        ("cached", str(counts.count("cached"))),
+        ("wall, summed over arms", wall_s),
+        ("of it computation", computation_s),
+    ):
+        table.add_column(title, justify="right", footer=footer)
     for stage, arms in stages.items():
-        mine = [state.get(node, "cached") for node in arms]
-        bad = sum(one in {"failed", "blocked", "interrupted"} for one in mine)
-        table.add_row(
-            stage + (f" ({bad} not done)" if bad else ""),
-            str(mine.count("executed")),
-            str(mine.count("cached")),
-            _seconds(arms, times, "wall_s"),
-            _seconds(arms, times, "computation_s"),
-        )
+        states = [state.get(node, "cached") for node in arms]
+        bad = sum(one in {"failed", "blocked", "interrupted"} for one in states)
+        name = stage + (f" ({bad} not done)" if bad else "")
+        counted = str(states.count("executed")), str(states.count("cached"))
+        table.add_row(name, *counted, *_sums(arms, durations))
     console.print(table)
 
 
-def _seconds(nodes: Sequence[str], times: Times, key: str) -> str:
-    known = [times.nodes[node][key] for node in nodes if times.nodes.get(node, {}).get(key) is not None]
-    return f"{sum(known):.1f} s" if known else "-"
+def _sums(nodes: Sequence[str], durations: Durations) -> tuple[str, str]:
+    """(wall time, computation) of nodes."""
+    known = [durations.nodes[node] for node in nodes if node in durations.nodes]
+    computed = [node.computation_s for node in known if node.computation_s is not None]
+    wall_s = f"{sum(node.wall_s for node in known):.1f} s" if known else "-"
+    return wall_s, f"{sum(computed):.1f} s" if computed else "-"
