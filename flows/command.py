@@ -96,7 +96,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if type(error).__name__ == "StageFailed":  # its module is not imported for `--help`
+            _say(str(error))
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
             _say(f"no space left at {error.filename or 'the disk'}: free some (`dvc gc --workspace`), then run again")
         else:
             _say(f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and report it)")

@@ -52,10 +52,11 @@ def _repository(root: Path) -> "Iterator[Repo]":
     os.environ |= DVC_SETTINGS
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
-    from dvc.repo import Repo
+    from dvc.repo import Repo, lock_repo
 
     try:
-        with Repo(str(root), _wait_for_lock=True) as repository:
+        # One lock for all questions: DVC forgets the graph it has read when it gives up the lock.
+        with Repo(str(root), _wait_for_lock=True) as repository, lock_repo(repository):
             yield repository
     except LockError as error:
         raise UserError(

@@ -23,7 +23,7 @@ def nightly(jobs: int = 2, runner: str = "threads", scheduler: str = "") -> None
 
     Raises:
         UserError: a node failed by the user's mistake, or somebody else is at work here.
-        RuntimeError: a node failed by ours.
+        StageFailed: a node failed by ours.
     """
     root, console = paths.root(), Console()
     kind = "dask" if runner == "dask" else "threads"

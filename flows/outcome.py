@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["NodeStatus", "Outcome", "infer_cause", "outcome_of", "read_status"]
+__all__ = ["NodeStatus", "Outcome", "StageFailed", "infer_cause", "outcome_of", "read_status"]
 
 EXITED = re.compile(r"exited with (-?\d+)$")
 DVC_ERROR = "ERROR: "
+
+
+class StageFailed(RuntimeError):
+    """Nodes failed by a fault of ours; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)

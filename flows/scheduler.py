@@ -21,7 +21,7 @@ from flows.execution import Execution, LineSink
 from flows.graph import read_state
 from flows.nightly_run import NightlyRun
 from flows.nodes import log_file, reproduce_node
-from flows.outcome import Outcome
+from flows.outcome import Outcome, StageFailed
 from flows.processes import ChildProcesses
 from flows.progress import progress_view
 from flows.warm import WarmParents, warm_parents
@@ -183,7 +183,7 @@ def raise_failures(root: Path, outcomes: list[Outcome]) -> None:
 
     Raises:
         UserError: all failed by the user's mistake.
-        RuntimeError: at least one failed by ours.
+        StageFailed: at least one failed by ours.
     """
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if not failed:
@@ -199,4 +199,4 @@ def raise_failures(root: Path, outcomes: list[Outcome]) -> None:
     )
     if all(outcome.users_fault for outcome in failed):
         raise UserError(text)
-    raise RuntimeError(text)
+    raise StageFailed(text)

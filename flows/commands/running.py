@@ -63,7 +63,7 @@ def show_result(console: "Console", result: "RunResult") -> None:
 
     Raises:
         UserError: nodes failed, all by the user's mistake.
-        RuntimeError: nodes failed, at least one by ours.
+        StageFailed: nodes failed, at least one by ours.
     """
     from flows.scheduler import raise_failures
     from flows.terminal import print_durations
