@@ -31,8 +31,8 @@ from stages.__main__ import WARM, load_stage, read_number, request_fork
 
 __all__ = ["WarmChild", "WarmParents", "supported", "warm_parents"]
 
-OFF = "off"
-"""Value of ``LENSMITH_WARM`` that makes a run start every process anew."""
+OFF, DVC_ONLY = "off", "dvc"
+"""Values of ``LENSMITH_WARM``, for people: every process is started anew; or only the stages' are."""
 
 STAGE_LIBRARIES = (
     "yaml", "jinja2", "psutil", "threadpoolctl", "pydantic", "rich.progress", "joblib", "numpy", "torch",
@@ -121,6 +121,7 @@ def warm_parents(
     if not supported():
         yield None
         return
+    stages = stages and os.environ.get(WARM) != DVC_ONLY
     # Not below root: the path of a socket may have 107 characters and no more.
     folder = Path(tempfile.mkdtemp(prefix="lensmith-warm-"))
     kinds = ("dvc", "stages") if stages else ("dvc",)

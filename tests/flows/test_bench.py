@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from flows.benchmark import arm_file, copy_without_results
+from flows.commands.bench import arm_file, copy_without_results
 
 from tests.flows.conftest import Toy
 
@@ -12,9 +12,9 @@ SECOND = """
   again:
     matrix:
       name: ${arms}
-    cmd: python work.py again-${item.name} data/again/${item.name}
+    cmd: python -m stages toy again-${item.name} data/again/${item.name}
     deps:
-      - work.py
+      - stages/toy/stage.py
       - source/${item.name}.py
       - data/arm/${item.name}
     outs:
@@ -34,10 +34,16 @@ def test_cold_warm_and_one_arm_changed(toy: Toy) -> None:
     toy.forget_log()
     done = toy.lensmith("bench", "pipeline", "--json")
     assert done.returncode == 0, done.stderr
-    cold, warm, changed = json.loads(done.stdout)
-    assert (cold["executed"], warm["executed"], changed["executed"]) == (6, 0, 2)
-    assert cold["cached"] == 0 and warm["cached"] == 6
-    assert changed["changed"] == "source/a.py"
+    found = json.loads(done.stdout)
+    assert found["executed"] == {"cold": 6, "again": 0, "one_method_changed": 2}
+    assert found["changed"] == "source/a.py"
+    assert all(found[f"{run}_s"] > 0 for run in found["executed"])
+    assert set(found["cpu_s"]) == set(found["executed"]) and min(found["cpu_s"].values()) > 0
+    stages = {stage["node"]: stage for stage in found["stages"]}
+    assert set(stages) == {"first", "arm@a", "arm@b", "again@a", "again@b", "join"}
+    wall_s = sum(stage["wall_s"] for stage in stages.values())
+    computation_s = sum(stage["computation_s"] for stage in stages.values())
+    assert found["share_outside_computation"] == pytest.approx(1 - computation_s / wall_s, abs=1e-3)
     assert toy.log() == [] and (toy.root / "dvc.lock").read_bytes() == before, "the original is untouched"
 
 
@@ -46,6 +52,6 @@ def test_the_copy_has_sources_and_neither_results_nor_cache(done_toy: Toy, monke
     copy = done_toy.root.parent / "bench"
     copy_without_results(done_toy.root, copy)
     there = {path.name for path in copy.iterdir()}
-    assert {"dvc.yaml", "dvc.lock", "work.py", "params", "source", ".dvc"} <= there
+    assert {"dvc.yaml", "dvc.lock", "stages", "params", "source", ".dvc"} <= there
     assert not there & {"data", "metrics", ".git", ".lensmith", "mlruns"}
     assert not (copy / ".dvc" / "cache").exists()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from flows.benchmark import BENCHMARKS
+from flows.commands.bench import BENCHMARKS
 from typer.testing import CliRunner
 
 from flows.command import app

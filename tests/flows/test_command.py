@@ -84,7 +84,7 @@ def test_a_run_at_work_keeps_readers_of_results_out(done_toy: Toy) -> None:
         assert done.returncode == 2 and f"lensmith run (process {running.pid})" in done.stderr
     finally:
         running.terminate()
-        running.wait(30)
+        running.wait(600)
 
 
 def test_a_reader_that_has_enough_is_no_error(done_toy: Toy) -> None:

@@ -140,15 +140,15 @@ def test_served_nights_are_scheduled_and_stay_so(toy: Toy) -> None:
         )  # fmt: skip
     serving = None
     try:
-        until(lambda: answers(f"{url}/health"), 120)
+        until(lambda: answers(f"{url}/health"), 600)
         serving = toy.start(
             "nightly", "--serve", "--cron", "0 2 * * *", "--timezone", "Europe/Berlin", PREFECT_API_URL=url
         )
-        until(lambda: ask_server(url, "/flow_runs/filter"), 120)
+        until(lambda: ask_server(url, "/flow_runs/filter"), 600)
         run = ask_server(url, "/flow_runs/filter")[0]
         assert run["state_type"] == "SCHEDULED" and run["auto_scheduled"]
         serving.terminate()
-        serving.communicate(timeout=60)
+        serving.communicate(timeout=600)
         (deployment,) = ask_server(url, "/deployments/filter")
         assert deployment["name"] == "nightly" and deployment["paused"] is False
         assert deployment["schedules"][0]["schedule"]["timezone"] == "Europe/Berlin"  # type: ignore[index]
@@ -156,7 +156,7 @@ def test_served_nights_are_scheduled_and_stay_so(toy: Toy) -> None:
         for process in (serving, server):
             if process is not None and process.poll() is None:
                 process.terminate()
-                process.wait(60)
+                process.wait(600)
 
 
 def answers(url: str) -> bool:

@@ -128,7 +128,7 @@ def test_first_users_do_not_collide(tmp_path: Path) -> None:
         for _ in range(3)
     ]
     for process in running:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0 and "warning" not in said, said
     assert ask(tmp_path, "select status from runs") == [("FINISHED",)] * 3
     assert ask(tmp_path, "select count(*) from experiments where name = 'lensmith'") == [(1,)]
