@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -16,7 +16,7 @@ from stages.errors import UserError
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-__all__ = ["Graph", "headline_metrics", "read_graph", "read_state", "stage_of"]
+__all__ = ["Graph", "headline_metrics", "ordered", "read_graph", "read_state", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def _repository(root: Path) -> "Iterator[Repo]":
 
     try:
         # One lock for all questions: DVC forgets the graph it has read when it gives up the lock.
-        with Repo(str(root), _wait_for_lock=True) as repository, lock_repo(repository):
+        # DVC names stages as seen from the current folder.
+        with chdir(root), Repo(_wait_for_lock=True) as repository, lock_repo(repository):
             yield repository
     except LockError as error:
         raise UserError(
@@ -90,10 +91,10 @@ def _graph_of(repository: "Repo") -> Graph:
     for stage in edges.nodes:
         # DVC's edges point from a stage to what it depends on.
         parents[stage.addressing] = {parent.addressing for parent in edges.successors(stage)}
-    return Graph(_ordered(parents))
+    return Graph(ordered(parents))
 
 
-def _ordered(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
+def ordered(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
     """By depth, then by name: stable, and the long chains start early."""
     depth: dict[str, int] = {}
     for node in TopologicalSorter(parents).static_order():

@@ -178,6 +178,7 @@ def _print_pipeline(
 
 
 def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
+    import os
     import resource
     import subprocess
     import sys
@@ -192,7 +193,8 @@ def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
 
     before = load_durations(copy).nodes
     environment = child_environment(copy)
-    environment |= {"LENSMITH_ROOT": str(copy), "PYTHONPATH": str(copy)}
+    search_path = [str(copy), *filter(None, [environment.get("PYTHONPATH")])]
+    environment |= {"LENSMITH_ROOT": str(copy), "PYTHONPATH": os.pathsep.join(search_path)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     environment["PREFECT_HOME"] = str(copy / ".prefect")
     command = [sys.executable, "-m", "flows.command", "run", "--jobs", str(jobs)]

@@ -112,7 +112,8 @@ class Toy:
         return kept | more
 
     def arguments(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "flows.command", *words]
+        # -P: the house's code, not the few files of it that the toy has for its stages.
+        return [sys.executable, "-P", "-m", "flows.command", *words]
 
     def lensmith(self, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
