@@ -25,6 +25,7 @@ class NightlyRun:
     def __init__(self, root: Path, *, enabled: bool) -> None:
         self._root, self._enabled = root, enabled
         self._row: tracking.Run | None = None
+        self._failed = False
 
     def __enter__(self) -> "NightlyRun":
         if self._enabled:
@@ -40,6 +41,7 @@ class NightlyRun:
 
     def note(self, outcomes: Sequence[Outcome]) -> None:
         """Each node's outcome, and the headline numbers of those that are up to date."""
+        self._failed = any(outcome.state == "failed" for outcome in outcomes)
         if self._row is None or not self._row.id:
             return
         self._row.tag({f"stage.{outcome.node}": outcome.state for outcome in outcomes})
@@ -62,7 +64,8 @@ class NightlyRun:
     ) -> None:
         if self._row is not None:
             interrupted = isinstance(error, KeyboardInterrupt)
-            self._row.close("KILLED" if interrupted else "FAILED" if error else "FINISHED")
+            failed = error is not None or self._failed
+            self._row.close("KILLED" if interrupted else "FAILED" if failed else "FINISHED")
 
 
 def _git_sha(root: Path) -> str:
