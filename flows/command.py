@@ -1,4 +1,6 @@
-"""The `lensmith` command. Nothing heavy is imported here: `lensmith --help` answers in a fraction of a second."""
+"""The `lensmith` command. Nothing heavy is imported here: `lensmith --help` answers in a fraction
+of a second.
+"""
 
 import errno
 import os
@@ -28,8 +30,8 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="lensmith",
-    help="Automated interpretability research: methods are judged by how much better, and how much cheaper, an agent "
-    "solves verifiable tasks with them.\n\nExample: lensmith run && lensmith leaderboard",
+    help="Automated interpretability research: methods are judged by how much better, and "
+    "how much cheaper, an agent solves verifiable tasks with them.\n\nExample: lensmith run && lensmith leaderboard",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,7 +41,9 @@ app = typer.Typer(
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["LENSMITH_DEBUG"] = "1"
@@ -99,9 +103,15 @@ def main() -> None:
         if type(error).__name__ == "StageFailed":  # its module is not imported for `--help`
             _say(str(error))
         elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _say(f"no space left at {error.filename or 'the disk'}: free some (`dvc gc --workspace`), then run again")
+            _say(
+                f"no space left at {error.filename or 'the disk'}: free some (`dvc gc"
+                " --workspace`), then run again"
+            )
         else:
-            _say(f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and report it)")
+            _say(
+                f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and"
+                " report it)"
+            )
         sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """`--runner dask`: nodes run on Dask workers, which share the working copy as a folder.
 
-A worker runs what a thread of a run would: ``dvc repro`` of one node, in a process group of its own. The log of the node
-lies in the shared folder, so the run shows its lines from there.
+A worker runs what a thread of a run would: ``dvc repro`` of one node, in a process group of its
+own. The log of the node lies in the shared folder, so the run shows its lines from there.
 """
 
 import os
@@ -29,7 +29,8 @@ CONNECT_S = 10
 
 @contextmanager
 def dask_client(scheduler: str, jobs: int) -> "Iterator[Client]":
-    """A client of the scheduler at an address, or of a cluster of ``jobs`` processes on this machine.
+    """A client of the scheduler at an address, or of a cluster of ``jobs`` processes on this
+    machine.
 
     Raises:
         UserError: Dask is not installed, or no scheduler answers.
@@ -42,7 +43,8 @@ def dask_client(scheduler: str, jobs: int) -> "Iterator[Client]":
             f"--runner dask needs the extra 'dask' ({error}): install it with"
             " `pip install -c constraints.txt -e '.[dask]'`, or use --runner threads"
         ) from error
-    # A worker that is busy in a node answers late, and must not be taken for dead; a node that failed fails again.
+    # A worker that is busy in a node answers late, and must not be taken for dead; a node that
+    # failed fails again.
     settings = {
         "distributed.comm.timeouts.connect": f"{CONNECT_S}s",
         "distributed.scheduler.allowed-failures": 0,
@@ -70,13 +72,16 @@ def dask_client(scheduler: str, jobs: int) -> "Iterator[Client]":
             client = Client(scheduler, timeout=CONNECT_S)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"no Dask scheduler answers at --scheduler {scheduler} ({type(error).__name__}): start one with"
-                " `dask scheduler`, and a worker per machine with `dask worker ADDRESS`, or correct the address"
+                f"no Dask scheduler answers at --scheduler {scheduler} ({type(error).__name__}):"
+                " start one with"
+                " `dask scheduler`, and a worker per machine with `dask worker ADDRESS`, or"
+                " correct the address"
             ) from error
         with client:
             if not client.scheduler_info()["workers"]:
                 raise UserError(
-                    f"the Dask scheduler at {scheduler} has no worker: start one on each machine with"
+                    f"the Dask scheduler at {scheduler} has no worker: start one on each machine"
+                    " with"
                     f" `dask worker {scheduler} --nthreads 1`, in a folder they share"
                 )
             yield client
@@ -117,9 +122,9 @@ class DaskRunner:
                     on_line(line)
                 continue
             except KilledWorker:
-                cause = "its Dask worker died, most likely for memory: give it more, or use fewer workers"
+                cause = "its Dask worker died, most likely for memory: give it more, or use fewer"
                 return Outcome(node, "failed", cause=cause)
-            except Exception as error:
+            except Exception as error:  # whatever Dask or the network did, the run goes on
                 if self._stopping:
                     return Outcome(node, "interrupted")
                 cause = f"its Dask worker could not run it ({type(error).__name__}: {error})"
@@ -144,7 +149,9 @@ _AT_WORK: dict[str, ChildProcesses] = {}
 
 OURS = ("LENSMITH_", "RUN_PARENT_ID", "DVC_", "MLFLOW_", "HF_", "PYTHON", "DO_NOT_TRACK")
 THREADS = ("OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_")
-"""How the variables begin that a worker on another machine takes from the run; PATH and the like are its own."""
+"""How the variables begin that a worker on another machine takes from the run; PATH and the like
+are its own.
+"""
 
 
 def _reproduce_here(
@@ -160,7 +167,8 @@ def _reproduce_here(
     folder = Path(root)
     if not (folder / "dvc.yaml").is_file():
         cause = (
-            f"{socket.gethostname()} has no {root}: mount the working copy there under the same path,"
+            f"{socket.gethostname()} has no {root}: mount the working copy there under the same"
+            " path,"
             " so that all workers share it"
         )
         return Outcome(node, "failed", cause=cause, users_fault=True)

@@ -1,4 +1,6 @@
-"""What `lensmith doctor` looks at. Imports nothing heavy: versions come from the metadata of what is installed."""
+"""What `lensmith doctor` looks at. Imports nothing heavy: versions come from the metadata of what
+is installed.
+"""
 
 import os
 import shutil
@@ -19,7 +21,17 @@ from stages.sandbox import layers
 
 __all__ = ["Check", "examine"]
 
-MAIN = ("torch", "transformer-lens", "sae-lens", "scikit-learn", "optuna", "dvc", "mlflow", "prefect", "fastapi")
+MAIN = (
+    "torch",
+    "transformer-lens",
+    "sae-lens",
+    "scikit-learn",
+    "optuna",
+    "dvc",
+    "mlflow",
+    "prefect",
+    "fastapi",
+)
 COLD_RUN_S = 12 * 60
 """What a cold run may take on two cores; replaced by the measured time once there has been one."""
 DISK_GIB = 2.0
@@ -37,7 +49,13 @@ class Check(NamedTuple):
 def examine() -> list[Check]:
     root = paths.root()
     return [
-        *_python(), *_packages(root), *_folder(root), *_programs(), *_machine(root), *_costs(root), *_places(root),
+        *_python(),
+        *_packages(root),
+        *_folder(root),
+        *_programs(),
+        *_machine(root),
+        *_costs(root),
+        *_places(root),
     ]  # fmt: skip
 
 
@@ -69,7 +87,10 @@ def _packages(root: Path) -> Iterator[Check]:
         wanted = pinned.get(name, version)
         same = version.partition("+")[0] == wanted.partition("+")[0]
         yield Check(
-            "ok" if same else "optional", name, version, "" if same else f"constraints.txt has {wanted}: make env"
+            "ok" if same else "optional",
+            name,
+            version,
+            "" if same else f"constraints.txt has {wanted}: make env",
         )
 
 
@@ -100,12 +121,17 @@ def _store() -> Check:
         return Check("ok", "MLflow store", f"{uri}, {count} runs")
     except sqlite3.Error as error:
         return Check(
-            "missing", "MLflow store", f"{uri}: {error}", "move the file away: MLflow is a projection, results are kept"
+            "missing",
+            "MLflow store",
+            f"{uri}: {error}",
+            "move the file away: MLflow is a projection, results are kept",
         )
 
 
 def _programs() -> Iterator[Check]:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     yield Check(
         "ok" if browser else "optional",
         "Chromium",
@@ -114,12 +140,16 @@ def _programs() -> Iterator[Check]:
     )
     remedies = {
         "bubblewrap": "apt-get install bubblewrap; without it `score` needs --trust",
-        "seccomp": "needs bubblewrap on x86-64 or arm64; without it namespaces and rlimits hold alone",
-        "cgroup": "run within `systemd-run --user --scope -p Delegate=yes`; without it rlimits hold alone",
+        "seccomp": "needs bubblewrap on x86-64 or arm64;"
+        " without it namespaces and rlimits hold alone",
+        "cgroup": "run within `systemd-run --user --scope -p Delegate=yes`;"
+        " without it rlimits hold alone",
     }
     for layer in layers():
         remedy = "" if layer.active else remedies.get(layer.name, "")
-        state: Literal["ok", "optional", "fact"] = "ok" if layer.active else "optional" if remedy else "fact"
+        state: Literal["ok", "optional", "fact"] = (
+            "ok" if layer.active else "optional" if remedy else "fact"
+        )
         what = layer.name if layer.name == "bubblewrap" else f"sandbox: {layer.name}"
         yield Check(state, what, layer.detail, remedy)
 
@@ -129,7 +159,9 @@ def _machine(root: Path) -> Iterator[Check]:
 
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
     free = shutil.disk_usage(root).free / 2**30
-    yield Check("fact", "cores", f"{cores}, threads per stage {os.environ.get('OMP_NUM_THREADS', '1')}", "")
+    yield Check(
+        "fact", "cores", f"{cores}, threads per stage {os.environ.get('OMP_NUM_THREADS', '1')}", ""
+    )
     yield Check(
         "ok" if memory >= MEMORY_GIB else "missing",
         "memory",
@@ -148,7 +180,8 @@ def _costs(root: Path) -> Iterator[Check]:
     nodes = load_durations(root).nodes
     minutes = sum(node.wall_s for node in nodes.values()) / 60
     if nodes:
-        text = f"about {minutes:.0f} min of node time, two nodes at a time, {len(nodes)} nodes (measured)"
+        text = f"about {minutes:.0f} min of node time, two nodes at a time, {len(nodes)} nodes"
+        text += " (measured)"
     else:
         text = f"at most {COLD_RUN_S // 60} min on 2 cores; again: some seconds"
     yield Check("fact", "a cold run takes", f"{text}; up to {DISK_GIB:.0f} GiB of disk")

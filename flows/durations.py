@@ -1,4 +1,6 @@
-"""How long the nodes took, as last measured on this machine: .lensmith/durations.json. Nothing depends on it."""
+"""How long the nodes took, as last measured on this machine: .lensmith/durations.json. Nothing
+depends on it.
+"""
 
 import json
 from collections.abc import Sequence

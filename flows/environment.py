@@ -1,4 +1,6 @@
-"""Environment of the processes of a run: one thread each, telemetry off, this installation's commands first."""
+"""Environment of the processes of a run: one thread each, telemetry off, this installation's
+commands first.
+"""
 
 import os
 import sys
@@ -26,7 +28,8 @@ def state_dir(root: Path) -> Path:
     """Locks, logs and wall times: facts about this machine, so neither git nor DVC sees them."""
     if not (root / "dvc.yaml").is_file():
         raise UserError(
-            f"{root} is not a Lensmith checkout (no dvc.yaml). Run from a checkout or set LENSMITH_ROOT."
+            f"{root} is not a Lensmith checkout (no dvc.yaml). Run from a checkout or set"
+            " LENSMITH_ROOT."
         )
     folder = root / ".lensmith"
     folder.mkdir(exist_ok=True)
@@ -56,7 +59,9 @@ def child_environment(root: Path) -> dict[str, str]:
 
 
 def prepare_dvc(root: Path) -> None:
-    """Make DVC work in this folder: an unpacked source archive has no .git, so DVC must do without."""
+    """Make DVC work in this folder: an unpacked source archive has no .git, so DVC must do
+    without.
+    """
     if not (root / ".dvc" / "config").is_file():
         raise UserError(
             f"{root / '.dvc' / 'config'} is missing: unpack the whole archive, hidden files too"
@@ -83,8 +88,10 @@ def prefect_environment(root: Path, *, serve: bool) -> bool:
     url = os.environ.get("PREFECT_API_URL", "")
     if serve and not url:
         raise UserError(
-            "PREFECT_API_URL is not set, and without a server nothing can be scheduled: run `prefect server start`,"
-            " then `export PREFECT_API_URL=http://127.0.0.1:4200/api` (docs/nightly.md has both as services)"
+            "PREFECT_API_URL is not set, and without a server nothing can be scheduled: run"
+            " `prefect server start`,"
+            " then `export PREFECT_API_URL=http://127.0.0.1:4200/api` (docs/nightly.md has both"
+            " as services)"
         )
     if url and _answers(f"{url.rstrip('/')}/health"):
         if not serve:
@@ -93,7 +100,8 @@ def prefect_environment(root: Path, *, serve: bool) -> bool:
         return True
     if serve:
         raise UserError(
-            f"no Prefect server answers at PREFECT_API_URL={url}: run `prefect server start`, or correct the address"
+            f"no Prefect server answers at PREFECT_API_URL={url}: run `prefect server start`, or"
+            " correct the address"
         )
     if url:
         print(

@@ -1,4 +1,6 @@
-"""The nodes of one run, as its workers share them: which to reproduce, how many at once, what became of them."""
+"""The nodes of one run, as its workers share them: which to reproduce, how many at once, what
+became of them.
+"""
 
 import threading
 from collections.abc import Callable
@@ -43,7 +45,9 @@ class Execution:
         self._stopping = False
 
     def reproduce(self, node: str, on_line: LineSink = lambda line: None) -> Outcome:
-        """Reproduce a node whose parents are done, as soon as fewer than ``jobs`` nodes are at work."""
+        """Reproduce a node whose parents are done, as soon as fewer than ``jobs`` nodes are at
+        work.
+        """
         if node not in self.todo:
             return self._close(Outcome(node, "cached"))
         with self._slots:

@@ -1,4 +1,6 @@
-"""The graph as DVC tells it. dvc.yaml is its only definition: nothing here knows the name of a stage."""
+"""The graph as DVC tells it. dvc.yaml is its only definition: nothing here knows the name of a
+stage.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -61,12 +63,14 @@ def _repository(root: Path) -> "Iterator[Repo]":
             yield repository
     except LockError as error:
         raise UserError(
-            f"another DVC command is at work in {root}: wait for it to end, or stop it, then try again"
+            f"another DVC command is at work in {root}: wait for it to end, or stop it, then try"
+            " again"
         ) from error
     except DvcException as error:
         cause = " ".join(str(error).split())[:400] or type(error).__name__
         raise UserError(
-            f"DVC cannot read {root}: {cause}; fix it (`lensmith doctor` looks around), then try again"
+            f"DVC cannot read {root}: {cause}; fix it (`lensmith doctor` looks around), then try"
+            " again"
         ) from error
 
 
@@ -77,8 +81,9 @@ def read_graph(root: Path) -> Graph:
 
 
 def read_state(root: Path) -> tuple[Graph, set[str]]:
-    """The graph, and its stale nodes: those whose dependencies, parameters, command or outputs are not those of
-    dvc.lock. What follows from them is not included."""
+    """The graph, and its stale nodes: those whose dependencies, parameters, command or outputs are
+    not those of dvc.lock. What follows from them is not included.
+    """
     with _repository(root) as repository:
         changes: dict[str, object] = repository.status()
         graph = _graph_of(repository)

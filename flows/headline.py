@@ -23,12 +23,14 @@ ESTIMATE = {"value", "low", "high", "null"}
 """Keys of an estimate with its interval; the headline is its value."""
 
 LONGEST = 100
-"""Rows of a list that still are headlines. MLflow writes 200 ms for a thousand numbers, and the 184 rows of
-metrics/dictionaries.json have twenty thousand."""
+"""Rows of a list that still are headlines. MLflow writes 200 ms for a thousand numbers, and the 184
+rows of metrics/dictionaries.json have twenty thousand.
+"""
 
 
 def headline(path: Path) -> dict[str, float]:
-    """``{"leaderboard.validation.pca.reward_mean": 0.1, ...}`` of a metrics file; {} if it is not there.
+    """``{"leaderboard.validation.pca.reward_mean": 0.1, ...}`` of a metrics file; {} if it is not
+    there.
 
     Longer lists than ``LONGEST`` and the bounds of intervals are left out: the file has them.
     """

@@ -1,6 +1,7 @@
 """Nights by schedule: the run of ``flows.scheduler`` as a flow that a Prefect server starts.
 
-Call ``flows.environment.prefect_environment`` before importing this module: Prefect reads its settings on import.
+Call ``flows.environment.prefect_environment`` before importing this module: Prefect reads its
+settings on import.
 """
 
 import os
@@ -9,7 +10,7 @@ from prefect import flow
 from rich.console import Console
 
 from flows.lock import run_lock
-from flows.scheduler import RunOptions, raise_failures, run_graph
+from flows.scheduler import Runner, RunOptions, raise_failures, run_graph
 from flows.terminal import print_durations
 from stages import paths
 from stages.errors import UserError
@@ -19,14 +20,15 @@ __all__ = ["nightly", "serve_nights"]
 
 @flow(name="nightly", validate_parameters=True)  # type: ignore[untyped-decorator]
 def nightly(jobs: int = 2, runner: str = "threads", scheduler: str = "") -> None:
-    """Reproduce the graph; a failed node blocks what depends on it, and the night then counts as failed.
+    """Reproduce the graph; a failed node blocks what depends on it, and the night then counts as
+    failed.
 
     Raises:
         UserError: a node failed by the user's mistake, or somebody else is at work here.
         StageFailed: a node failed by ours.
     """
     root, console = paths.root(), Console()
-    kind = "dask" if runner == "dask" else "threads"
+    kind: Runner = "dask" if runner == "dask" else "threads"
     with run_lock(root, "lensmith nightly"):
         options = RunOptions(jobs=jobs, runner=kind, scheduler=scheduler, nightly=True)
         result = run_graph(root, console, options)

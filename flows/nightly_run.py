@@ -1,4 +1,6 @@
-"""The row of a night in MLflow: complete, also where DVC ran nothing, so that nights can be compared."""
+"""The row of a night in MLflow: complete, also where DVC ran nothing, so that nights can be
+compared.
+"""
 
 import hashlib
 import subprocess
@@ -19,7 +21,8 @@ NIGHT_TAGS = {"lensmith.kind": "night"}
 class NightlyRun:
     """Opens the row and closes it with the block; does nothing unless ``enabled``.
 
-    Only who holds the run lock may open one: rows of nights that are still open are taken for killed.
+    Only who holds the run lock may open one: rows of nights that are still open are taken for
+    killed.
     """
 
     def __init__(self, root: Path, *, enabled: bool) -> None:

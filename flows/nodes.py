@@ -1,7 +1,8 @@
 """Reproduce one node: ``dvc --wait-for-lock repro --single-item NODE`` in a process of its own.
 
-``--single-item`` is what lets arms run side by side: without it every process would also reproduce the shared parents
-and want a write lock on their outputs. It is safe here because the parents have been reproduced before.
+``--single-item`` is what lets arms run side by side: without it every process would also reproduce
+the shared parents and want a write lock on their outputs. It is safe here because the parents have
+been reproduced before.
 """
 
 import subprocess
@@ -13,7 +14,8 @@ from pathlib import Path
 from flows.environment import state_dir
 from flows.outcome import Outcome, outcome_of, read_status
 from flows.processes import ChildProcess, ChildProcesses
-from flows.warm import OFF, WARM, WarmParents
+from flows.warm import OFF, WarmParents
+from stages.__main__ import WARM
 from stages.errors import STATUS
 
 __all__ = ["LogTail", "log_file", "reproduce_node"]
@@ -87,7 +89,8 @@ def reproduce_node(
     on_line: Callable[[str], None] = lambda line: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Reproduce one node whose parents are up to date. Its whole output goes to .lensmith/logs/<node>.log.
+    """Reproduce one node whose parents are up to date. Its whole output goes to
+    .lensmith/logs/<node>.log.
 
     Args:
         node: the node.

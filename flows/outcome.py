@@ -74,12 +74,18 @@ def infer_cause(code: int, output: Sequence[str]) -> str:
     errors = [line.removeprefix(DVC_ERROR) for line in lines if line.startswith(DVC_ERROR)]
     exited = next((int(match[1]) for line in errors if (match := EXITED.search(line))), code)
     if any("No space left on device" in line for line in lines):
-        return "no space left on the disk: free some (`dvc gc --workspace` drops old results), then run again"
+        return (
+            "no space left on the disk: free some (`dvc gc --workspace` drops old results),"
+            " then run again"
+        )
     if exited in {-9, 137}:
-        return "the stage was killed, most likely for memory: close other programs or use --jobs 1, then run again"
+        return (
+            "the stage was killed, most likely for memory: close other programs or use --jobs 1,"
+            " then run again"
+        )
     if errors and not EXITED.search(errors[0]):
         return errors[0]
     # The command ended before the stage began: what it printed last says why.
     printed = [line for line in lines if not line.startswith(DVC_ERROR)]
-    said = printed[-1] if printed else "it printed nothing"
-    return f"{said} (exit status {exited})"
+    message = printed[-1] if printed else "it printed nothing"
+    return f"{message} (exit status {exited})"

@@ -1,8 +1,9 @@
 """The flow: one Prefect task per node of the graph, each waiting for its parents.
 
-Prefect decides the order and what happens after a failure; DVC decides what is still valid. Hence no Prefect caching (it
-knows nothing of files) and no retries (a stage that failed fails again; retries sit around flaky calls inside stages).
-Call ``flows.environment.prefect_environment`` before importing this module: Prefect reads its settings on import.
+Prefect decides the order and what happens after a failure; DVC decides what is still valid. Hence
+no Prefect caching (it knows nothing of files) and no retries (a stage that failed fails again;
+retries sit around flaky calls inside stages). Call ``flows.environment.prefect_environment`` before
+importing this module: Prefect reads its settings on import.
 """
 
 from prefect import State, flow, task
@@ -42,7 +43,8 @@ def execute(execution: Execution) -> None:
     Raises:
         KeyboardInterrupt: interrupted; the nodes at work have been ended.
     """
-    # A task waits for its parents in a thread, so there is one for each; ``execution`` counts those at work.
+    # A task waits for its parents in a thread, so there is one for each; ``execution`` counts those
+    # at work.
     threads = ThreadPoolTaskRunner(max_workers=len(execution.graph.parents))
 
     @flow(name="lensmith", task_runner=threads)  # type: ignore[untyped-decorator]

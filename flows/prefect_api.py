@@ -1,9 +1,11 @@
-"""Flow runs without a server: the few answers that Prefect's client needs are given in this process.
+"""Flow runs without a server: the few answers that Prefect's client needs are given in this
+process.
 
-A flow run tells the server that it exists and which state it is in; tasks talk to no server at all. Where nobody has
-started a server, nobody looks at that record either (MLflow has the row of the night), so it is kept for the length of
-the run and no longer. Prefect's own way is a temporary server process: ten seconds to start, and tracebacks when it ends.
-The application of the server in this process (``create_app``) was tried: 3 s of CPU time for the same.
+A flow run tells the server that it exists and which state it is in; tasks talk to no server at all.
+Where nobody has started a server, nobody looks at that record either (MLflow has the row of the
+night), so it is kept for the length of the run and no longer. Prefect's own way is a temporary
+server process: ten seconds to start, and tracebacks when it ends. The application of the server in
+this process (``create_app``) was tried: 3 s of CPU time for the same.
 """
 
 import json
@@ -70,7 +72,9 @@ def _received(state: object) -> dict[str, object]:
 
 @contextmanager
 def without_server() -> Iterator[None]:
-    """Flows that are called within the block need no server. Set ``flows.environment.WITHOUT_SERVER`` before."""
+    """Flows that are called within the block need no server. Set
+    ``flows.environment.WITHOUT_SERVER`` before.
+    """
     transport = httpx.MockTransport(_FlowRunRecord().answer)
     client = SyncPrefectClient(ADDRESS, httpx_settings={"transport": transport})
     context = SyncClientContext.model_construct(client=client)

@@ -1,6 +1,8 @@
-"""The processes of a run's nodes: their groups are noted on disk, so that a killed run leaves nothing running behind.
+"""The processes of a run's nodes: their groups are noted on disk, so that a killed run leaves
+nothing running behind.
 
-A note says which process it means by process id, start time and boot, since a process id alone is used again.
+A note says which process it means by process id, start time and boot, since a process id alone is
+used again.
 """
 
 import json
@@ -31,7 +33,9 @@ class ChildProcess(Protocol):
     pid: int
 
     def wait(self, timeout: float) -> int | None:
-        """Its exit status, negative for a signal; None if it is still at work after ``timeout`` seconds."""
+        """Its exit status, negative for a signal; None if it is still at work after ``timeout``
+        seconds.
+        """
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class ProcessIdentity:
     def group(self) -> Iterator[psutil.Process]:
         """The processes of the group that it leads or led.
 
-        While the group has a member, its number is given to no new process. So where the number now belongs to a
-        process that started later, the group is gone, and that process is somebody else's.
+        While the group has a member, its number is given to no new process. So where the number now
+        belongs to a process that started later, the group is gone, and that process is somebody
+        else's.
         """
         if (self.boot, self.host) != (_boot(), socket.gethostname()):
             return
@@ -128,7 +133,9 @@ class ChildProcesses:
             _signal_group(pid, signal.SIGKILL)
 
     def end_leftovers(self) -> int:
-        """Kill what a killed run of this working copy left behind; returns how many processes that were."""
+        """Kill what a killed run of this working copy left behind; returns how many processes that
+        were.
+        """
         ended = []
         for path, identity in _read_identities(self._folder):
             if identity is not None:

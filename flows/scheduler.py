@@ -1,7 +1,7 @@
 """One run of the graph: `lensmith run`, and a night, which adds its row in MLflow and nothing else.
 
-Nothing heavy is imported where nothing is stale: DVC tells so in a second, and neither Prefect nor the stages' libraries
-are needed.
+Nothing heavy is imported where nothing is stale: DVC tells so in a second, and neither Prefect nor
+the stages' libraries are needed.
 """
 
 import gc
@@ -34,11 +34,14 @@ WORTH_WARMING = 3
 """From so many nodes on, importing the stages' libraries once is cheaper than in each of them."""
 
 
+Runner = Literal["threads", "dask"]
+
+
 @dataclass(frozen=True)
 class RunOptions:
     jobs: int = 2
     """Nodes at work at once."""
-    runner: Literal["threads", "dask"] = "threads"
+    runner: Runner = "threads"
     scheduler: str = ""
     """Address of a Dask scheduler; empty: a cluster on this machine."""
     nightly: bool = False
@@ -60,7 +63,9 @@ class RunResult:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does. Only the main thread of a process can see to that."""
+    """SIGTERM and SIGHUP end a run as Ctrl-C does. Only the main thread of a process can see to
+    that.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -83,8 +88,8 @@ def run_graph(root: Path, console: Console, options: RunOptions) -> RunResult:
     """Reproduce what is stale. The caller holds the run lock.
 
     Raises:
-        UserError: DVC cannot read the graph, or the Dask cluster cannot be used.
-        KeyboardInterrupt: interrupted; the processes at work have been ended, finished nodes are kept.
+        UserError: DVC cannot read the graph, or the Dask cluster cannot be used. KeyboardInterrupt:
+        interrupted; the processes at work have been ended, finished nodes are kept.
     """
     started = time.monotonic()
     # What DVC and MLflow read stays to the end, and looking for garbage in it takes 0.4 s of 3.
@@ -198,7 +203,8 @@ def raise_failures(root: Path, outcomes: list[Outcome]) -> None:
         causes += f"; and {len(failed) - 3} more failed"
     text = (
         f"{causes}; {blocked} nodes that depend on a failed one were not tried. Its output is in"
-        f" {log_file(root, failed[0].node)}; fix the error and re-run `lensmith run`; finished stages are kept"
+        f" {log_file(root, failed[0].node)}; fix the error and re-run `lensmith run`; finished"
+        " stages are kept"
     )
     if all(outcome.users_fault for outcome in failed):
         raise UserError(text)

@@ -35,7 +35,9 @@ def print_json(value: Any) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Leaderboard rows of a metrics file: a list, or an object with the list under ``rows`` or ``leaderboard``."""
+    """Leaderboard rows of a metrics file: a list, or an object with the list under ``rows`` or
+    ``leaderboard``.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: no run has come that far; make it with `lensmith run`")
     try:
@@ -94,13 +96,16 @@ def print_leaderboard(console: Console, rows: Sequence[Row], title: str) -> None
     floors = {_plain(row.get("noise_floor")) for row in rows}
     for tasks, seeds, instances in sorted(counts, key=str):
         console.print(
-            f"n = {tasks} tasks x {seeds} seeds, {instances} instances; noise floor {', '.join(sorted(floors))}",
+            f"n = {tasks} tasks x {seeds} seeds, {instances} instances; noise floor"
+            f" {', '.join(sorted(floors))}",
             highlight=False,
         )
 
 
 def print_per_task(console: Console, rows: Sequence[Row], title: str) -> None:
-    """One table a split, one line a task: the three arms' scores, the reward with its interval, and the verdict."""
+    """One table a split, one line a task: the three arms' scores, the reward with its interval, and
+    the verdict.
+    """
     for split in dict.fromkeys(str(row.get("split")) for row in rows):
         right = ("base", "with", "placebo", "Reward", "95% interval", "FLOPs")
         table = _slim(f"{title}, {split} families", ("task",), right, ("",))
@@ -209,7 +214,9 @@ def _plain(value: Any) -> str:
 
 
 def print_durations(console: Console, outcomes: Sequence[Outcome], durations: Durations) -> None:
-    """Time per stage: of this run where the stage was executed, else of the run that last executed it."""
+    """Time per stage: of this run where the stage was executed, else of the run that last executed
+    it.
+    """
     nodes = [outcome.node for outcome in outcomes] or sorted(durations.nodes)
     state = {outcome.node: outcome.state for outcome in outcomes}
     stages: dict[str, list[str]] = {}

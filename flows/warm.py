@@ -1,12 +1,13 @@
 """Warm processes: one that has the libraries imported, and forks a child per command.
 
-Importing torch, scikit-learn and transformer_lens takes 4 s of CPU time, in each of the graph's nodes. So a run starts
-two processes, one with the stages' libraries and one with DVC, that import and do nothing else: they open no file of the
-workspace, start no thread and never touch CUDA, so a fork of them is like a process that has just started. They end with
-the run, however that ends, and their forks with them.
+Importing torch, scikit-learn and transformer_lens takes 4 s of CPU time, in each of the graph's
+nodes. So a run starts two processes, one with the stages' libraries and one with DVC, that import
+and do nothing else: they open no file of the workspace, start no thread and never touch CUDA, so a
+fork of them is like a process that has just started. They end with the run, however that ends, and
+their forks with them.
 
-The answer to a request (``stages.__main__.request_fork``) is the fork's process id, then its exit status. A fork whose
-requester is gone is killed.
+The answer to a request (``stages.__main__.request_fork``) is the fork's process id, then its exit
+status. A fork whose requester is gone is killed.
 """
 
 import contextlib
@@ -32,21 +33,59 @@ from stages.__main__ import WARM, load_stage, read_number, request_fork
 __all__ = ["WarmChild", "WarmParents", "supported", "warm_parents"]
 
 OFF, DVC_ONLY = "off", "dvc"
-"""Values of ``LENSMITH_WARM``, for people: every process is started anew; or only the stages' are."""
+"""Values of ``LENSMITH_WARM``, for people: every process is started anew; or only the stages'
+are.
+"""
 
 STAGE_LIBRARIES = (
-    "yaml", "jinja2", "psutil", "threadpoolctl", "pydantic", "rich.progress", "joblib", "numpy", "torch",
-    "safetensors.torch", "scipy.stats", "scipy.io", "sklearn.linear_model", "sklearn.datasets",
-    "sklearn.decomposition", "sklearn.dummy", "sklearn.ensemble", "sklearn.neighbors", "transformer_lens",
-)  # fmt: skip
-"""What most nodes import. Not sae_lens (0.5 s): two stages import it, and only for some dictionaries."""
+    "yaml",
+    "jinja2",
+    "psutil",
+    "threadpoolctl",
+    "pydantic",
+    "rich.progress",
+    "joblib",
+    "numpy",
+    "torch",
+    "safetensors.torch",
+    "scipy.stats",
+    "scipy.io",
+    "sklearn.linear_model",
+    "sklearn.datasets",
+    "sklearn.decomposition",
+    "sklearn.dummy",
+    "sklearn.ensemble",
+    "sklearn.neighbors",
+    "transformer_lens",
+)
+"""What most nodes import. Not sae_lens (0.5 s): two stages import it, and only for some
+dictionaries.
+"""
 
 DVC_LIBRARIES = (
-    "dvc.cli", "dvc.cli.parser", "dvc.commands.repro", "dvc.repo", "dvc.repo.reproduce", "dvc.stage.run",
-    "dvc.stage.cache", "dvc.output", "dvc.dependency.param", "dvc.fs", "dvc.scm", "dvc.cachemgr", "dvc.dvcfile",
-    "dvc.parsing", "dvc.utils.serialize", "dvc_data.hashfile.db.local", "dvc_data.hashfile.checkout",
-    "dvc_data.hashfile.state", "dvc_data.index", "ruamel.yaml", "scmrepo.git", "voluptuous",
-)  # fmt: skip
+    "dvc.cli",
+    "dvc.cli.parser",
+    "dvc.commands.repro",
+    "dvc.repo",
+    "dvc.repo.reproduce",
+    "dvc.stage.run",
+    "dvc.stage.cache",
+    "dvc.output",
+    "dvc.dependency.param",
+    "dvc.fs",
+    "dvc.scm",
+    "dvc.cachemgr",
+    "dvc.dvcfile",
+    "dvc.parsing",
+    "dvc.utils.serialize",
+    "dvc_data.hashfile.db.local",
+    "dvc_data.hashfile.checkout",
+    "dvc_data.hashfile.state",
+    "dvc_data.index",
+    "ruamel.yaml",
+    "scmrepo.git",
+    "voluptuous",
+)
 
 PR_SET_PDEATHSIG = 1
 
@@ -57,7 +96,9 @@ def supported() -> bool:
 
 
 class WarmChild:
-    """A fork at work, as the requester sees it; like ``subprocess.Popen`` in what a run needs of it."""
+    """A fork at work, as the requester sees it; like ``subprocess.Popen`` in what a run needs of
+    it.
+    """
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.pid = pid
@@ -65,7 +106,9 @@ class WarmChild:
         self._status: int | None = None
 
     def wait(self, timeout: float) -> int | None:
-        """Its exit status, negative for a signal; None if it is still at work after ``timeout`` seconds."""
+        """Its exit status, negative for a signal; None if it is still at work after ``timeout``
+        seconds.
+        """
         if self._status is None:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._connection, selectors.EVENT_READ)
@@ -81,7 +124,9 @@ class WarmChild:
 
 @dataclass(frozen=True)
 class WarmParents:
-    """Addresses of the warm processes of a run. Plain data, so that workers on the same machine can use them."""
+    """Addresses of the warm processes of a run. Plain data, so that workers on the same machine can
+    use them.
+    """
 
     dvc: str
     stages: str
@@ -90,7 +135,9 @@ class WarmParents:
     def start_dvc(
         self, arguments: list[str], root: Path, environment: Mapping[str, str], output: int
     ) -> WarmChild | None:
-        """Fork a DVC command in a process group of its own; None if the warm process does not answer."""
+        """Fork a DVC command in a process group of its own; None if the warm process does not
+        answer.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         pid = 0
         try:
@@ -129,12 +176,14 @@ def warm_parents(
     processes = []
     # numpy and scikit-learn bring pyarrow, whose allocator would start a thread.
     environment = dict(environment) | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
-    # Some libraries ask at import whether there is a GPU: ask the driver's library, which leaves no CUDA context.
+    # Some libraries ask at import whether there is a GPU: ask the driver's library, which leaves no
+    # CUDA context.
     environment |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     try:
         for kind in kinds:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-                # Bound here, so that requests can queue while the libraries are still being imported.
+                # Bound here, so that requests can queue while the libraries are still being
+                # imported.
                 listener.bind(str(folder / kind))
                 listener.listen(128)
                 with (root / ".lensmith" / f"warm-{kind}.log").open("wb") as log:
@@ -225,11 +274,13 @@ class _Request:
         sys.path[0] = self.cwd
         random = sys.modules.get("numpy.random")
         if random is not None:
-            random.seed()  # a new process draws its own; Python's generator does so by itself after a fork
+            random.seed()  # Python's own generator does so by itself after a fork
 
 
 def _serve(listener: socket.socket, lifeline: int) -> _Request | None:
-    """Fork for each request. Returns a request in the fork, and None in the parent when the run has ended."""
+    """Fork for each request. Returns a request in the fork, and None in the parent when the run has
+    ended.
+    """
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, "listener")
     selector.register(lifeline, selectors.EVENT_READ, "lifeline")
@@ -302,7 +353,9 @@ def _serve(listener: socket.socket, lifeline: int) -> _Request | None:
 
 
 def _code_on_disk() -> tuple[tuple[str, int, int], ...]:
-    """Size and time of the files of ours that are imported: where they change, a fork would run old code."""
+    """Size and time of the files of ours that are imported: where they change, a fork would run old
+    code.
+    """
     found = []
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)

@@ -1,10 +1,12 @@
 """``python -m stages STAGE [ARGUMENTS]``: what every command of dvc.yaml runs.
 
-``STAGE`` is a room (``targets``: its ``stage.py``) or one module of a room (``scoring.fresh``); the module has a ``main``.
+``STAGE`` is a room (``targets``: its ``stage.py``) or one module of a room (``scoring.fresh``); the
+module has a ``main``.
 
-A run keeps a process in which torch and the like are imported already, and names its socket in ``LENSMITH_WARM``. The
-stage is then handed over to a fork of that process, with this one's arguments, environment, folder and files; what is
-left here waits for its exit status. Without that process the stage runs here, to the same output.
+A run keeps a process in which torch and the like are imported already, and names its socket in
+``LENSMITH_WARM``. The stage is then handed over to a fork of that process, with this one's
+arguments, environment, folder and files; what is left here waits for its exit status. Without that
+process the stage runs here, to the same output.
 """
 
 import os
@@ -50,7 +52,8 @@ def request_fork(
     group: int,
     files: list[int],
 ) -> int:
-    """Ask a warm process, over a connected socket, for a fork that runs a command; see flows/warm.py.
+    """Ask a warm process, over a connected socket, for a fork that runs a command; see
+    flows/warm.py.
 
     Args:
         connection: the socket. Closing it before the end kills the fork.
@@ -74,7 +77,9 @@ def request_fork(
 
 
 def read_number(connection: object) -> int | None:
-    """One number of a warm process's answer: a process id, then its exit status. None: it is gone."""
+    """One number of a warm process's answer: a process id, then its exit status. None: it is
+    gone.
+    """
     data = b""
     while len(data) < 8:
         part = connection.recv(8 - len(data))  # type: ignore[attr-defined]
@@ -96,12 +101,13 @@ def hand_over(address: str) -> int | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(address)
-            # The fork is in our process group, so a signal to the group reaches it without us. Interrupted, it ends in
-            # its own time, and we with it. A signal that ends us alone closes the socket, and that ends the fork.
+            # The fork is in our process group, so a signal to the group reaches it without us.
+            # Interrupted, it ends in its own time, and we with it. A signal that ends us alone
+            # closes the socket, and that ends the fork.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            if not request_fork(
-                connection, sys.argv, os.getcwd(), dict(os.environ), os.getpgrp(), [0, 1, 2]
-            ):
+            cwd = os.getcwd()  # noqa: PTH109 (pathlib is not needed here)
+            environment, files = dict(os.environ), [0, 1, 2]
+            if not request_fork(connection, sys.argv, cwd, environment, os.getpgrp(), files):
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 return None
         except OSError:

@@ -1,6 +1,8 @@
-"""Three kinds of error: user errors (exit code 2), method errors, and internal errors (exit code 1).
+"""Three kinds of error: user errors (exit code 2), method errors, and internal errors (exit code
+1).
 
-Imported before anything else of a stage, so only light modules of the standard library are imported here.
+Imported before anything else of a stage, so only light modules of the standard library are imported
+here.
 """
 
 import contextlib
@@ -13,11 +15,15 @@ from collections.abc import Callable
 __all__ = ["STATUS", "InfraError", "MethodError", "UserError", "run_stage"]
 
 STATUS = "LENSMITH_STATUS"
-"""Names the file in which a stage notes how it ended; set by a run, absent under a plain ``dvc repro``."""
+"""Names the file in which a stage notes how it ended; set by a run, absent under a plain ``dvc
+repro``.
+"""
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The message is one line: the value, what is allowed, the remedy."""
+    """Something the user gave is wrong. The message is one line: the value, what is allowed, the
+    remedy.
+    """
 
 
 class MethodError(UserError):
@@ -35,23 +41,28 @@ class MethodError(UserError):
         self.method, self.place, self.cause, self.remedy = method, place, cause, remedy
 
     def __reduce__(self) -> tuple[type["MethodError"], tuple[str, str, str, str]]:
-        # Else an exception with its own signature cannot be unpickled on its way back from a worker.
+        # Else an exception with its own signature cannot be unpickled on its way back from a
+        # worker.
         return (MethodError, (self.method, self.place, self.cause, self.remedy))
 
 
 class InfraError(RuntimeError):
-    """The machinery failed, not the method: there is no score, and nothing is learned from it. Run it again."""
+    """The machinery failed, not the method: there is no score, and nothing is learned from it. Run
+    it again.
+    """
 
 
 def run_stage(load: Callable[[], Callable[[], None]]) -> None:
-    """Run the ``main`` that ``load`` imports; a failure becomes one line on stderr, and an exit code.
+    """Run the ``main`` that ``load`` imports; a failure becomes one line on stderr, and an exit
+    code.
 
-    Exit code 2: the user's mistake, 1: ours. ``LENSMITH_DEBUG=1`` (set by ``lensmith --debug``) shows the traceback.
-    How the stage ended is noted in the file that ``LENSMITH_STATUS`` names.
+    Exit code 2: the user's mistake, 1: ours. ``LENSMITH_DEBUG=1`` (set by ``lensmith --debug``)
+    shows the traceback. How the stage ended is noted in the file that ``LENSMITH_STATUS`` names.
     """
     try:
         main = load()
-        # The clock starts after the imports: they are the price of a process, not of the computation.
+        # The clock starts after the imports: they are the price of a process, not of the
+        # computation.
         started = time.perf_counter()
         main()
         computation_s = round(time.perf_counter() - started, 3)

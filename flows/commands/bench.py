@@ -1,6 +1,7 @@
 """`lensmith bench`: every claim of speed is a measurement that can be repeated.
 
-``pipeline`` works in a copy of the working copy that has neither results nor cache, so nothing of the original changes.
+``pipeline`` works in a copy of the working copy that has neither results nor cache, so nothing of
+the original changes.
 """
 
 from collections.abc import Callable
@@ -56,7 +57,9 @@ def copy_without_results(root: Path, copy: Path) -> None:
 
 
 def arm_file(lock: Path, root: Path) -> str | None:
-    """A source file that only nodes of one and the same arm depend on, in more than one stage: one method's file."""
+    """A source file that only nodes of one and the same arm depend on, in more than one stage: one
+    method's file.
+    """
     import yaml
 
     if not lock.is_file():
@@ -101,7 +104,9 @@ class PipelineRun:
 
     @property
     def share_outside_computation(self) -> float | None:
-        """Of the nodes' time, what went into starting, importing, hashing; None if a node did not say."""
+        """Of the nodes' time, what went into starting, importing, hashing; None if a node did not
+        say.
+        """
         computed = [stage.computation_s for stage in self.stages]
         if not self.node_s or None in computed:
             return None
@@ -109,7 +114,9 @@ class PipelineRun:
 
 
 def pipeline(*, jobs: int, as_json: bool) -> None:
-    """Cold, warm and one-method-changed wall time, and the share of node time outside computation."""
+    """Cold, warm and one-method-changed wall time, and the share of node time outside
+    computation.
+    """
     import tempfile
     from dataclasses import asdict
 
@@ -169,7 +176,8 @@ def _print_pipeline(
         )
     console.print(table)
     console.print(
-        f"{jobs} nodes at a time. Outside computation (start-up, imports, hashing): share of node time.",
+        f"{jobs} nodes at a time. Outside computation (start-up, imports, hashing): share of node"
+        " time.",
         highlight=False,
     )
     if changed is not None:
@@ -249,8 +257,8 @@ def metering(*, jobs: int, as_json: bool) -> None:
         what = f"score {name}" if "_s" in name else f"start-up {name}"
         what = "ratio of whole scores" if name == "ratio" else what
         console.print(f"{what}: {value:.2f}", highlight=False)
-    titles = ("method", "task", "(a) target", "(b) own", "(c) unexplained", "CPU", "outcome")
-    layers = Table(*titles, title="FLOPs by layer")
+    columns = ("method", "task", "(a) target", "(b) own", "(c) unexplained", "CPU", "outcome")
+    layers = Table(*columns, title="FLOPs by layer")
     for row in result["layers"]:
         layers.add_row(
             row["method"],
@@ -286,10 +294,10 @@ def bench(
     jobs: Jobs = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
-    """Measure speed: `pipeline` copies the working copy without results and times cold, warm and one-method runs;
-    `metering` measures what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
-    reads and writes activations; `synthetic` trains dictionaries where the features are known; `circuits` looks for
-    circuits that are known.
+    """Measure speed: `pipeline` copies the working copy without results and times cold, warm and
+    one-method runs; `metering` measures what the meters and the sandbox cost; `dictionaries` trains
+    ours and SAELens's in turn; `cache` reads and writes activations; `synthetic` trains
+    dictionaries where the features are known; `circuits` looks for circuits that are known.
 
     Example: lensmith bench pipeline
     """

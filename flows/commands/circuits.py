@@ -81,8 +81,8 @@ def cards(
         return
     print_rows(console, rows)
     for row in rows:
-        for said in row["validity"]:
-            console.print(f"{row['card']}: {said}", highlight=False, markup=False)
+        for message in row["validity"]:
+            console.print(f"{row['card']}: {message}", highlight=False, markup=False)
 
 
 def measure(*, jobs: int, as_json: bool) -> None:
@@ -120,10 +120,10 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     for part in ("metrics", "cost"):
         for key, value in result[part].items():
             if not isinstance(value, list):
-                said = f"{value:.4g}" if isinstance(value, float) else str(value)
-                console.print(f"{key}: {said}", highlight=False)
-    for said in result["validity"]:
-        console.print(f"careful: {said}", highlight=False, markup=False)
+                message = f"{value:.4g}" if isinstance(value, float) else str(value)
+                console.print(f"{key}: {message}", highlight=False)
+    for message in result["validity"]:
+        console.print(f"careful: {message}", highlight=False, markup=False)
 
 
 COMMANDS = ()

@@ -39,9 +39,9 @@ def removal(
     from stages.targets import load_target
 
     torch.set_num_threads(1)
-    told = typer.echo if not as_json else (lambda line: None)
+    report = typer.echo if not as_json else (lambda line: None)
     found = remove_capability(
-        load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=told
+        load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=report
     )
     if as_json:
         from flows.terminal import print_json

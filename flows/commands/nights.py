@@ -20,7 +20,8 @@ def nightly(
     runner: Runner = "threads",
     scheduler: Scheduler = "",
 ) -> None:
-    """Run the graph as `lensmith run` does, with a complete MLflow row per night; now, or by schedule.
+    """Run the graph as `lensmith run` does, with a complete MLflow row per night; now, or by
+    schedule.
 
     Example: lensmith nightly --once
     """
@@ -28,7 +29,8 @@ def nightly(
 
     if once == serve:
         raise UserError(
-            "say how: `lensmith nightly --once` runs now, `lensmith nightly --serve` waits for the schedule"
+            "say how: `lensmith nightly --once` runs now, `lensmith nightly --serve` waits for"
+            " the schedule"
         )
     from rich.console import Console
 
@@ -54,7 +56,8 @@ def nightly(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
-    """Say what is installed, what is missing and the remedy, where things are, and what a run costs.
+    """Say what is installed, what is missing and the remedy, where things are, and what a run
+    costs.
 
     Example: lensmith doctor
     """

@@ -21,7 +21,8 @@ def redteam(
         bool, typer.Option("--markdown", help="Print the table of docs/security.md.")
     ] = False,
 ) -> None:
-    """Run every known exploit as a malicious method, and honest strong methods beside them; fail if one gets through.
+    """Run every known exploit as a malicious method, and honest strong methods beside them; fail if
+    one gets through.
 
     Example: lensmith redteam --quick
     """
@@ -43,7 +44,7 @@ def redteam(
 
         with console.status("red team") as shown:
             rows = red_team(
-                quick=quick, file=file, progress=lambda said: shown.update(str(said)[:120])
+                quick=quick, file=file, progress=lambda message: shown.update(str(message)[:120])
             )
     if as_json:
         print_json(rows)
@@ -57,7 +58,8 @@ def redteam(
     through = failures(rows)
     if through:
         raise RuntimeError(
-            f"{len(through)} of {len(rows)} got through: {', '.join(row['name'] for row in through)}"
+            f"{len(through)} of {len(rows)} got through:"
+            f" {', '.join(row['name'] for row in through)}"
         )
     console.print(f"{len(rows)} rows, nothing got through", highlight=False)
 

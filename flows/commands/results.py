@@ -61,7 +61,7 @@ def score(
 
         with console.status("scoring") as shown:
             result: dict[str, Any] = score_method(
-                method, timeout_s=timeout, trust=trust, progress=lambda said: shown.update(str(said)[:120])
+                method, timeout_s=timeout, trust=trust, progress=lambda message: shown.update(str(message)[:120])
             )
     for split in ("train", "validation"):
         rows = [row for row in result["rows"] if row.get("split") == split]
@@ -127,7 +127,7 @@ def research(
                 budget=budget,
                 seed=seed,
                 name=name,
-                progress=lambda said: console.print(str(said), markup=False, highlight=False),
+                progress=lambda message: console.print(str(message), markup=False, highlight=False),
                 methods=methods,
             )
     if isinstance(result, dict):

@@ -29,6 +29,7 @@ def run_options(jobs: int, runner: str, scheduler: str, *, nightly: bool) -> "Ru
     Raises:
         UserError: the runner is unknown, or a scheduler is given that nothing would use.
     """
+    from flows.scheduler import Runner as Kind
     from flows.scheduler import RunOptions
     from stages.errors import UserError
 
@@ -36,7 +37,7 @@ def run_options(jobs: int, runner: str, scheduler: str, *, nightly: bool) -> "Ru
         raise UserError(f"--runner {runner} is unknown: use threads or dask")
     if scheduler and runner != "dask":
         raise UserError(f"--scheduler {scheduler} is used by Dask alone: add --runner dask")
-    kind = "dask" if runner == "dask" else "threads"
+    kind: Kind = "dask" if runner == "dask" else "threads"
     return RunOptions(jobs=jobs, runner=kind, scheduler=scheduler, nightly=nightly)
 
 

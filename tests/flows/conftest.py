@@ -1,4 +1,6 @@
-"""A toy working copy: the smallest graph that has everything the real one has (arms, a join, a headline metric)."""
+"""A toy working copy: the smallest graph that has everything the real one has (arms, a join, a
+headline metric).
+"""
 
 import os
 import shutil
@@ -49,9 +51,10 @@ import json, os, pathlib, sys, time
 from stages import tracking
 from stages.errors import UserError
 
-ROW = {"method": "pca", "split": "validation", "reward_mean": 0.25, "reward_low": 0.1, "reward_high": 0.4,
-       "performance_gain": 0.2, "flop_ratio": 0.5, "placebo_reward": 0.0, "n_tasks": 3, "n_seeds": 3, "n_instances": 40,
-       "status": "ok"}
+ROW = {"method": "pca", "split": "validation", "reward_mean": 0.25, "reward_low": 0.1,
+"reward_high": 0.4,
+       "performance_gain": 0.2, "flop_ratio": 0.5, "placebo_reward": 0.0, "n_tasks": 3, "n_seeds":
+       3, "n_instances": 40, "status": "ok"}
 
 def note(what):
     with open("executions.log", "a") as log:
@@ -80,14 +83,15 @@ def main():
     out.parent.mkdir(parents=True, exist_ok=True)
     source = pathlib.Path(f"source/{name}.txt")
     if wish == "facts":
-        import random, signal
-        print("facts", json.dumps({"argv": sys.argv, "cwd": os.getcwd(), "mark": os.environ.get("MARK"),
-            "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
-            "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "main": sys.modules["__main__"].__spec__.name,
-            "path": sys.path[0], "random": random.random(), "torch": "torch" in sys.modules,
-            "environment": sorted(os.environ), "group": os.getpgrp(), "dvc": "dvc" in sys.modules}), flush=True)
-    out.write_text(json.dumps([ROW]) if name == "join" else f"{name} {source.read_text() if source.exists() else ''}")
-    note("end")
+        import random, signal print("facts", json.dumps({"argv": sys.argv, "cwd": os.getcwd(),
+        "mark": os.environ.get("MARK"),
+            "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler, "sigterm":
+            signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "main":
+            sys.modules["__main__"].__spec__.name, "path": sys.path[0], "random": random.random(),
+            "torch": "torch" in sys.modules, "environment": sorted(os.environ), "group":
+            os.getpgrp(), "dvc": "dvc" in sys.modules}), flush=True)
+    out.write_text(json.dumps([ROW]) if name == "join" else f"{name} {source.read_text() if
+    source.exists() else ''}") note("end")
 """
 
 
@@ -98,7 +102,11 @@ class Toy:
         self.root = root
 
     def environment(self, **more: str) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_", "RUN_"))}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MLFLOW_", "PREFECT_", "RUN_"))
+        }
         kept |= {
             "LENSMITH_ROOT": str(self.root),
             "LENSMITH_TRACKING": "off",
@@ -174,7 +182,8 @@ def make_toy(root: Path) -> Toy:
         (root / folder).mkdir(parents=True)
     (root / "params" / "arms.yaml").write_text("arms: [a, b]\n")
     (root / "dvc.yaml").write_text(DVC_YAML)
-    # A room of its own beside the house's modules: its commands are started as those of the real graph.
+    # A room of its own beside the house's modules: its commands are started as those of the real
+    # graph.
     room = root / "stages" / "toy"
     room.mkdir(parents=True)
     (room / "__init__.py").write_text("")
@@ -184,7 +193,9 @@ def make_toy(root: Path) -> Toy:
             copy = root / path.relative_to(REPOSITORY)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
-    (root / ".gitignore").write_text("/data/\n/metrics/\n/mlruns/\n/.lensmith/\n/.prefect/\nexecutions.log\nask-*\n__pycache__/\n")
+    (root / ".gitignore").write_text(
+        "/data/\n/metrics/\n/mlruns/\n/.lensmith/\n/.prefect/\nexecutions.log\nask-*\n__pycache__/\n"
+    )
     for arm in ("a", "b"):
         (root / "source" / f"{arm}.txt").write_text("1\n")
     toy = Toy(root)

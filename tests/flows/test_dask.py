@@ -1,4 +1,6 @@
-"""Nodes, and the work inside a stage, on Dask workers: what comes out is what processes here make."""
+"""Nodes, and the work inside a stage, on Dask workers: what comes out is what processes here
+make.
+"""
 
 import os
 import shutil
@@ -19,7 +21,9 @@ WORKERS = ["--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--memory-lim
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A scheduler and a worker with two processes, as two people would start them on two machines."""
+    """A scheduler and a worker with two processes, as two people would start them on two
+    machines.
+    """
     folder = tmp_path_factory.mktemp("cluster")
     file = folder / "scheduler.json"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -29,7 +33,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     processes = []
     with (folder / "log").open("wb") as log:
         try:
-            for words in ([*command, *where], [*worker_command, "--scheduler-file", str(file), *WORKERS]):
+            for words in (
+                [*command, *where],
+                [*worker_command, "--scheduler-file", str(file), *WORKERS],
+            ):
                 processes.append(
                     subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
                 )
@@ -145,7 +152,8 @@ def work(seed):
 if __name__ == "__main__":
     rows = spread(work, range(20), 2)
     with pool(2) as parallel:
-        assert [row[0] for row in parallel(delayed(work)(seed) for seed in range(20))] == [r[0] for r in rows]
+        assert [row[0] for row in parallel(delayed(work)(seed) for seed in range(20))] == [r[0] for
+        r in rows]
     print(repr([row[0] for row in rows]))
     print(sorted({row[1] for row in rows}), os.getpid(), file=sys.stderr)
 """

@@ -19,7 +19,11 @@ from tests.house import nodes
 
 def test_graph_equals_dvc_dag() -> None:
     text = subprocess.run(
-        [sys.executable, "-m", "dvc", "dag", "--dot"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "dvc", "dag", "--dot"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     edges = {
         (edge.get_source().strip('"'), edge.get_destination().strip('"'))
@@ -32,7 +36,12 @@ def test_graph_equals_dvc_dag() -> None:
 
 def test_graph_of_the_toy(toy: Toy) -> None:
     graph = read_graph(toy.root)
-    assert graph.edges == {("first", "arm@a"), ("first", "arm@b"), ("arm@a", "join"), ("arm@b", "join")}
+    assert graph.edges == {
+        ("first", "arm@a"),
+        ("first", "arm@b"),
+        ("arm@a", "join"),
+        ("arm@b", "join"),
+    }
     assert graph.nodes == ["first", "arm@a", "arm@b", "join"]
     assert graph.downstream({"arm@a"}) == {"arm@a", "join"}
     assert read_state(toy.root) == (graph, set(graph.nodes))
@@ -63,7 +72,9 @@ def test_parents_come_first_by_depth_and_name() -> None:
 
 
 def diamond() -> Graph:
-    return Graph(ordered({"top": set(), "left": {"top"}, "right": {"top"}, "end": {"left", "right"}}))
+    return Graph(
+        ordered({"top": set(), "left": {"top"}, "right": {"top"}, "end": {"left", "right"}})
+    )
 
 
 def in_order(execution: Execution) -> dict[str, str]:
@@ -116,7 +127,9 @@ def test_no_more_nodes_at_work_than_jobs_and_none_after_a_stop() -> None:
         return Outcome(node, "executed")
 
     execution = Execution(graph, set(graph.nodes), reproduce, jobs=2)
-    threads = [threading.Thread(target=execution.reproduce, args=(node,)) for node in graph.nodes[:5]]
+    threads = [
+        threading.Thread(target=execution.reproduce, args=(node,)) for node in graph.nodes[:5]
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -127,7 +140,9 @@ def test_no_more_nodes_at_work_than_jobs_and_none_after_a_stop() -> None:
 
 
 def test_no_graph_is_written_down_in_flows() -> None:
-    """Nobody but DVC states an edge: flows/ reads dvc.yaml in one place, for the names of metric files."""
+    """Nobody but DVC states an edge: flows/ reads dvc.yaml in one place, for the names of metric
+    files.
+    """
     users = [
         path.name
         for path in sorted((REPOSITORY / "flows").rglob("*.py"))

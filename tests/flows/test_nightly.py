@@ -24,7 +24,9 @@ ON = {"LENSMITH_TRACKING": "on", "PREFECT_LOGGING_LEVEL": "WARNING"}
 @pytest.fixture(scope="module")
 def nights(_fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """Two nights in one working copy: everything executed, then everything cached."""
-    toy = Toy(Path(shutil.copytree(_fresh, tmp_path_factory.mktemp("nights") / "copy", symlinks=True)))
+    toy = Toy(
+        Path(shutil.copytree(_fresh, tmp_path_factory.mktemp("nights") / "copy", symlinks=True))
+    )
     first = toy.lensmith("nightly", "--once", **ON)
     assert first.returncode == 0, first.stderr + first.stdout
     assert first.stderr == "", "a night without a fault says so quietly"
@@ -90,15 +92,25 @@ print(json.dumps([given, order, states]))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     given, order, states = json.loads(done.stdout)
-    assert given == {"top": [], "left": ["top"], "right": ["top"], "end": ["left", "right"], "alone": []}
-    assert sorted(order) == ["alone", "left", "right", "top"], "a task was called though a parent failed"
+    assert given == {
+        "top": [],
+        "left": ["top"],
+        "right": ["top"],
+        "end": ["left", "right"],
+        "alone": [],
+    }
+    assert sorted(order) == ["alone", "left", "right", "top"], (
+        "a task was called though a parent failed"
+    )
     assert order.index("top") < min(order.index("left"), order.index("right"))
     assert states.pop("left") == "failed" and states.pop("end") == "blocked"
     assert set(states.values()) == {"executed"}
 
 
 @pytest.mark.parametrize("words", [("run",), ("nightly", "--once")])
-def test_prefect_is_not_imported_where_nothing_is_stale(done_toy: Toy, words: tuple[str, ...]) -> None:
+def test_prefect_is_not_imported_where_nothing_is_stale(
+    done_toy: Toy, words: tuple[str, ...]
+) -> None:
     command = [sys.executable, "-P", "-X", "importtime", "-m", "flows.command", *words]
     environment = done_toy.environment(**ON)
     done = subprocess.run(
@@ -120,11 +132,15 @@ def test_second_night_executes_nothing_and_dvc_agrees(nights: Toy) -> None:
 def test_row_of_a_cached_night_is_as_complete_as_the_first(nights: Toy) -> None:
     first, second = parents(nights)
     metrics = [
-        dict(rows(nights, f"select key, value from latest_metrics where run_uuid = '{run}'")) for run in (first, second)
+        dict(rows(nights, f"select key, value from latest_metrics where run_uuid = '{run}'"))
+        for run in (first, second)
     ]
     assert metrics[0] == metrics[1] == headline(nights.root / "metrics" / "leaderboard.json")
     assert metrics[0]["leaderboard.validation.pca.reward_mean"] == 0.25
-    tags = [dict(rows(nights, f"select key, value from tags where run_uuid = '{run}'")) for run in (first, second)]
+    tags = [
+        dict(rows(nights, f"select key, value from tags where run_uuid = '{run}'"))
+        for run in (first, second)
+    ]
     nodes = read_graph(nights.root).nodes
     # "@" is no character of a tag name in MLflow.
     assert [tags[0][f"stage.{node.replace('@', '_')}"] for node in nodes] == ["executed"] * 4
@@ -138,7 +154,9 @@ def test_stages_are_children_of_the_night_that_ran_them(nights: Toy) -> None:
     children = rows(nights, "select run_uuid, value from tags where key = 'mlflow.parentRunId'")
     assert len(children) == 4 and {parent for _, parent in children} == {first} and second
     assert {row[0] for row in rows(nights, "select distinct status from runs")} == {"FINISHED"}
-    (location,) = rows(nights, "select artifact_location from experiments where name = 'lensmith'")[0]
+    (location,) = rows(nights, "select artifact_location from experiments where name = 'lensmith'")[
+        0
+    ]
     assert location == (nights.root / "mlruns" / "artifacts").as_uri()
 
 
@@ -151,9 +169,17 @@ def test_a_failed_node_fails_the_night_and_keeps_the_rest(toy: Toy) -> None:
     assert "Traceback" not in done.stderr + done.stdout
     tags = dict(rows(toy, f"select key, value from tags where run_uuid = '{parents(toy)[0]}'"))
     states = {node: tags[f"stage.{node}"] for node in ("first", "arm_a", "arm_b", "join")}
-    assert states == {"first": "executed", "arm_a": "failed", "arm_b": "executed", "join": "blocked"}
+    assert states == {
+        "first": "executed",
+        "arm_a": "failed",
+        "arm_b": "executed",
+        "join": "blocked",
+    }
     assert toy.log("end") == ["first", "b"]
-    assert {row[0] for row in rows(toy, "select distinct status from runs")} == {"FINISHED", "FAILED"}
+    assert {row[0] for row in rows(toy, "select distinct status from runs")} == {
+        "FINISHED",
+        "FAILED",
+    }
 
 
 def test_headline_names_rows_by_what_they_are(tmp_path: Path) -> None:
@@ -181,19 +207,33 @@ def ask_server(url: str, path: str, body: object = None) -> Any:
 
 
 def test_served_nights_are_scheduled_and_stay_so(toy: Toy) -> None:
-    """Against a real server: it must plan runs (with SQLAlchemy 2.1 it did not), and keep the plan when we stop."""
+    """Against a real server: it must plan runs (with SQLAlchemy 2.1 it did not), and keep the plan
+    when we stop.
+    """
     url = f"http://127.0.0.1:{(port := free_port())}/api"
-    environment = toy.environment(PREFECT_HOME=str(toy.root / ".prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    environment = toy.environment(
+        PREFECT_HOME=str(toy.root / ".prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false"
+    )
     with (toy.root / "server.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-            env=environment, cwd=toy.root, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            env=environment,
+            cwd=toy.root,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     serving = None
     try:
         until(lambda: answers(f"{url}/health"), 600)
         serving = toy.start(
-            "nightly", "--serve", "--cron", "0 2 * * *", "--timezone", "Europe/Berlin", PREFECT_API_URL=url
+            "nightly",
+            "--serve",
+            "--cron",
+            "0 2 * * *",
+            "--timezone",
+            "Europe/Berlin",
+            PREFECT_API_URL=url,
         )
         until(lambda: ask_server(url, "/flow_runs/filter"), 600)
         run = ask_server(url, "/flow_runs/filter")[0]

@@ -35,9 +35,15 @@ def test_a_stage_that_ended_well_and_dvc_that_did_not() -> None:
     [
         (["Running stage 'x':", EXITED.format(-9)], "killed, most likely for memory"),
         (["Running stage 'x':", EXITED.format(137)], "killed, most likely for memory"),
-        (["OSError: [Errno 28] No space left on device: 'data/x'", EXITED.format(1)], "no space left"),
+        (
+            ["OSError: [Errno 28] No space left on device: 'data/x'", EXITED.format(1)],
+            "no space left",
+        ),
         (["ERROR: output 'data/x' is a symlink"], "output 'data/x' is a symlink"),
-        (["SyntaxError: invalid syntax", EXITED.format(1)], "SyntaxError: invalid syntax (exit status 1)"),
+        (
+            ["SyntaxError: invalid syntax", EXITED.format(1)],
+            "SyntaxError: invalid syntax (exit status 1)",
+        ),
         ([], "it printed nothing (exit status 255)"),
     ],
 )
@@ -58,7 +64,9 @@ def test_what_a_stage_notes(tmp_path: Path, code: str, status: tuple[str, str, b
     text = f"from stages.errors import *\ndef main():\n    {code}\nrun_stage(lambda: main)"
     path = tmp_path / "x.json"
     environment = {"PYTHONPATH": str(REPOSITORY), "LENSMITH_STATUS": str(path)}
-    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=environment, capture_output=True, text=True
+    )
     noted = read_status(path)
     assert noted is not None
     state, cause, users_fault, exit_code = status
@@ -77,7 +85,8 @@ def test_no_note_without_a_run(tmp_path: Path) -> None:
 
 
 def test_a_stage_starts_light() -> None:
-    code = "import sys, stages.__main__; print(sorted({'json', 'socket', 'torch', 'numpy'} & set(sys.modules)))"
+    heavy = {"json", "socket", "torch", "numpy"}
+    code = f"import sys, stages.__main__; print(sorted({heavy} & set(sys.modules)))"
     command = [sys.executable, "-S", "-c", code]
     environment = {"PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "[]\n"

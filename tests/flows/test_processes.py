@@ -43,7 +43,9 @@ def noted(root: Path) -> tuple[Path, ProcessIdentity]:
     return path, ProcessIdentity(**json.loads(path.read_text()))
 
 
-def test_leftovers_of_a_killed_run_are_ended(root: Path, sleeper: "subprocess.Popen[bytes]") -> None:
+def test_leftovers_of_a_killed_run_are_ended(
+    root: Path, sleeper: "subprocess.Popen[bytes]"
+) -> None:
     ChildProcesses(root).add(Child(sleeper), "arm@a")
     assert nodes_at_work(root) == ["arm@a"]
     assert ChildProcesses(root).end_leftovers() == 1
@@ -52,7 +54,8 @@ def test_leftovers_of_a_killed_run_are_ended(root: Path, sleeper: "subprocess.Po
 
 
 def test_members_of_a_group_whose_leader_is_gone_are_ended(root: Path) -> None:
-    code = f"import subprocess, time; print(subprocess.Popen({SLEEP!r}).pid, flush=True); time.sleep(600)"
+    code = f"import subprocess, time; print(subprocess.Popen({SLEEP!r}).pid, flush=True)"
+    code += "; time.sleep(600)"
     leader = subprocess.Popen([sys.executable, "-c", code], process_group=0, stdout=subprocess.PIPE)
     assert leader.stdout is not None
     member = psutil.Process(int(leader.stdout.readline()))

@@ -50,7 +50,9 @@ def test_a_fork_is_like_a_process_of_its_own(toy: Toy) -> None:
         toy.ask(name, "facts")
     assert toy.lensmith("run", MARK="x", **WARM).returncode == 0
     warm = {node: facts(toy, node) for node in ("first", "arm@a", "arm@b", "join")}
-    assert all(fact["torch"] for fact in warm.values()), "they were not forked from the warm process"
+    assert all(fact["torch"] for fact in warm.values()), (
+        "they were not forked from the warm process"
+    )
     made = outputs(toy)
     cold_run = toy.lensmith("run", "--jobs", "1", MARK="x", LENSMITH_WARM="off")
     assert "nothing executed" in cold_run.stdout, "the lock of the forks is not that of dvc"
@@ -77,7 +79,9 @@ def test_a_fork_is_like_a_process_of_its_own(toy: Toy) -> None:
         ("kill", 1, "the stage was killed, most likely for memory"),
     ],
 )
-def test_failures_of_a_fork_are_told_as_others_are(toy: Toy, wish: str, code: int, cause: str) -> None:
+def test_failures_of_a_fork_are_told_as_others_are(
+    toy: Toy, wish: str, code: int, cause: str
+) -> None:
     toy.ask("first", wish)
     told = []
     for environment in (WARM, {"LENSMITH_WARM": "off"}):
