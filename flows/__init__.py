@@ -1,1 +1,3 @@
-"""WHEN and WHERE things run: the `lensmith` command, the walk over the graph, the nightly flow. Knows no tensors."""
+"""WHEN and WHERE things run: the `lensmith` command, the walk over the graph, the nightly flow.
+Knows no tensors.
+"""

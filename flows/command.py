@@ -1,4 +1,6 @@
-"""The `lensmith` command. Nothing heavy is imported here: `lensmith --help` answers in a fraction of a second."""
+"""The `lensmith` command. Nothing heavy is imported here: `lensmith --help` answers in a fraction
+of a second.
+"""
 
 import errno
 import os
@@ -9,7 +11,17 @@ from typing import Annotated
 import typer
 from typer.exceptions import Abort, TyperException
 
-from flows.commands import circuits, dictionaries, editing, nights, results, running, tasks, trust
+from flows.commands import (
+    bench,
+    circuits,
+    dictionaries,
+    editing,
+    nights,
+    redteam,
+    results,
+    running,
+    tasks,
+)
 from stages.errors import UserError
 
 __all__ = ["app", "main"]
@@ -18,8 +30,8 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="lensmith",
-    help="Automated interpretability research: methods are judged by how much better, and how much cheaper, an agent "
-    "solves verifiable tasks with them.\n\nExample: lensmith run && lensmith leaderboard",
+    help="Automated interpretability research: methods are judged by how much better, and "
+    "how much cheaper, an agent solves verifiable tasks with them.\n\nExample: lensmith run && lensmith leaderboard",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,13 +41,25 @@ app = typer.Typer(
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["LENSMITH_DEBUG"] = "1"
 
 
-_MODULES: tuple[ModuleType, ...] = (running, results, tasks, circuits, editing, dictionaries, nights, trust)
+_MODULES: tuple[ModuleType, ...] = (
+    running,
+    results,
+    tasks,
+    circuits,
+    editing,
+    dictionaries,
+    nights,
+    bench,
+    redteam,
+)
 for _module in _MODULES:
     for _command in _module.COMMANDS:
         app.command()(_command)
@@ -76,10 +100,18 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _say(f"no space left at {error.filename or 'the disk'}: free some (`dvc gc --workspace`), then run again")
+        if type(error).__name__ == "StageFailed":  # its module is not imported for `--help`
+            _say(str(error))
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _say(
+                f"no space left at {error.filename or 'the disk'}: free some (`dvc gc"
+                " --workspace`), then run again"
+            )
         else:
-            _say(f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and report it)")
+            _say(
+                f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and"
+                " report it)"
+            )
         sys.exit(1)
 
 

@@ -1,4 +1,6 @@
-"""What `lensmith doctor` looks at. Imports nothing heavy: versions come from the metadata of what is installed."""
+"""What `lensmith doctor` looks at. Imports nothing heavy: versions come from the metadata of what
+is installed.
+"""
 
 import os
 import shutil
@@ -10,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from flows.durations import load_durations
 from flows.environment import prepare_dvc
 from flows.lock import holder
-from flows.times import load_times
 from stages import tracking
 from stages.base import paths
 from stages.errors import UserError
@@ -20,7 +22,17 @@ from stages.sandbox.bubblewrap import layers
 
 __all__ = ["Check", "examine"]
 
-MAIN = ("torch", "transformer-lens", "sae-lens", "scikit-learn", "optuna", "dvc", "mlflow", "prefect", "fastapi")
+MAIN = (
+    "torch",
+    "transformer-lens",
+    "sae-lens",
+    "scikit-learn",
+    "optuna",
+    "dvc",
+    "mlflow",
+    "prefect",
+    "fastapi",
+)
 COLD_RUN_S = 12 * 60
 """What a cold run may take on two cores; replaced by the measured time once there has been one."""
 DISK_GIB = 2.0
@@ -38,7 +50,13 @@ class Check(NamedTuple):
 def examine() -> list[Check]:
     root = paths.root()
     return [
-        *_python(), *_packages(root), *_folder(root), *_programs(), *_machine(root), *_costs(root), *_places(root),
+        *_python(),
+        *_packages(root),
+        *_folder(root),
+        *_programs(),
+        *_machine(root),
+        *_costs(root),
+        *_places(root),
     ]  # fmt: skip
 
 
@@ -70,7 +88,10 @@ def _packages(root: Path) -> Iterator[Check]:
         wanted = pinned.get(name, version)
         same = version.partition("+")[0] == wanted.partition("+")[0]
         yield Check(
-            "ok" if same else "optional", name, version, "" if same else f"constraints.txt has {wanted}: make env"
+            "ok" if same else "optional",
+            name,
+            version,
+            "" if same else f"constraints.txt has {wanted}: make env",
         )
 
 
@@ -101,12 +122,17 @@ def _store() -> Check:
         return Check("ok", "MLflow store", f"{uri}, {count} runs")
     except sqlite3.Error as error:
         return Check(
-            "missing", "MLflow store", f"{uri}: {error}", "move the file away: MLflow is a projection, results are kept"
+            "missing",
+            "MLflow store",
+            f"{uri}: {error}",
+            "move the file away: MLflow is a projection, results are kept",
         )
 
 
 def _programs() -> Iterator[Check]:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     yield Check(
         "ok" if browser else "optional",
         "Chromium",
@@ -115,12 +141,16 @@ def _programs() -> Iterator[Check]:
     )
     remedies = {
         "bubblewrap": "apt-get install bubblewrap; without it `score` needs --trust",
-        "seccomp": "needs bubblewrap on x86-64 or arm64; without it namespaces and rlimits hold alone",
-        "cgroup": "run within `systemd-run --user --scope -p Delegate=yes`; without it rlimits hold alone",
+        "seccomp": "needs bubblewrap on x86-64 or arm64;"
+        " without it namespaces and rlimits hold alone",
+        "cgroup": "run within `systemd-run --user --scope -p Delegate=yes`;"
+        " without it rlimits hold alone",
     }
     for layer in layers():
         remedy = "" if layer.active else remedies.get(layer.name, "")
-        state: Literal["ok", "optional", "fact"] = "ok" if layer.active else "optional" if remedy else "fact"
+        state: Literal["ok", "optional", "fact"] = (
+            "ok" if layer.active else "optional" if remedy else "fact"
+        )
         what = layer.name if layer.name == "bubblewrap" else f"sandbox: {layer.name}"
         yield Check(state, what, layer.detail, remedy)
 
@@ -130,7 +160,9 @@ def _machine(root: Path) -> Iterator[Check]:
 
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
     free = shutil.disk_usage(root).free / 2**30
-    yield Check("fact", "cores", f"{cores}, threads per stage {os.environ.get('OMP_NUM_THREADS', '1')}", "")
+    yield Check(
+        "fact", "cores", f"{cores}, threads per stage {os.environ.get('OMP_NUM_THREADS', '1')}", ""
+    )
     yield Check(
         "ok" if memory >= MEMORY_GIB else "missing",
         "memory",
@@ -146,13 +178,14 @@ def _machine(root: Path) -> Iterator[Check]:
 
 
 def _costs(root: Path) -> Iterator[Check]:
-    times = load_times(root)
-    summed = sum(float(node["wall_s"]) for node in times.nodes.values())
-    if times.nodes:
-        told = f"about {summed / 60:.0f} min of node time, two nodes at a time, {len(times.nodes)} nodes (measured)"
+    nodes = load_durations(root).nodes
+    minutes = sum(node.wall_s for node in nodes.values()) / 60
+    if nodes:
+        text = f"about {minutes:.0f} min of node time, two nodes at a time, {len(nodes)} nodes"
+        text += " (measured)"
     else:
-        told = f"at most {COLD_RUN_S // 60} min on 2 cores; again: some seconds"
-    yield Check("fact", "a cold run takes", f"{told}; up to {DISK_GIB:.0f} GiB of disk")
+        text = f"at most {COLD_RUN_S // 60} min on 2 cores; again: some seconds"
+    yield Check("fact", "a cold run takes", f"{text}; up to {DISK_GIB:.0f} GiB of disk")
 
 
 def _places(root: Path) -> Iterator[Check]:

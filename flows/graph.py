@@ -1,17 +1,24 @@
-"""The graph as DVC tells it. dvc.yaml is its only definition: nothing here knows the name of a stage."""
+"""The graph as DVC tells it. dvc.yaml is its only definition: nothing here knows the name of a
+stage.
+"""
 
-import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
-from flows.environment import dvc
+from flows.environment import DVC_SETTINGS
 from stages.errors import UserError
 
-__all__ = ["Graph", "headline_metrics", "read_graph", "stage_of", "stale_nodes"]
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+__all__ = ["Graph", "headline_metrics", "ordered", "read_graph", "read_state", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -37,47 +44,70 @@ class Graph:
         return reached
 
 
+@contextmanager
+def _repository(root: Path) -> "Iterator[Repo]":
+    """DVC in this process: a new interpreter would cost a second.
+
+    Raises:
+        UserError: DVC refused, with its reason.
+    """
+    os.environ |= DVC_SETTINGS
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo, lock_repo
+
+    try:
+        # One lock for all questions: DVC forgets the graph it has read when it gives up the lock.
+        # DVC names stages as seen from the current folder.
+        with chdir(root), Repo(_wait_for_lock=True) as repository, lock_repo(repository):
+            yield repository
+    except LockError as error:
+        raise UserError(
+            f"another DVC command is at work in {root}: wait for it to end, or stop it, then try"
+            " again"
+        ) from error
+    except DvcException as error:
+        cause = " ".join(str(error).split())[:400] or type(error).__name__
+        raise UserError(
+            f"DVC cannot read {root}: {cause}; fix it (`lensmith doctor` looks around), then try"
+            " again"
+        ) from error
+
+
 def read_graph(root: Path) -> Graph:
-    """Nodes and edges of ``dvc dag --dot``."""
-    return parse_dot(dvc(root, "dag", "--dot"))
+    """Nodes and edges, as ``dvc dag --dot`` prints them."""
+    with _repository(root) as repository:
+        return _graph_of(repository)
 
 
-def parse_dot(text: str) -> Graph:
-    import pydot
+def read_state(root: Path) -> tuple[Graph, set[str]]:
+    """The graph, and its stale nodes: those whose dependencies, parameters, command or outputs are
+    not those of dvc.lock. What follows from them is not included.
+    """
+    with _repository(root) as repository:
+        changes: dict[str, object] = repository.status()
+        graph = _graph_of(repository)
+    return graph, {node for node, changed in changes.items() if changed and node in graph.parents}
 
-    parsed = pydot.graph_from_dot_data(text)
-    if not parsed:
-        raise UserError("`dvc dag --dot` printed no graph: look at dvc.yaml with `dvc dag`")
+
+def _graph_of(repository: "Repo") -> Graph:
     parents: dict[str, set[str]] = {}
-    for node in parsed[0].get_nodes():
-        name = node.get_name().strip('"')
-        if name not in {"node", "edge", "graph", "\\n"}:
-            parents.setdefault(name, set())
-    for edge in parsed[0].get_edges():
-        source, sink = str(edge.get_source()).strip('"'), str(edge.get_destination()).strip('"')
-        parents.setdefault(source, set())
-        parents.setdefault(sink, set()).add(source)
-    return Graph(_ordered(parents))
+    edges = repository.index.graph
+    for stage in edges.nodes:
+        # DVC's edges point from a stage to what it depends on.
+        parents[stage.addressing] = {parent.addressing for parent in edges.successors(stage)}
+    return Graph(ordered(parents))
 
 
-def _ordered(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
-    # By depth, then by name: stable, and the long chains start early.
+def ordered(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
+    """By depth, then by name: stable, and the long chains start early."""
     depth: dict[str, int] = {}
-
-    def measure(node: str) -> int:
-        if node not in depth:
-            depth[node] = 1 + max((measure(parent) for parent in parents[node]), default=-1)
-        return depth[node]
-
-    return {node: frozenset(parents[node]) for node in sorted(parents, key=lambda name: (measure(name), name))}
-
-
-def stale_nodes(root: Path) -> set[str]:
-    """Nodes whose dependencies, parameters, command or outputs are not those of dvc.lock; what follows from them is
-    not included."""
-    out = dvc(root, "status", "--json")
-    listed: dict[str, Any] = json.loads(out[out.index("{") :])
-    return {node for node, changes in listed.items() if changes and not str(node).endswith(".dvc")}
+    for node in TopologicalSorter(parents).static_order():
+        depth[node] = 1 + max((depth[parent] for parent in parents[node]), default=-1)
+    return {
+        node: frozenset(parents[node])
+        for node in sorted(parents, key=lambda name: (depth[name], name))
+    }
 
 
 def stage_of(node: str) -> str:
@@ -88,10 +118,15 @@ def stage_of(node: str) -> str:
 def headline_metrics(root: Path) -> dict[str, list[Path]]:
     """{stage: metric files it writes}, of the files that dvc.yaml lists under ``metrics``."""
     spec = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
-    listed = {str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in spec.get("metrics") or []}
+    listed = {
+        str(next(iter(entry)) if isinstance(entry, dict) else entry)
+        for entry in spec.get("metrics") or []
+    }
     found: dict[str, list[Path]] = {}
     for stage, body in spec["stages"].items():
-        outs = [str(next(iter(out)) if isinstance(out, dict) else out) for out in body.get("outs") or []]
+        outs = [
+            str(next(iter(out)) if isinstance(out, dict) else out) for out in body.get("outs") or []
+        ]
         mine = [root / out for out in outs if out in listed]
         if mine:
             found[stage] = mine

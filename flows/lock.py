@@ -1,4 +1,6 @@
-"""One run at a time in one working copy. The lock is the kernel's, so it goes with the process, however that ends."""
+"""One run at a time in one working copy. The lock is the kernel's, so it goes with the process,
+however that ends.
+"""
 
 import fcntl
 import os
@@ -19,7 +21,8 @@ def run_lock(root: Path, purpose: str, *, shared: bool = False) -> Iterator[None
     Args:
         root: the working copy.
         purpose: what the holder does, told to whoever comes second.
-        shared: only read results; several readers may, but not beside a run, which deletes outputs before it
+        shared: only read results; several readers may, but not beside a run, which deletes outputs
+            before it
             makes them again.
 
     Raises:
@@ -32,7 +35,8 @@ def run_lock(root: Path, purpose: str, *, shared: bool = False) -> Iterator[None
         except OSError:
             who = holder(root) or "another process"
             raise UserError(
-                f"{root} is in use by {who}: wait for it to end (`lensmith status`), or stop it, then try again"
+                f"{root} is in use by {who}: wait for it to end (`lensmith status`), or stop it,"
+                " then try again"
             ) from None
         lock.seek(0)
         lock.truncate()

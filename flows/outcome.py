@@ -1,16 +1,20 @@
-"""What became of one node, read from what DVC and the stage printed."""
+"""What became of one node: what its stage noted, and where it could note nothing, what DVC says."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-__all__ = ["Outcome", "cause_of", "state_of"]
+__all__ = ["NodeStatus", "Outcome", "StageFailed", "infer_cause", "outcome_of", "read_status"]
 
-COMPUTATION = re.compile(r"^computation_s=([0-9.]+)$")
 EXITED = re.compile(r"exited with (-?\d+)$")
-USER_ERROR = re.compile(r"^stages\.errors\.\w+: (.*)$")
-LAST_OF_TRACEBACK = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit): .*$")
+DVC_ERROR = "ERROR: "
+
+
+class StageFailed(RuntimeError):
+    """Nodes failed by a fault of ours; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -25,37 +29,63 @@ class Outcome:
     users_fault: bool = False
 
 
-def state_of(lines: Sequence[str]) -> Literal["executed", "cached"]:
-    """From the output of a ``dvc repro`` that went well."""
-    return "executed" if any(line.startswith("Running stage ") for line in lines) else "cached"
+@dataclass(frozen=True)
+class NodeStatus:
+    """What a stage leaves behind in .lensmith/status/<node>.json (``stages.errors.run_stage``)."""
+
+    state: Literal["done", "failed"]
+    computation_s: float | None
+    cause: str
+    """One line: what went wrong and what to do."""
+    users_fault: bool
 
 
-def computation_of(lines: Sequence[str]) -> float | None:
-    told = [float(match[1]) for line in lines if (match := COMPUTATION.match(line.strip()))]
-    return sum(told) if told else None
+def read_status(path: Path) -> NodeStatus | None:
+    """None if the stage was not run, or was killed before it could write."""
+    try:
+        return NodeStatus(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def cause_of(lines: Sequence[str]) -> tuple[str, bool]:
-    """(one line: what went wrong, whether the user can mend it), from the output of a failed ``dvc repro``."""
-    text = [line.strip() for line in lines if line.strip()]
-    if any("No space left on device" in line for line in text):
-        return "no space left on the disk: free some (`dvc gc --workspace` drops old results), then run again", False
-    exited = [int(match[1]) for line in text if (match := EXITED.search(line))]
-    users = bool(exited) and exited[-1] == 2
-    for line in reversed(text):
-        if match := USER_ERROR.match(line):
-            return match[1], True
-        if line.startswith("error: "):
-            return line.removeprefix("error: "), users
-    if exited and exited[-1] in {-9, 137}:
+def outcome_of(
+    node: str, wall_s: float, code: int, status: NodeStatus | None, output: Sequence[str]
+) -> Outcome:
+    """The outcome of a ``dvc repro`` that ended.
+
+    Args:
+        node: the node.
+        wall_s: how long it took.
+        code: exit status of DVC.
+        status: what the stage noted.
+        output: the lines that DVC and the stage printed.
+    """
+    if code == 0:
+        computation_s = status.computation_s if status else None
+        return Outcome(node, "executed" if status else "cached", wall_s, computation_s)
+    if status is not None and status.state == "failed":
+        return Outcome(node, "failed", wall_s, None, status.cause, status.users_fault)
+    return Outcome(node, "failed", wall_s, None, infer_cause(code, output), False)
+
+
+def infer_cause(code: int, output: Sequence[str]) -> str:
+    """What went wrong where no stage could say so: it was killed, or DVC refused."""
+    lines = [line.strip() for line in output if line.strip()]
+    errors = [line.removeprefix(DVC_ERROR) for line in lines if line.startswith(DVC_ERROR)]
+    exited = next((int(match[1]) for line in errors if (match := EXITED.search(line))), code)
+    if any("No space left on device" in line for line in lines):
         return (
-            "the stage was killed, most likely for memory: close other programs or use --jobs 1, then run again",
-            False,
+            "no space left on the disk: free some (`dvc gc --workspace` drops old results),"
+            " then run again"
         )
-    for line in reversed(text):
-        if LAST_OF_TRACEBACK.match(line):
-            return line, users
-    for line in text:
-        if line.startswith("ERROR: "):
-            return line.removeprefix("ERROR: "), users
-    return (text[-1] if text else "it printed nothing"), users
+    if exited in {-9, 137}:
+        return (
+            "the stage was killed, most likely for memory: close other programs or use --jobs 1,"
+            " then run again"
+        )
+    if errors and not EXITED.search(errors[0]):
+        return errors[0]
+    # The command ended before the stage began: what it printed last says why.
+    printed = [line for line in lines if not line.startswith(DVC_ERROR)]
+    message = printed[-1] if printed else "it printed nothing"
+    return f"{message} (exit status {exited})"

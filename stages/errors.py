@@ -1,16 +1,29 @@
-"""The kinds of failure that are told apart: the user's (exit code 2), a method's, and ours (exit code 1)."""
+"""Three kinds of error: user errors (exit code 2), method errors, and internal errors (exit code
+1).
 
+Imported before anything else of a stage, so only light modules of the standard library are imported
+here.
+"""
+
+import contextlib
 import errno
 import os
 import sys
 import time
 from collections.abc import Callable
 
-__all__ = ["InfraError", "MethodError", "UserError", "run_stage"]
+__all__ = ["STATUS", "InfraError", "MethodError", "UserError", "run_stage"]
+
+STATUS = "LENSMITH_STATUS"
+"""Names the file in which a stage notes how it ended; set by a run, absent under a plain ``dvc
+repro``.
+"""
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The message is one line: the value, what is allowed, the remedy."""
+    """Something the user gave is wrong. The message is one line: the value, what is allowed, the
+    remedy.
+    """
 
 
 class MethodError(UserError):
@@ -29,33 +42,67 @@ class MethodError(UserError):
         self.method, self.place, self.cause, self.remedy, self.layer = method, place, cause, remedy, layer
 
     def __reduce__(self) -> tuple[type["MethodError"], tuple[str, str, str, str, str]]:
-        # An exception with its own signature does not survive the trip back from a worker process by itself.
+        # Else an exception with its own signature cannot be unpickled on its way back from a worker.
         return (MethodError, (self.method, self.place, self.cause, self.remedy, self.layer))
 
 
 class InfraError(RuntimeError):
-    """The machinery failed, not the method: there is no score, and nothing is learned from it. Run it again."""
-
-
-def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's ``main``; a failure becomes one line on stderr. Exit code 2: the user's mistake, 1: ours.
-
-    ``LENSMITH_DEBUG=1`` (set by ``lensmith --debug``) shows the traceback.
+    """The machinery failed, not the method: there is no score, and nothing is learned from it. Run
+    it again.
     """
-    started = time.perf_counter()
+
+
+def run_stage(load: Callable[[], Callable[[], None]]) -> None:
+    """Run the ``main`` that ``load`` imports; a failure becomes one line on stderr, and an exit
+    code.
+
+    Exit code 2: the user's mistake, 1: ours. ``LENSMITH_DEBUG=1`` (set by ``lensmith --debug``)
+    shows the traceback. How the stage ended is noted in the file that ``LENSMITH_STATUS`` names.
+    """
     try:
+        main = load()
+        # The clock starts after the imports: they are the price of a process, not of the
+        # computation.
+        started = time.perf_counter()
         main()
-        # Imports lie outside: what a stage spends beyond this is the price of being a process of its own.
-        print(f"computation_s={time.perf_counter() - started:.3f}", flush=True)
+        computation_s = round(time.perf_counter() - started, 3)
+        _write_status("done", computation_s, "", False)
+        print(f"computation_s={computation_s:.3f}", flush=True)
     except Exception as error:
+        cause, users_fault = _explain(error)
+        _write_status("failed", None, cause, users_fault)
         if os.environ.get("LENSMITH_DEBUG") == "1":
             raise
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            where = error.filename or "the disk"
-            print(f"error: no space left at {where}: free some (`dvc gc --workspace`), then run again", file=sys.stderr)
-            sys.exit(1)
-        mine = not isinstance(error, UserError)
-        kind = f"{type(error).__name__}: " if mine else ""
-        hint = " (a fault of ours: run again with --debug and report it)" if mine else ""
-        print(f"error: {kind}{' '.join(str(error).split())}{hint}", file=sys.stderr)
-        sys.exit(1 if mine else 2)
+        print(f"error: {cause}", file=sys.stderr)
+        sys.exit(2 if users_fault else 1)
+
+
+def _explain(error: Exception) -> tuple[str, bool]:
+    """(what happened in one line, whether it is the user's mistake)."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text, True
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "the disk"
+        return f"no space left at {where}: free some (`dvc gc --workspace`), then run again", False
+    hint = "(a fault of ours: run again with --debug and report it)"
+    return f"{type(error).__name__}: {text} {hint}", False
+
+
+def _write_status(state: str, computation_s: float | None, cause: str, users_fault: bool) -> None:
+    path = os.environ.get(STATUS)
+    if not path:
+        return
+    import json
+
+    status = {
+        "state": state,
+        "computation_s": computation_s,
+        "cause": cause,
+        "users_fault": users_fault,
+    }
+    # Where it cannot be written (a full disk), the run infers what it can from the exit status.
+    with contextlib.suppress(OSError):
+        with open(f"{path}.half", "w", encoding="utf-8") as file:  # noqa: PTH123 (pathlib takes 10 ms to import)
+            file.write(json.dumps(status) + "\n")
+        os.replace(f"{path}.half", path)  # noqa: PTH105

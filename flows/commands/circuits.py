@@ -72,7 +72,7 @@ def cards(
     """
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
     from stages.circuits.recovery import card_rows
 
     console = Console(stderr=as_json)
@@ -83,8 +83,8 @@ def cards(
         return
     print_rows(console, rows)
     for row in rows:
-        for said in row["validity"]:
-            console.print(f"{row['card']}: {said}", highlight=False, markup=False)
+        for message in row["validity"]:
+            console.print(f"{row['card']}: {message}", highlight=False, markup=False)
 
 
 def measure(*, jobs: int, as_json: bool) -> None:
@@ -92,7 +92,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
     is."""
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
     from stages.circuits.recovery import bench_rows, verdicts
 
     console = Console(stderr=as_json)
@@ -109,7 +109,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
 def _show(result: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
 
     if as_json:
         print_json(result)
@@ -122,10 +122,10 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     for part in ("metrics", "cost"):
         for key, value in result[part].items():
             if not isinstance(value, list):
-                said = f"{value:.4g}" if isinstance(value, float) else str(value)
-                console.print(f"{key}: {said}", highlight=False)
-    for said in result["validity"]:
-        console.print(f"careful: {said}", highlight=False, markup=False)
+                message = f"{value:.4g}" if isinstance(value, float) else str(value)
+                console.print(f"{key}: {message}", highlight=False)
+    for message in result["validity"]:
+        console.print(f"careful: {message}", highlight=False, markup=False)
 
 
 COMMANDS = ()

@@ -113,7 +113,7 @@ def measure_training(*, jobs: int, as_json: bool) -> None:
     """Training speed next to SAELens's trainer; on one thread, whatever ``jobs`` is."""
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
     from stages.benchmarks.dictionaries import run_training, stacking
 
     console = Console(stderr=as_json)
@@ -135,7 +135,7 @@ def measure_synthetic(*, jobs: int, as_json: bool) -> None:
     """Every architecture on data whose features are known; on one thread, whatever ``jobs`` is."""
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
     from stages.benchmarks.synthetic import METRICS, run_synthetic
 
     console = Console(stderr=as_json)
@@ -174,7 +174,7 @@ def measure_cache(*, jobs: int, as_json: bool) -> None:
     """Reading and writing a cache of activations."""
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
     from stages.benchmarks.dictionaries import run_cache
 
     rows = run_cache()
@@ -194,7 +194,7 @@ def _show_metrics(row: dict[str, Any], as_json: bool) -> None:
 def _show(value: Any, as_json: bool, title: str) -> None:
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
 
     console = Console()
     if as_json:

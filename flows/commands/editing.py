@@ -39,12 +39,12 @@ def removal(
     from stages.targets.storage import load_target
 
     torch.set_num_threads(1)
-    told = typer.echo if not as_json else (lambda line: None)
+    report = typer.echo if not as_json else (lambda line: None)
     found = remove_capability(
-        load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=told
+        load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=report
     )
     if as_json:
-        from flows.tables import print_json
+        from flows.terminal import print_json
 
         print_json(found)
         return
@@ -54,7 +54,7 @@ def removal(
 def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from flows.tables import print_rows
+    from flows.terminal import print_rows
 
     console = Console()
     metrics = ("accuracy_target", "accuracy_neighbours", "selectivity", "relearn_steps")

@@ -20,7 +20,7 @@ def leaderboard(
     """
     from rich.console import Console
 
-    from flows.tables import leaderboard_rows, print_json, print_leaderboard
+    from flows.terminal import leaderboard_rows, print_json, print_leaderboard
     from stages.errors import UserError
 
     if split not in {"validation", "test", "train"}:
@@ -47,7 +47,7 @@ def score(
     from rich.console import Console
 
     from flows.lock import run_lock
-    from flows.tables import print_leaderboard, print_per_task
+    from flows.terminal import print_leaderboard, print_per_task
     from stages.base import paths
     from stages.errors import UserError
 
@@ -61,7 +61,7 @@ def score(
 
         with console.status("scoring") as shown:
             result: dict[str, Any] = score_method(
-                method, timeout_s=timeout, trust=trust, progress=lambda said: shown.update(str(said)[:120])
+                method, timeout_s=timeout, trust=trust, progress=lambda message: shown.update(str(message)[:120])
             )
     for split in ("train", "validation"):
         rows = [row for row in result["rows"] if row.split == split]
@@ -77,7 +77,7 @@ def score(
 
 
 def _write_json(out: Path, result: dict[str, Any]) -> None:
-    from flows.tables import print_json, to_json
+    from flows.terminal import print_json, to_json
 
     if str(out) == "-":
         print_json(result)
@@ -106,7 +106,7 @@ def research(
     from rich.console import Console
 
     from flows.lock import run_lock
-    from flows.tables import print_iterations
+    from flows.terminal import print_iterations
     from stages.base import paths
     from stages.errors import UserError
 
@@ -125,7 +125,7 @@ def research(
                 budget=budget,
                 seed=seed,
                 name=name,
-                progress=lambda said: console.print(str(said), markup=False, highlight=False),
+                progress=lambda message: console.print(str(message), markup=False, highlight=False),
                 methods=methods,
             )
     print_iterations(console, result.iterations, f"campaign {name}")

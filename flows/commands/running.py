@@ -7,14 +7,41 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flows.outcome import Outcome
+    from flows.scheduler import RunOptions, RunResult
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "Jobs", "Runner", "Scheduler", "run_options", "show_result"]
+
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Nodes at work at once.")]
+Runner = Annotated[str, typer.Option("--runner", help="Where nodes run: threads (here) or dask.")]
+Scheduler = Annotated[
+    str,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="With --runner dask: a running scheduler. Default: workers on this machine.",
+    ),
+]
 
 
-def run(
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Nodes at work at once.")] = 2,
-) -> None:
+def run_options(jobs: int, runner: str, scheduler: str, *, nightly: bool) -> "RunOptions":
+    """Check what was given on the command line.
+
+    Raises:
+        UserError: the runner is unknown, or a scheduler is given that nothing would use.
+    """
+    from flows.scheduler import Runner as Kind
+    from flows.scheduler import RunOptions
+    from stages.errors import UserError
+
+    if runner not in {"threads", "dask"}:
+        raise UserError(f"--runner {runner} is unknown: use threads or dask")
+    if scheduler and runner != "dask":
+        raise UserError(f"--scheduler {scheduler} is used by Dask alone: add --runner dask")
+    kind: Kind = "dask" if runner == "dask" else "threads"
+    return RunOptions(jobs=jobs, runner=kind, scheduler=scheduler, nightly=nightly)
+
+
+def run(jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "") -> None:
     """Run the whole graph: whatever is stale, and nothing else; then print the leaderboard.
 
     Example: lensmith run --jobs 2
@@ -22,51 +49,50 @@ def run(
     from rich.console import Console
 
     from flows.lock import run_lock
-    from flows.running import run_graph
-    from flows.tables import print_times
+    from flows.scheduler import run_graph
     from stages.base import paths
 
     console, root = Console(), paths.root()
+    options = run_options(jobs, runner, scheduler, nightly=False)
     with run_lock(root, "lensmith run"):
-        result = run_graph(root, console, jobs=jobs)
+        result = run_graph(root, console, options)
+    show_result(console, result)
+
+
+def show_result(console: "Console", result: "RunResult") -> None:
+    """Leaderboard, times and places of a run that has ended.
+
+    Raises:
+        UserError: nodes failed, all by the user's mistake.
+        StageFailed: nodes failed, at least one by ours.
+    """
+    from flows.scheduler import raise_failures
+    from flows.terminal import print_durations
+    from stages.base import paths
+
     if result.failed:
-        print_times(console, result.outcomes, result.times)
-        _explain_failure(result.outcomes)
+        print_durations(console, result.outcomes, result.durations)
+        raise_failures(paths.root(), result.outcomes)
     _show_results(console)
-    print_times(console, result.outcomes, result.times)
+    print_durations(console, result.outcomes, result.durations)
     executed = sum(outcome.state == "executed" for outcome in result.outcomes)
     if result.nothing_to_do:
-        console.print(f"everything is up to date: nothing executed, {result.wall_s:.1f} s", highlight=False)
+        text = f"everything is up to date: nothing executed, {result.wall_s:.1f} s"
     else:
         cached = len(result.outcomes) - executed
-        console.print(f"{executed} nodes executed, {cached} cached, {result.wall_s:.0f} s in all", highlight=False)
+        text = f"{executed} nodes executed, {cached} cached, {result.wall_s:.0f} s in all"
+    console.print(text, highlight=False)
     _show_places(console)
 
 
-def _explain_failure(outcomes: "list[Outcome]") -> None:
-    from stages.base import paths
-    from stages.errors import UserError
-
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    blocked = sum(outcome.state == "blocked" for outcome in outcomes)
-    first = failed[0]
-    log = paths.root() / ".lensmith" / "logs" / f"{first.node}.log"
-    others = f" (and {len(failed) - 1} more failed)" if len(failed) > 1 else ""
-    text = (
-        f"{first.node} failed{others}: {first.cause}; {blocked} nodes that depend on it were not tried, all others are"
-        f" kept. Its output is in {log}; mend the cause and run `lensmith run` again: it continues from there"
-    )
-    if all(outcome.users_fault for outcome in failed):
-        raise UserError(text)
-    raise RuntimeError(text)
-
-
 def _show_results(console: "Console") -> None:
-    from flows.tables import leaderboard_rows, print_leaderboard
+    from flows.terminal import leaderboard_rows, print_leaderboard
     from stages.base import paths
 
     if paths.metrics_file("leaderboard").is_file():
-        print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families")
+        print_leaderboard(
+            console, leaderboard_rows("validation"), "leaderboard, validation families"
+        )
 
 
 def _show_places(console: "Console") -> None:
@@ -90,22 +116,24 @@ def status(
 
     Example: lensmith status --json
     """
+    from dataclasses import asdict
+
     from rich.console import Console
 
+    from flows.durations import load_durations
     from flows.environment import prepare_dvc
-    from flows.graph import read_graph, stale_nodes
+    from flows.graph import read_graph, read_state
     from flows.lock import holder
-    from flows.tables import print_json, print_times
-    from flows.times import load_times
-    from flows.walk import at_work
+    from flows.processes import nodes_at_work
+    from flows.terminal import print_durations, print_json
     from stages.base import paths
 
     console, root = Console(), paths.root()
     prepare_dvc(root)
-    graph, times, who = read_graph(root), load_times(root), holder(root)
-    busy = at_work(root) if who else []
+    durations, who = load_durations(root), holder(root)
+    busy = nodes_at_work(root) if who else []
     # What is stale cannot be asked while a stage writes its outputs.
-    stale = set() if busy else stale_nodes(root)
+    graph, stale = (read_graph(root), set()) if busy else read_state(root)
     todo = graph.downstream(stale)
     if as_json:
         print_json(
@@ -115,8 +143,8 @@ def status(
                 "n_nodes": len(graph.nodes),
                 "stale": None if busy else sorted(stale),
                 "to_check": None if busy else sorted(todo),
-                "times": times.nodes,
-                "last_run": times.last_run,
+                "times": {node: asdict(entry) for node, entry in durations.nodes.items()},
+                "last_run": durations.last_run and asdict(durations.last_run),
             }
         )
         return
@@ -125,21 +153,25 @@ def status(
         console.print("stale:    cannot be told while a node is at work", highlight=False)
     elif stale:
         console.print(
-            f"stale:    {len(stale)} of {len(graph.nodes)} nodes: {', '.join(sorted(stale))}", highlight=False
-        )
-        console.print(
-            f"next:     `lensmith run` executes them and looks at {len(todo) - len(stale)} more", highlight=False
-        )
-    else:
-        console.print(f"stale:    none of {len(graph.nodes)} nodes; everything is up to date", highlight=False)
-    if times.last_run:
-        last = times.last_run
-        console.print(
-            f"last run: {last['finished_at']}, {last['wall_s']:.0f} s, {last['executed']} executed, {last['cached']}"
-            f" cached, {last['failed']} failed",
+            f"stale:    {len(stale)} of {len(graph.nodes)} nodes: {', '.join(sorted(stale))}",
             highlight=False,
         )
-        print_times(console, [], times)
+        console.print(
+            f"next:     `lensmith run` executes them and looks at {len(todo) - len(stale)} more",
+            highlight=False,
+        )
+    else:
+        console.print(
+            f"stale:    none of {len(graph.nodes)} nodes; everything is up to date", highlight=False
+        )
+    last = durations.last_run
+    if last is not None:
+        console.print(
+            f"last run: {last.finished_at}, {last.wall_s:.0f} s, {last.executed} executed,"
+            f" {last.cached} cached, {last.failed} failed",
+            highlight=False,
+        )
+        print_durations(console, [], durations)
 
 
 COMMANDS = (run, status)

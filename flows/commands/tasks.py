@@ -75,7 +75,7 @@ def audit(
 def _show(value: Any, as_json: bool, title: str) -> None:
     from rich.console import Console
 
-    from flows.tables import print_json, print_rows
+    from flows.terminal import print_json, print_rows
 
     if as_json:
         print_json(value)

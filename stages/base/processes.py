@@ -15,6 +15,8 @@ from typing import Any
 
 from joblib import Parallel
 
+from stages.base.fanout import SCHEDULER, cluster_pool
+
 __all__ = ["MARK", "process_pool"]
 
 MARK = "LENSMITH_ORCHESTRATOR"
@@ -42,7 +44,10 @@ _watched: int | None = None
 
 
 def process_pool(n_jobs: int, **options: Any) -> Parallel:
-    """joblib's pool of ``n_jobs`` processes, which end with this one."""
+    """joblib's pool of ``n_jobs`` processes, which end with this one; or of a Dask cluster's workers, where
+    ``LENSMITH_DASK`` names its scheduler."""
+    if n_jobs > 1 and os.environ.get(SCHEDULER):
+        return cluster_pool(n_jobs, **options)
     if n_jobs > 1:
         _watch()
     return Parallel(n_jobs=n_jobs, **options)

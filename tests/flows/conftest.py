@@ -1,4 +1,6 @@
-"""A toy working copy: the smallest graph that has everything the real one has (arms, a join, a headline metric)."""
+"""A toy working copy: the smallest graph that has everything the real one has (arms, a join, a
+headline metric).
+"""
 
 import os
 import shutil
@@ -17,25 +19,25 @@ vars:
   - params/arms.yaml:arms
 stages:
   first:
-    cmd: python work.py first data/first
+    cmd: python -m stages toy first data/first
     deps:
-      - work.py
+      - stages/toy/stage.py
     outs:
       - data/first
   arm:
     matrix:
       name: ${arms}
-    cmd: python work.py ${item.name} data/arm/${item.name}
+    cmd: python -m stages toy ${item.name} data/arm/${item.name}
     deps:
-      - work.py
+      - stages/toy/stage.py
       - source/${item.name}.txt
       - data/first
     outs:
       - data/arm/${item.name}
   join:
-    cmd: python work.py join metrics/leaderboard.json
+    cmd: python -m stages toy join metrics/leaderboard.json
     deps:
-      - work.py
+      - stages/toy/stage.py
       - data/arm
     outs:
       - metrics/leaderboard.json
@@ -47,11 +49,12 @@ metrics:
 WORK = """
 import json, os, pathlib, sys, time
 from stages import tracking
-from stages.errors import UserError, run_stage
+from stages.errors import UserError
 
-ROW = {"method": "pca", "split": "validation", "reward_mean": 0.25, "reward_low": 0.1, "reward_high": 0.4,
-       "performance_gain": 0.2, "flop_ratio": 0.5, "placebo_reward": 0.0, "n_tasks": 3, "n_seeds": 3, "n_instances": 40,
-       "status": "ok"}
+ROW = {"method": "pca", "split": "validation", "reward_mean": 0.25, "reward_low": 0.1,
+"reward_high": 0.4,
+       "performance_gain": 0.2, "flop_ratio": 0.5, "placebo_reward": 0.0, "n_tasks": 3, "n_seeds":
+       3, "n_instances": 40, "status": "ok"}
 
 def note(what):
     with open("executions.log", "a") as log:
@@ -73,15 +76,22 @@ def main():
         raise OSError(28, "No space left on device", str(out))
     if wish == "hang":
         time.sleep(600)
+    if wish == "kill":
+        os.kill(os.getpid(), 9)
     if wish == "slow":
         time.sleep(4)
     out.parent.mkdir(parents=True, exist_ok=True)
     source = pathlib.Path(f"source/{name}.txt")
-    out.write_text(json.dumps([ROW]) if name == "join" else f"{name} {source.read_text() if source.exists() else ''}")
-    note("end")
-
-if __name__ == "__main__":
-    run_stage(main)
+    if wish == "facts":
+        import random, signal print("facts", json.dumps({"argv": sys.argv, "cwd": os.getcwd(),
+        "mark": os.environ.get("MARK"),
+            "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler, "sigterm":
+            signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "main":
+            sys.modules["__main__"].__spec__.name, "path": sys.path[0], "random": random.random(),
+            "torch": "torch" in sys.modules, "environment": sorted(os.environ), "group":
+            os.getpgrp(), "dvc": "dvc" in sys.modules}), flush=True)
+    out.write_text(json.dumps([ROW]) if name == "join" else f"{name} {source.read_text() if
+    source.exists() else ''}") note("end")
 """
 
 
@@ -92,10 +102,15 @@ class Toy:
         self.root = root
 
     def environment(self, **more: str) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_", "RUN_"))}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("MLFLOW_", "PREFECT_", "RUN_"))
+        }
         kept |= {
             "LENSMITH_ROOT": str(self.root),
             "LENSMITH_TRACKING": "off",
+            "LENSMITH_WARM": "dvc",  # importing torch takes longer than all of the toy
             "PYTHONPATH": str(REPOSITORY),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "COLUMNS": "200",
@@ -105,7 +120,8 @@ class Toy:
         return kept | more
 
     def arguments(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "flows.command", *words]
+        # -P: the house's code, not the few files of it that the toy has for its stages.
+        return [sys.executable, "-P", "-m", "flows.command", *words]
 
     def lensmith(self, *words: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -114,7 +130,7 @@ class Toy:
             env=self.environment(**more),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
 
     def start(self, *words: str, **more: str) -> "subprocess.Popen[str]":
@@ -138,7 +154,7 @@ class Toy:
         ).stdout
 
     def ask(self, name: str, wish: str) -> None:
-        """Make a stage fail (user, ours, full), hang or be slow."""
+        """Make a stage fail (user, ours, full, kill), hang or be slow."""
         (self.root / f"ask-{name}").write_text(wish)
 
     def grant(self, name: str) -> None:
@@ -153,7 +169,7 @@ class Toy:
         (self.root / "executions.log").unlink(missing_ok=True)
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 600) -> None:
     """Wait for a condition, and fail if it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -166,8 +182,20 @@ def make_toy(root: Path) -> Toy:
         (root / folder).mkdir(parents=True)
     (root / "params" / "arms.yaml").write_text("arms: [a, b]\n")
     (root / "dvc.yaml").write_text(DVC_YAML)
-    (root / "work.py").write_text(WORK)
-    (root / ".gitignore").write_text("/data/\n/metrics/\n/mlruns/\n/.lensmith/\n/.prefect/\nexecutions.log\nask-*\n")
+    # A room of its own beside the house's modules: its commands are started as those of the real
+    # graph.
+    room = root / "stages" / "toy"
+    room.mkdir(parents=True)
+    (room / "__init__.py").write_text("")
+    (room / "stage.py").write_text(WORK)
+    for folder in (REPOSITORY / "stages", REPOSITORY / "stages" / "base"):
+        for path in folder.glob("*.py"):
+            copy = root / path.relative_to(REPOSITORY)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
+    (root / ".gitignore").write_text(
+        "/data/\n/metrics/\n/mlruns/\n/.lensmith/\n/.prefect/\nexecutions.log\nask-*\n__pycache__/\n"
+    )
     for arm in ("a", "b"):
         (root / "source" / f"{arm}.txt").write_text("1\n")
     toy = Toy(root)

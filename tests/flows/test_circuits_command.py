@@ -6,15 +6,24 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows.benchmark import BENCHMARKS
 from flows.command import app
+from flows.commands.bench import BENCHMARKS
 from stages.errors import UserError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "my_circuit_target.py"
 
 
 def test_discover_prints_json_and_nothing_else() -> None:
-    words = ["circuits", "discover", "--target", f"{EXAMPLE}:build", "--method", "acdc", "--ablation", "zero"]
+    words = [
+        "circuits",
+        "discover",
+        "--target",
+        f"{EXAMPLE}:build",
+        "--method",
+        "acdc",
+        "--ablation",
+        "zero",
+    ]
     done = CliRunner().invoke(app, [*words, "--seeds", "2", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -38,7 +47,10 @@ def test_cards_are_listed() -> None:
         (["--metric", "l7"], "kl, mse"),
         (["--tolerance", "3"], "between 0 and 1"),
         (["--ablation", "interchange"], "counterfactual"),
-        (["--metric", "mse", "--method", "eap", "--target", "nowhere.py:build"], "FILE.py:function"),
+        (
+            ["--metric", "mse", "--method", "eap", "--target", "nowhere.py:build"],
+            "FILE.py:function",
+        ),
     ],
 )
 def test_mistakes_are_the_users(words: list[str], said: str) -> None:

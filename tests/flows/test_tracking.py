@@ -45,8 +45,15 @@ def test_points_params_and_end(root: Path) -> None:
     with tracking.stage_run("train", {"lr": 0.1, "sae": {"k": 8}}) as log:
         for step in range(3):
             log({"loss": 1 / (step + 1)}, step)
-    assert ask(root, "select key, value from params order by key") == [("lr", "0.1"), ("sae.k", "8")]
-    assert [row[0] for row in ask(root, "select value from metrics order by step")] == [1, 1 / 2, 1 / 3]
+    assert ask(root, "select key, value from params order by key") == [
+        ("lr", "0.1"),
+        ("sae.k", "8"),
+    ]
+    assert [row[0] for row in ask(root, "select value from metrics order by step")] == [
+        1,
+        1 / 2,
+        1 / 3,
+    ]
     assert ask(root, "select name, status from runs") == [("train", "FINISHED")]
 
 
@@ -57,7 +64,9 @@ def test_more_points_than_one_batch_holds(root: Path) -> None:
     assert ask(root, "select count(*) from metrics") == [(tracking.FLUSH_POINTS + 5,)]
 
 
-def test_child_of_the_run_that_the_environment_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_of_the_run_that_the_environment_names(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with tracking.stage_run("night") as parent:
         monkeypatch.setenv("RUN_PARENT_ID", parent.id)
         with tracking.stage_run("stage"):
@@ -89,7 +98,9 @@ def test_names_that_mlflow_refuses_are_made_legal(root: Path) -> None:
     assert ("stage.arm_a",) in ask(root, "select key from tags")
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", f"sqlite:///{__file__}", "http://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////proc/nowhere/mlflow.db", f"sqlite:///{__file__}", "http://127.0.0.1:9"]
+)
 def test_unreachable_store_is_one_warning(
     root: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +110,11 @@ def test_unreachable_store_is_one_warning(
         log.tag({"a": "b"})
     said = capsys.readouterr()
     lines = said.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith(f"warning: MLflow at {uri}") and "Remedy" in lines[0]
+    assert (
+        len(lines) == 1
+        and lines[0].startswith(f"warning: MLflow at {uri}")
+        and "Remedy" in lines[0]
+    )
     assert said.out == ""
 
 
@@ -114,7 +129,9 @@ def test_off_writes_and_imports_nothing(tmp_path: Path) -> None:
         "LENSMITH_ROOT": str(tmp_path),
         "PYTHONPATH": str(REPOSITORY),
     }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout == "False\n", done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -122,13 +139,23 @@ def test_off_writes_and_imports_nothing(tmp_path: Path) -> None:
 def test_first_users_do_not_collide(tmp_path: Path) -> None:
     code = "from stages import tracking\nwith tracking.stage_run('x') as log:\n    log({'loss': 1.0}, 0)"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-    environment |= {"LENSMITH_TRACKING": "on", "LENSMITH_ROOT": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    environment |= {
+        "LENSMITH_TRACKING": "on",
+        "LENSMITH_ROOT": str(tmp_path),
+        "PYTHONPATH": str(REPOSITORY),
+    }
     running = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(3)
     ]
     for process in running:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0 and "warning" not in said, said
     assert ask(tmp_path, "select status from runs") == [("FINISHED",)] * 3
     assert ask(tmp_path, "select count(*) from experiments where name = 'lensmith'") == [(1,)]

@@ -9,14 +9,20 @@ __all__ = ["COMMANDS"]
 
 
 def redteam(
-    quick: Annotated[bool, typer.Option("--quick", help="A cross-section that takes less than a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A cross-section that takes less than a minute.")
+    ] = False,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="METHOD.py", help="One method file of your own instead.")
+        Path | None,
+        typer.Option("--file", metavar="METHOD.py", help="One method file of your own instead."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/security.md.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table of docs/security.md.")
+    ] = False,
 ) -> None:
-    """Run every known exploit as a malicious method, and honest strong methods beside them; fail if one gets through.
+    """Run every known exploit as a malicious method, and honest strong methods beside them; fail if
+    one gets through.
 
     Example: lensmith redteam --quick
     """
@@ -24,12 +30,14 @@ def redteam(
     from rich.table import Table
 
     from flows.lock import run_lock
-    from flows.tables import print_json
+    from flows.terminal import print_json
     from stages.base import paths
     from stages.errors import UserError
 
     if file is not None and not file.is_file():
-        raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
+        raise UserError(
+            f"{file} is not a file: give the path of a Python file with one subclass of Method"
+        )
     console = Console(stderr=as_json or markdown)
     with run_lock(paths.root(), "lensmith redteam", shared=True):
         from stages.redteam.red_team import (
@@ -41,7 +49,9 @@ def redteam(
         )
 
         with console.status("red team") as shown:
-            rows = red_team(quick=quick, file=file, progress=lambda said: shown.update(str(said)[:120]))
+            rows = red_team(
+                quick=quick, file=file, progress=lambda message: shown.update(str(message)[:120])
+            )
     if as_json:
         print_json(rows)
     elif markdown:
@@ -53,7 +63,10 @@ def redteam(
         console.print(table)
     through = failures(rows)
     if through:
-        raise RuntimeError(f"{len(through)} of {len(rows)} got through: {', '.join(row['name'] for row in through)}")
+        raise RuntimeError(
+            f"{len(through)} of {len(rows)} got through:"
+            f" {', '.join(row['name'] for row in through)}"
+        )
     console.print(f"{len(rows)} rows, nothing got through", highlight=False)
 
 

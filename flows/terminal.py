@@ -7,9 +7,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flows.durations import Durations
 from flows.graph import stage_of
 from flows.outcome import Outcome
-from flows.times import Times
 from stages.contracts.journal import Iteration
 from stages.contracts.record import Record, ResultFile, Verdict
 from stages.contracts.reward_rows import LEADERBOARD, TEST, TRAIN, LeaderboardRow, TaskRow, TestRow
@@ -17,12 +17,12 @@ from stages.errors import UserError
 
 __all__ = [
     "leaderboard_rows",
+    "print_durations",
     "print_iterations",
     "print_json",
     "print_leaderboard",
     "print_per_task",
     "print_rows",
-    "print_times",
     "to_json",
 ]
 
@@ -157,33 +157,40 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3f}"
 
 
-def print_times(console: Console, outcomes: Sequence[Outcome], times: Times) -> None:
-    """Time per stage: of this run where the stage was executed, else of the run that last executed it."""
-    nodes = [outcome.node for outcome in outcomes] or sorted(times.nodes)
+def print_durations(console: Console, outcomes: Sequence[Outcome], durations: Durations) -> None:
+    """Time per stage: of this run where the stage was executed, else of the run that last executed
+    it.
+    """
+    nodes = [outcome.node for outcome in outcomes] or sorted(durations.nodes)
     state = {outcome.node: outcome.state for outcome in outcomes}
     stages: dict[str, list[str]] = {}
     for node in nodes:
         stages.setdefault(stage_of(node), []).append(node)
-    table = Table(title="time per stage", title_justify="left", title_style="bold", show_footer=True)
+    table = Table(
+        title="time per stage", title_justify="left", title_style="bold", show_footer=True
+    )
     table.add_column("stage", footer="all")
     counts = [state.get(node, "cached") for node in nodes]
-    table.add_column("executed", justify="right", footer=str(counts.count("executed")))
-    table.add_column("cached", justify="right", footer=str(counts.count("cached")))
-    table.add_column("wall, summed over arms", justify="right", footer=_seconds(nodes, times, "wall_s"))
-    table.add_column("of it computation", justify="right", footer=_seconds(nodes, times, "computation_s"))
+    wall_s, computation_s = _sums(nodes, durations)
+    for title, footer in (
+        ("executed", str(counts.count("executed"))),
+        ("cached", str(counts.count("cached"))),
+        ("wall, summed over arms", wall_s),
+        ("of it computation", computation_s),
+    ):
+        table.add_column(title, justify="right", footer=footer)
     for stage, arms in stages.items():
-        mine = [state.get(node, "cached") for node in arms]
-        bad = sum(one in {"failed", "blocked", "interrupted"} for one in mine)
-        table.add_row(
-            stage + (f" ({bad} not done)" if bad else ""),
-            str(mine.count("executed")),
-            str(mine.count("cached")),
-            _seconds(arms, times, "wall_s"),
-            _seconds(arms, times, "computation_s"),
-        )
+        states = [state.get(node, "cached") for node in arms]
+        bad = sum(one in {"failed", "blocked", "interrupted"} for one in states)
+        name = stage + (f" ({bad} not done)" if bad else "")
+        counted = str(states.count("executed")), str(states.count("cached"))
+        table.add_row(name, *counted, *_sums(arms, durations))
     console.print(table)
 
 
-def _seconds(nodes: Sequence[str], times: Times, key: str) -> str:
-    known = [times.nodes[node][key] for node in nodes if times.nodes.get(node, {}).get(key) is not None]
-    return f"{sum(known):.1f} s" if known else "-"
+def _sums(nodes: Sequence[str], durations: Durations) -> tuple[str, str]:
+    """(wall time, computation) of nodes."""
+    known = [durations.nodes[node] for node in nodes if node in durations.nodes]
+    computed = [node.computation_s for node in known if node.computation_s is not None]
+    wall_s = f"{sum(node.wall_s for node in known):.1f} s" if known else "-"
+    return wall_s, f"{sum(computed):.1f} s" if computed else "-"

@@ -1,0 +1,119 @@
+"""What a run shows while it is at work: bars on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from flows.outcome import Outcome
+
+__all__ = ["ProgressView", "progress_view"]
+
+NOISE = (
+    "Running stage ",
+    "> ",
+    "Updating lock file",
+    "Generating lock file",
+    "To track the changes",
+    "To enable auto",
+    "Use `dvc push`",
+    "git add ",
+    "dvc config ",
+    "computation_s=",
+)
+"""How lines of DVC begin that say nothing about the work."""
+
+QUIET_S = 10.0
+"""Off a terminal a node prints one line in this time, and no more."""
+
+
+class ProgressView:
+    """Progress of the nodes; worker threads call it."""
+
+    def __init__(self, console: Console, progress: Progress | None, total: int) -> None:
+        self._console, self._progress, self._total = console, progress, total
+        self._done, self._started = 0, time.monotonic()
+        self._lock = threading.Lock()
+        self._bars: dict[str, TaskID] = {}
+        self._printed_at: dict[str, float] = {}
+        self._overall = (
+            progress.add_task("all nodes", total=total, message="") if progress else None
+        )
+
+    def start(self, node: str) -> None:
+        if self._progress is not None:
+            self._bars[node] = self._progress.add_task(node, total=None, message="")
+        else:
+            self._print(f"{node}: started")
+
+    def line(self, node: str, line: str) -> None:
+        message = line.strip()
+        if not message or message.startswith(NOISE) or line.startswith("\t"):
+            return
+        if message.startswith("warning: "):
+            self._print(f"{node}: {message}")
+        elif self._progress is not None:
+            bar = self._bars.get(node)
+            if bar is not None:
+                self._progress.update(bar, message=message[:80])
+        elif time.monotonic() - self._printed_at.get(node, 0) > QUIET_S:
+            self._printed_at[node] = time.monotonic()
+            self._print(f"{node}: {message[:160]}")
+
+    def end(self, outcome: Outcome) -> None:
+        with self._lock:
+            self._done += 1
+        if self._progress is not None:
+            bar = self._bars.pop(outcome.node, None)
+            if bar is not None:
+                self._progress.remove_task(bar)
+            if self._overall is not None:
+                self._progress.update(self._overall, completed=self._done)
+        if outcome.state == "executed":
+            self._print(f"{outcome.node}: {outcome.wall_s:.1f} s")
+        elif outcome.state == "failed":
+            self._print(
+                f"{outcome.node}: failed after {outcome.wall_s:.1f} s: {outcome.cause}", style="red"
+            )
+        elif outcome.state == "blocked":
+            self._print(f"{outcome.node}: not tried, {outcome.cause}", style="yellow")
+
+    def _print(self, text: str, style: str = "") -> None:
+        clock = int(time.monotonic() - self._started)
+        self._console.print(
+            f"[{self._done:>3}/{self._total} {clock // 60:>2}:{clock % 60:02}] {text}",
+            style=style,
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def progress_view(console: Console, total: int) -> Iterator[ProgressView]:
+    if not console.is_terminal:
+        yield ProgressView(console, None, total)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[message]}", style="dim", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield ProgressView(console, progress, total)
+    sys.stdout.flush()
