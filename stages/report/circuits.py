@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from stages.report.results import Row
+from stages.contracts.circuit_rows import CircuitDrawing, CircuitRow, DrawnEdge, DrawnNode
 from stages.report.tables import Cell, Column, Table, table
 from stages.report.wording import DASH, number, shorten, signed
 
@@ -39,42 +39,42 @@ class Box(NamedTuple):
     layer: int
 
 
-def fate(edge: Row) -> str:
+def fate(edge: DrawnEdge) -> str:
     """What became of an edge, a key of ``FATES``."""
-    chosen, truth = bool(edge["in_circuit"]), edge.get("in_truth")
+    chosen, truth = edge.in_circuit, edge.in_truth
     if truth is None:
         return "chosen" if chosen else "left"
     return ("found" if truth else "extra") if chosen else ("missed" if truth else "left")
 
 
-def fates(edges: Sequence[Row]) -> dict[str, int]:
+def fates(edges: Sequence[DrawnEdge]) -> dict[str, int]:
     """How many edges of each kind there are; kinds without one are left out."""
     every = [fate(edge) for edge in edges]
     return {kind: every.count(kind) for kind in FATES if kind in every}
 
 
-def draw_circuit(circuit: Row) -> str:
+def draw_circuit(circuit: CircuitDrawing) -> str:
     """An SVG element of fixed size; it is wider than a phone and scrolls in its frame.
 
     Nodes stand in columns by ``layer``, in each from the bottom up by ``slot``. The reader of an edge may be a node or
     an input of one, ``<node>.<input>``. Edges whose ends are no nodes are not drawn; their number is said.
     """
-    boxes, width, height = _boxes(circuit["nodes"])
-    ports = _ports(circuit["edges"], boxes)
-    largest = max((abs(edge["score"]) for edge in circuit["edges"] if edge.get("score") is not None), default=0.0)
+    boxes, width, height = _boxes(circuit.nodes)
+    ports = _ports(circuit.edges, boxes)
+    largest = max((abs(edge.score) for edge in circuit.edges), default=0.0)
     parts: dict[str, list[str]] = {kind: [] for kind in FATES}
     n_lost = 0
     # The strongest of a kind last, on top.
-    for edge in sorted(circuit["edges"], key=lambda e: (abs(e.get("score") or 0.0), e["source"], e["reader"])):
-        ends = boxes.get(edge["source"]), boxes.get(_node_of(edge["reader"], boxes))
+    for edge in sorted(circuit.edges, key=lambda e: (abs(e.score), e.source, e.reader)):
+        ends = boxes.get(edge.source), boxes.get(_node_of(edge.reader, boxes))
         if ends[0] is None or ends[1] is None:
             n_lost += 1
             continue
         kind = fate(edge)
-        share = abs(edge.get("score") or 0.0) / largest if largest else 0.0
+        share = abs(edge.score) / largest if largest else 0.0
         parts[kind].append(
             f'<g class="edge {kind}"><title>{escape(_said(edge, kind))}</title>'
-            f'<path d="{_curve(ends[0], ends[1], ports[edge["reader"]], height)}"'
+            f'<path d="{_curve(ends[0], ends[1], ports[edge.reader], height)}"'
             f' stroke-width="{THIN + (THICK - THIN) * share:.2f}"/></g>'
         )
     nodes = [
@@ -84,9 +84,9 @@ def draw_circuit(circuit: Row) -> str:
         f'<text x="{box.x:.1f}" y="{box.y:.1f}" dy=".35em" text-anchor="middle">{escape(shorten(name, 16))}</text></g>'
         for name, box in boxes.items()
     ]
-    counted = ", ".join(f"{n} {kind}" for kind, n in fates(circuit["edges"]).items())
+    counted = ", ".join(f"{n} {kind}" for kind, n in fates(circuit.edges).items())
     lost = f", {n_lost} not drawn" if n_lost else ""
-    label = f"{circuit.get('title', 'circuit')}: {len(boxes)} nodes; edges: {counted}{lost}"
+    label = f"{circuit.title}: {len(boxes)} nodes; edges: {counted}{lost}"
     drawn = "".join("".join(parts[kind]) for kind in reversed(FATES))
     return (
         f'<svg class="circuit" role="img" aria-label="{escape(label)}" width="{width:.0f}" height="{height:.0f}"'
@@ -94,14 +94,14 @@ def draw_circuit(circuit: Row) -> str:
     )
 
 
-def _boxes(nodes: Sequence[Row]) -> tuple[dict[str, Box], float, float]:
+def _boxes(nodes: Sequence[DrawnNode]) -> tuple[dict[str, Box], float, float]:
     """Where each node stands, and the size of the drawing."""
-    layers = sorted({node["layer"] for node in nodes})
+    layers = sorted({node.layer for node in nodes})
     columns = [
-        sorted((node for node in nodes if node["layer"] == layer), key=lambda node: (_slot(node), node["name"]))
+        sorted((node for node in nodes if node.layer == layer), key=lambda node: (node.slot, node.name))
         for layer in layers
     ]
-    widest = max((_width(node["name"]) for node in nodes), default=0.0)
+    widest = max((_width(node.name) for node in nodes), default=0.0)
     gap = max(GAP, (WIDE - widest) / max(len(layers) - 1, 1)) if len(layers) > 1 else 0
     gap = min(gap, 260)
     # The longest bow's height: a cubic curve reaches three quarters of the way to its control points.
@@ -111,32 +111,26 @@ def _boxes(nodes: Sequence[Row]) -> tuple[dict[str, Box], float, float]:
     for x, column in enumerate(columns):
         for i, node in enumerate(column):
             y = middle - ROW * (i - (len(column) - 1) / 2)
-            out[node["name"]] = Box(widest / 2 + 8 + gap * x, y, _width(node["name"]), x)
+            out[node.name] = Box(widest / 2 + 8 + gap * x, y, _width(node.name), x)
     return out, widest + 16 + gap * (len(layers) - 1), 2 * middle
-
-
-def _slot(node: Row) -> tuple[int, float, str]:
-    """Numbers before words."""
-    slot = node.get("slot")
-    return (0, float(slot), "") if isinstance(slot, int | float) else (1, 0.0, str(slot))
 
 
 def _width(name: str) -> float:
     return max(30.0, CHARACTER * len(shorten(name, 16)) + 14)
 
 
-def _node_of(reader: str, boxes: Mapping[str, Any]) -> str:
+def _node_of(reader: str, boxes: Mapping[str, Box]) -> str:
     """The node that a reader belongs to: itself, or what stands before one of its dots."""
     while reader not in boxes and "." in reader:
         reader = reader.rpartition(".")[0]
     return reader
 
 
-def _ports(edges: Sequence[Row], boxes: Mapping[str, Box]) -> dict[str, float]:
+def _ports(edges: Sequence[DrawnEdge], boxes: Mapping[str, Box]) -> dict[str, float]:
     """Height of each reader on its node's left side, in pixels from the node's middle; inputs in order of names."""
     readers: dict[str, set[str]] = {}
     for edge in edges:
-        readers.setdefault(_node_of(edge["reader"], boxes), set()).add(edge["reader"])
+        readers.setdefault(_node_of(edge.reader, boxes), set()).add(edge.reader)
     out = {}
     for of in readers.values():
         step = (NODE - 8) / max(len(of) - 1, 1)
@@ -159,45 +153,38 @@ def _curve(source: Box, reader: Box, port: float, height: float) -> str:
     return f"M{x1:.1f} {y1:.1f}C{x1 + reach:.1f} {y1 + bow:.1f} {x2 - reach:.1f} {y2 + bow:.1f} {x2:.1f} {y2:.1f}"
 
 
-def _said(edge: Row, kind: str) -> str:
-    score = edge.get("score")
-    return f"{edge['source']} \u2192 {edge['reader']}: score {signed(score, 4)}, {FATES[kind]}"
+def _said(edge: DrawnEdge, kind: str) -> str:
+    return f"{edge.source} \u2192 {edge.reader}: score {signed(edge.score, 4)}, {FATES[kind]}"
 
 
-def circuit_table(rows: Sequence[Row]) -> Table:
+def circuit_table(rows: Sequence[CircuitRow]) -> Table:
     """How well each method recovers the planted or compiled circuits."""
 
-    def plain(key: str, places: int = 3) -> Column:
-        def cell(row: Row) -> Cell:
-            value = row.get(key)
-            value = value.get("value") if isinstance(value, Mapping) else value
-            bounds = row.get(key) if isinstance(row.get(key), Mapping) else {}
-            if not isinstance(value, int | float):
+    def plain(key: str, places: int = 3) -> Column[CircuitRow]:
+        def cell(row: CircuitRow) -> Cell:
+            value: int | float | None = getattr(row, key)
+            if value is None:
                 return Cell(DASH, float("-inf"))
-            text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else number(value, places)
-            if bounds and bounds.get("low") is not None:
-                text += f" [{number(bounds['low'], places)}, {number(bounds['high'], places)}]"
-            return Cell(text, float(value))
+            return Cell(f"{value:,}" if isinstance(value, int) else number(value, places), float(value))
 
-        return Column(key.replace("_", " ").replace("auc", "AUC"), cell, True)
+        return Column(CircuitRow.label(key), cell, True, CircuitRow.hint(key))
 
-    def seeds(row: Row) -> Cell:
-        value = row.get("seeds")
-        n = len(value) if isinstance(value, list) else value
-        return Cell(str(n), n if isinstance(n, int | float) else "")
+    def text(key: str, kind: str = "") -> Column[CircuitRow]:
+        return Column(
+            CircuitRow.label(key),
+            lambda row: Cell(getattr(row, key), getattr(row, key) if kind else "", kind),
+            hint=CircuitRow.hint(key),
+        )
 
     columns = [
-        Column("circuit", lambda row: Cell(str(row["card"]), str(row["card"]), "name")),
-        Column("method", lambda row: str(row["method"])),
-        Column("ablation", lambda row: str(row.get("ablation", DASH))),
+        text("card", "name"),
+        text("method"),
+        text("ablation"),
         plain("length"),
         plain("exact_recovery"),
         plain("edge_auc"),
-        plain("seconds_per_seed", 2),
         plain("forwards", 1),
         plain("backwards", 1),
-        Column("seeds", seeds, True),
+        plain("seeds"),
     ]
-    # Times are measured by the benchmark alone: a column without a value says nothing.
-    known = [column for column in columns if any(column.cell(row) != Cell(DASH, float("-inf")) for row in rows)]
-    return table("Recovery of known circuits", known, rows)
+    return table("Recovery of known circuits", columns, rows)

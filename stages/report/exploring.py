@@ -1,25 +1,24 @@
 """Plots of what was made on the way: the campaign's learning curve."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
+from stages.contracts.journal import CampaignSummary
 from stages.report.drawing import Plot
-from stages.report.results import Row
 from stages.report.scales import Scale, linear
 from stages.report.wording import interval, signed
 
 __all__ = ["campaign_curve"]
 
 
-def campaign_curve(campaign: Row) -> Plot:
+def campaign_curve(campaign: CampaignSummary) -> Plot:
     """Each iteration's validation reward with its interval, the best so far, and the best built-in method."""
-    iterations: Sequence[Row] = campaign["iterations"]
-    scored = [one for one in iterations if one["status"] == "ok"]
-    built_in = campaign.get("best_built_in") or {}
-    known = [one[key] for one in scored for key in ("validation_low", "validation_high", "validation_reward")]
-    known += [one.get("best_so_far") for one in iterations]
-    y = linear(known, include=[0.0, *([built_in["reward_mean"]] if built_in else [])])
-    numbers = [int(one["iteration"]) for one in iterations]
+    iterations = campaign.iterations
+    scored = [one for one in iterations if one.status == "ok"]
+    built_in = campaign.best_built_in
+    known = [end for one in scored for end in (one.validation_low, one.validation_high, one.validation_reward)]
+    known += [one.best_so_far for one in iterations]
+    y = linear(known, include=[0.0, *([built_in.reward_mean] if built_in else [])])
+    numbers = [int(one.iteration) for one in iterations]
     step = max(1, -(-len(numbers) // 8))
     x = Scale(min(numbers) - 0.6, max(numbers) + 0.6, tuple(float(n) for n in numbers[::step]))
     plot = Plot(x, 300, "Validation reward of each iteration of the campaign, with the best so far", y)
@@ -27,25 +26,23 @@ def campaign_curve(campaign: Row) -> Plot:
     plot.axis_x("iteration", grid=False)
     plot.horizontal(0.0, "zero")
     if built_in:
-        plot.horizontal(built_in["reward_mean"], "reference")
-    best: list[tuple[float, float]] = [
-        (float(one["iteration"]), float(one["best_so_far"])) for one in iterations if one.get("best_so_far") is not None
-    ]
+        plot.horizontal(built_in.reward_mean, "reference")
+    best = [(float(one.iteration), one.best_so_far) for one in iterations]
     for (x1, y1), (x2, y2) in pairwise(best):
         plot.line(x1, y1, x2, y1, "best")
         plot.line(x2, y1, x2, y2, "best")
     if best:
         plot.line(best[-1][0], best[-1][1], x.high, best[-1][1], "best")
     for one in iterations:
-        at, who = float(one["iteration"]), f"{one['iteration']}. {one['name']}"
-        if one["status"] != "ok":
-            plot.cross(at, y.low + (y.high - y.low) * 0.04, f"{who}: {one['status']}, {one.get('reason', '')}")
+        at, who = float(one.iteration), f"{one.iteration}. {one.name}"
+        if one.status != "ok" or one.validation_reward is None:
+            plot.cross(at, y.low + (y.high - y.low) * 0.04, f"{who}: {one.status}, {one.reason}")
             continue
-        low, high = one.get("validation_low"), one.get("validation_high")
+        low, high = one.validation_low, one.validation_high
         plot.mark(
-            at, one["validation_reward"], "accepted" if one["accepted"] else "proposed",
-            f"{who}: validation {signed(one['validation_reward'])} {interval(low, high)}, train"
-            f" {signed(one.get('train_reward'))}{', accepted' if one['accepted'] else ''}",
-            y_interval=(low, high), radius=6 if one["accepted"] else 4.5,
+            at, one.validation_reward, "accepted" if one.accepted else "proposed",
+            f"{who}: validation {signed(one.validation_reward)} {interval(low, high)}, train"
+            f" {signed(one.train_reward)}{', accepted' if one.accepted else ''}",
+            y_interval=(low, high), radius=6 if one.accepted else 4.5,
         )  # fmt: skip
     return plot

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from stages.report.results import Row
+from stages.contracts.reward_rows import LeaderboardRow
 from stages.report.scales import linear
 from stages.report.wording import interval, ratio, sample, shorten, signed, summary
 
@@ -24,16 +24,16 @@ tspan.same,.note{fill:#5c656d}.note{font-size:12px}
 """
 
 
-def leaderboard_svg(rows: Sequence[Row]) -> str:
+def leaderboard_svg(rows: Sequence[LeaderboardRow]) -> str:
     """Reward of each method on validation families with its interval, its placebo (hollow) and the noise floor (band).
 
     Args:
         rows: rows of metrics/leaderboard.json, at least one.
     """
-    rows = sorted(rows, key=lambda row: (-row["reward_mean"], str(row["method"])))
-    floor = max(row["noise_floor"] for row in rows)
+    rows = sorted(rows, key=lambda row: (-row.reward_mean, row.method))
+    floor = max(row.noise_floor for row in rows)
     scale = linear(
-        [row[key] for row in rows for key in ("reward_low", "reward_high", "placebo_low", "placebo_high")],
+        [end for row in rows for end in (row.reward_low, row.reward_high, row.placebo_low, row.placebo_high)],
         include=(0.0, floor, -floor),
     )
     bottom = TOP + ROW * len(rows)
@@ -61,18 +61,18 @@ def leaderboard_svg(rows: Sequence[Row]) -> str:
     parts.append(f'<text class="soft" x="{middle}" y="{bottom + 42}" text-anchor="middle">reward</text>')
     for i, row in enumerate(rows):
         y = TOP + ROW * i + 10
-        kind = {"better": "better", "worse": "worse"}.get(str(row["verdict"]), "same")
-        name = escape(shorten(row["method"], 19))
-        numbers = f"{signed(row['reward_mean'])} {interval(row['reward_low'], row['reward_high'])}"
+        kind = {"better": "better", "worse": "worse"}.get(row.verdict, "same")
+        name = escape(shorten(row.method, 19))
+        numbers = f"{signed(row.reward_mean)} {interval(row.reward_low, row.reward_high)}"
         parts += [
             f'<text class="name" x="{LEFT - 14}" y="{y + 4}" text-anchor="end">{name}</text>',
-            _whisker("placebo", px(row["placebo_low"]), px(row["placebo_high"]), y + 9, 1),
-            f'<circle class="placebo" cx="{px(row["placebo_reward"])}" cy="{y + 9}" r="2.8"/>',
-            _whisker(kind, px(row["reward_low"]), px(row["reward_high"]), y, 2),
-            f'<circle class="{kind}" cx="{px(row["reward_mean"])}" cy="{y}" r="4.5"/>',
+            _whisker("placebo", px(row.placebo_low), px(row.placebo_high), y + 9, 1),
+            f'<circle class="placebo" cx="{px(row.placebo_reward)}" cy="{y + 9}" r="2.8"/>',
+            _whisker(kind, px(row.reward_low), px(row.reward_high), y, 2),
+            f'<circle class="{kind}" cx="{px(row.reward_mean)}" cy="{y}" r="4.5"/>',
             f'<text x="{WIDTH - RIGHT + 16}" y="{y + 3}">{numbers}</text>',
             f'<text class="note" x="{WIDTH - RIGHT + 16}" y="{y + 19}">'
-            f'<tspan class="{kind}">{escape(str(row["verdict"]))}</tspan>, {ratio(row["flop_ratio"])} FLOPs</text>',
+            f'<tspan class="{kind}">{escape(row.verdict)}</tspan>, {ratio(row.flop_ratio)} FLOPs</text>',
         ]
     return "\n".join([*parts, "</svg>"]) + "\n"
 

@@ -1,35 +1,51 @@
 """Which metric of a dictionary predicts what the method built on it is worth: a forest of rank correlations."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from stages.contracts.dictionary_rows import ProxyRow
+from stages.contracts.record import Estimate
 from stages.report.drawing import Plot, Shape
-from stages.report.results import Row
 from stages.report.scales import Scale
 from stages.report.tables import Cell, Column, Table, table
-from stages.report.wording import DASH, interval, number, shorten, signed
+from stages.report.wording import DASH, change, number, shorten
 
 __all__ = ["KINDS", "proxy_forest", "proxy_table", "ranked"]
 
-KINDS: tuple[tuple[str, str, Shape], ...] = (
-    ("spearman", "rank correlation", "circle"),
-    ("partial_l0", "at equal L0", "diamond"),
-    ("partial_compute", "at equal compute", "square"),
+
+class Kind(NamedTuple):
+    """A correlation that is drawn."""
+
+    field: str
+    words: str
+    shape: Shape
+    y: int
+    """Pixels below the middle of the row."""
+
+    def of(self, row: ProxyRow) -> Estimate:
+        value: Estimate = getattr(row, self.field)
+        return value
+
+
+KINDS = (
+    Kind("spearman", ProxyRow.label("spearman"), "circle", -7),
+    Kind("partial_l0", ProxyRow.label("partial_l0"), "diamond", 4),
+    Kind("partial_compute", ProxyRow.label("partial_compute"), "square", 13),
 )
-"""Key, what it is, and its marker. The last two are partial correlations."""
+"""The last two are partial correlations."""
 ROW = 46
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
+def ranked(rows: Sequence[ProxyRow]) -> list[ProxyRow]:
     """Strongest first, whatever the sign; metrics without a value last."""
 
-    def strength(row: Row) -> float:
-        value = (row.get("spearman") or {}).get("value")
-        return -1.0 if value is None else abs(value)
+    def strength(row: ProxyRow) -> float:
+        return -1.0 if row.spearman.value is None else abs(row.spearman.value)
 
-    return sorted(rows, key=lambda row: (-strength(row), str(row["metric"])))
+    return sorted(rows, key=lambda row: (-strength(row), row.metric))
 
 
-def proxy_forest(rows: Sequence[Row]) -> Plot:
+def proxy_forest(rows: Sequence[ProxyRow]) -> Plot:
     """Correlation of each metric with reward, and the same at equal L0 and at equal compute; ticks are nulls.
 
     Args:
@@ -41,44 +57,38 @@ def proxy_forest(rows: Sequence[Row]) -> Plot:
     plot.vertical(0.0, "zero")
     for i, row in enumerate(rows):
         y = ROW * i + 23
-        plot.text("-12", y, shorten(str(row["metric"]).replace("_", " "), 24), "rowlabel", "end")
-        first = row.get("spearman") or {}
-        plot.text("100%", y, f"{signed(first.get('value'), 2)} {interval(first.get('low'), first.get('high'), 2)}",
-                  "verdict", "start")  # fmt: skip
-        for kind, said, shape in reversed(KINDS):
-            value = row.get(kind) or {}
-            if value.get("value") is None:
+        plot.text("-12", y, shorten(row.metric.replace("_", " "), 24), "rowlabel", "end")
+        plot.text("100%", y, change(row.spearman, 2), "verdict", "start")
+        for kind in reversed(KINDS):
+            found = kind.of(row)
+            if found.value is None:
                 continue
-            low, high, null = value.get("low"), value.get("high"), value.get("null")
-            clear = low is not None and high is not None and low * high > 0
-            at = y + {"spearman": -7, "partial_l0": 4, "partial_compute": 13}[kind]
-            if null is not None:
-                plot.tick(null, at, 4, "null")
+            at = y + kind.y
+            if found.null is not None:
+                plot.tick(found.null, at, 4, "null")
             plot.mark(
-                value["value"], at, f"proxy {kind}{' clear' if clear else ''}",
-                f"{row['metric']}, {said}: {signed(value['value'])} {interval(low, high)},"
-                f" null {number(null)}, n = {row['n']} dictionaries",
-                x_interval=(low, high), radius=5.5 if kind == "spearman" else 3.5, shape=shape,
+                found.value, at, f"proxy {kind.field}{' clear' if found.excludes_zero else ''}",
+                f"{row.metric}, {kind.words}: {change(found)}, null {number(found.null)}, n = {row.n} dictionaries",
+                x_interval=(found.low, found.high), radius=5.5 if kind.field == "spearman" else 3.5, shape=kind.shape,
             )  # fmt: skip
     return plot
 
 
-def proxy_table(rows: Sequence[Row]) -> Table:
-    def of(kind: str, name: str) -> Column:
-        def cell(row: Row) -> Cell:
-            value = row.get(kind) or {}
-            if value.get("value") is None:
+def proxy_table(rows: Sequence[ProxyRow]) -> Table:
+    def of(kind: Kind) -> Column[ProxyRow]:
+        def cell(row: ProxyRow) -> Cell:
+            found = kind.of(row)
+            if found.value is None:
                 return Cell(DASH, float("-inf"))
-            null = f" null {number(value['null'], 2)}" if value.get("null") is not None else ""
-            text = f"{signed(value['value'], 2)} {interval(value.get('low'), value.get('high'), 2)}{null}"
-            return Cell(text, value["value"])
+            null = f" null {number(found.null, 2)}" if found.null is not None else ""
+            return Cell(f"{change(found, 2)}{null}", found.value)
 
-        return Column(f"{name} [95%]", cell, True)
+        return Column(f"{kind.words} [95%]", cell, True, ProxyRow.hint(kind.field))
 
     columns = [
-        Column("metric", lambda row: Cell(str(row["metric"]), str(row["metric"]), "name")),
-        Column("target", lambda row: str(row.get("target", ""))),
-        *(of(kind, said) for kind, said, _ in KINDS),
-        Column("n", lambda row: Cell(str(row["n"]), row["n"]), True, "dictionaries"),
+        Column[ProxyRow]("metric", lambda row: Cell(row.metric, row.metric, "name"), hint=ProxyRow.hint("metric")),
+        Column[ProxyRow]("target", lambda row: row.target, hint=ProxyRow.hint("target")),
+        *map(of, KINDS),
+        Column[ProxyRow]("n", lambda row: Cell(str(row.n), row.n), True, ProxyRow.hint("n")),
     ]
     return table("Which metric predicts reward", columns, rows)

@@ -1,33 +1,36 @@
 """Result files -> rows. What is not there is noted with the command that makes it, never invented."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from stages.base import paths
+from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, CircuitDrawing, CircuitRow
+from stages.contracts.dictionary_rows import DICTIONARIES, GALLERY, PROXIES, DictionaryRow, Gallery, ProxyRow
+from stages.contracts.journal import CAMPAIGN, CampaignSummary
+from stages.contracts.record import ResultFile
+from stages.contracts.reward_rows import (
+    CONTROLS,
+    FRESH,
+    LEADERBOARD,
+    PER_TASK,
+    SENSITIVITY,
+    TEST,
+    TEST_PER_TASK,
+    TRAIN,
+    ControlRow,
+    FreshRow,
+    LeaderboardRow,
+    SensitivityTable,
+    TaskRow,
+    TestRow,
+)
 from stages.errors import UserError
 
-__all__ = ["Missing", "Results", "Row", "load_results"]
+__all__ = ["Missing", "Results", "load_results"]
 
-Row = Mapping[str, Any]
-
-# Result file -> (what it holds, the command that makes it).
-FILES: dict[str, tuple[str, str]] = {
-    "leaderboard": ("the leaderboard on validation families", "dvc repro reward"),
-    "train": ("the leaderboard on train families", "dvc repro reward"),
-    "per_task": ("every method on every task", "dvc repro reward"),
-    "sensitivity": ("the ranking under other forms of the reward", "dvc repro reward"),
-    "controls": ("controls that must come out right", "dvc repro reward"),
-    "campaign": ("the research campaign", "dvc repro research"),
-    "test": ("the sealed test split", "dvc repro research"),
-    "test_per_task": ("every method on every test task", "dvc repro research"),
-    "fresh": ("scores on instances drawn after everything was frozen", "dvc repro fresh"),
-    "dictionaries": ("dictionary metrics", "dvc repro dictionary_metrics"),
-    "proxies": ("how well each metric of a dictionary predicts reward", "dvc repro proxies"),
-    "circuits": ("how well circuit discovery recovers known circuits", "dvc repro circuits"),
-}
+Shape = TypeVar("Shape")
 
 
 @dataclass(frozen=True)
@@ -43,24 +46,23 @@ class Missing:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report shows. An empty list or object means: not there."""
+    """Everything the report shows. An empty list or None means: not there."""
 
-    leaderboard: Sequence[Row] = ()
-    train: Sequence[Row] = ()
-    test: Sequence[Row] = ()
-    per_task: Sequence[Row] = ()
-    test_per_task: Sequence[Row] = ()
-    controls: Sequence[Row] = ()
-    fresh: Sequence[Row] = ()
-    dictionaries: Sequence[Row] = ()
-    sensitivity: Row = field(default_factory=dict)
-    campaign: Row = field(default_factory=dict)
-    galleries: Sequence[Row] = ()
-    """One per dictionary: target, hook_point, architecture, n_latents, seed, images, latents and counts."""
-    proxies: Sequence[Row] = ()
-    circuits: Sequence[Row] = ()
-    drawings: Sequence[Row] = ()
-    """Circuits to draw: title, nodes, edges, note."""
+    leaderboard: Sequence[LeaderboardRow] = ()
+    train: Sequence[LeaderboardRow] = ()
+    test: Sequence[TestRow] = ()
+    per_task: Sequence[TaskRow] = ()
+    test_per_task: Sequence[TaskRow] = ()
+    controls: Sequence[ControlRow] = ()
+    fresh: Sequence[FreshRow] = ()
+    dictionaries: Sequence[DictionaryRow] = ()
+    sensitivity: SensitivityTable | None = None
+    campaign: CampaignSummary | None = None
+    galleries: Sequence[Gallery] = ()
+    """One per dictionary."""
+    proxies: Sequence[ProxyRow] = ()
+    circuits: Sequence[CircuitRow] = ()
+    drawings: Sequence[CircuitDrawing] = ()
     missing: Sequence[Missing] = ()
 
     def lacks(self, name: str) -> Missing | None:
@@ -68,45 +70,69 @@ class Results:
         return next((note for note in self.missing if note.name == name), None)
 
 
+class _Reader:
+    """Reads result files and notes those that are not there, or are empty."""
+
+    def __init__(self) -> None:
+        self.missing: list[Missing] = []
+
+    def read(self, file: ResultFile[Shape], nothing: Shape, path: Path | None = None) -> Shape:
+        there = (path or file.path()).is_file()
+        value = file.load(path) if there else nothing
+        if value == nothing:
+            self.note(file, there)
+        return value
+
+    def optional(self, file: ResultFile[Shape]) -> Shape | None:
+        if file.path().is_file():
+            return file.load()
+        self.note(file, False)
+        return None
+
+    def note(self, file: ResultFile[Shape], there: bool) -> None:
+        self.missing.append(Missing(file.name, file.about, f"dvc repro {file.made_by}", empty=there))
+
+
 def load_results() -> Results:
     """Read what is there.
 
     Raises:
-        UserError: a file is not JSON, holds something else than it should, or not one of them is there.
+        UserError: a file is not JSON or holds something else than it should, or not one of them is there.
     """
-    found: dict[str, Any] = {}
-    missing: list[Missing] = []
-    for name, (what, made_by) in FILES.items():
-        path = paths.metrics_file(name)
-        there = path.is_file()
-        value = _read(path, dict if name in ("sensitivity", "campaign") else list) if there else None
-        if value:
-            found[name] = value
-        else:
-            missing.append(Missing(name, what, made_by, empty=there))
-    galleries: list[Row] = []
+    reader = _Reader()
+    leaderboard, train = reader.read(LEADERBOARD, ()), reader.read(TRAIN, ())
+    per_task, sensitivity = reader.read(PER_TASK, ()), reader.optional(SENSITIVITY)
+    controls, campaign = reader.read(CONTROLS, ()), reader.optional(CAMPAIGN)
+    test, test_per_task = reader.read(TEST, ()), reader.read(TEST_PER_TASK, ())
+    fresh, dictionaries = reader.read(FRESH, ()), reader.read(DICTIONARIES, ())
+    proxies, circuits = reader.read(PROXIES, ()), reader.read(CIRCUITS, ())
+    galleries: list[Gallery] = []
     for path in sorted(paths.dictionaries_dir("any").parent.glob("*/gallery.json")):
         if not path.parent.name.startswith("."):
-            value = _read(path, dict)
-            galleries += [{"target": value.get("target"), **one} for one in value.get("dictionaries", [])]
+            galleries += GALLERY.load(path).dictionaries
     if not galleries:
-        missing.append(Missing("galleries", "top images of the latents", "dvc repro dictionaries"))
+        reader.missing.append(Missing("galleries", GALLERY.about, f"dvc repro {GALLERY.made_by}"))
     path = paths.circuits_dir() / "drawings.json"
-    drawings = _read(path, dict).get("circuits", []) if path.is_file() else []
+    drawings = DRAWINGS.load(path).circuits if path.is_file() else ()
     if not drawings:
-        missing.append(Missing("drawings", "drawings of circuits", "dvc repro circuits", empty=path.is_file()))
-    if not found and not galleries:
+        reader.note(DRAWINGS, path.is_file())
+    found = (leaderboard, train, per_task, sensitivity, controls, campaign, test, test_per_task, fresh, dictionaries)
+    if not any((*found, proxies, circuits, galleries)):
         raise UserError(f"there is no result in {paths.metrics_file('any').parent}: make them with `lensmith run`")
-    return Results(**found, galleries=galleries, drawings=drawings, missing=missing)
-
-
-def _read(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): restore it with `dvc checkout {path}`") from error
-    if not isinstance(value, kind):
-        raise UserError(
-            f"{path} holds {type(value).__name__}, not {kind.__name__}: restore it with `dvc checkout {path}`"
-        )
-    return value
+    return Results(
+        leaderboard=leaderboard,
+        train=train,
+        test=test,
+        per_task=per_task,
+        test_per_task=test_per_task,
+        controls=controls,
+        fresh=fresh,
+        dictionaries=dictionaries,
+        sensitivity=sensitivity,
+        campaign=campaign,
+        galleries=galleries,
+        proxies=proxies,
+        circuits=circuits,
+        drawings=drawings,
+        missing=reader.missing,
+    )

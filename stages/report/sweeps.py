@@ -1,11 +1,12 @@
 """Dictionaries against their sparsity: one panel per metric, one line per architecture, baselines dashed and hollow."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from stages.contracts.dictionary_rows import DictionaryRow
+from stages.contracts.record import Estimate
 from stages.report.drawing import Plot, Shape, symbol
-from stages.report.results import Row
 from stages.report.scales import linear, logarithmic
 from stages.report.wording import number, spread
 
@@ -57,27 +58,23 @@ def styles(architectures: Iterable[str]) -> dict[str, Style]:
     return out | {name: Style(f"untrained u{i}", SHAPES[::-1][i]) for i, name in enumerate(BASELINES) if name in names}
 
 
-def points(rows: Sequence[Row], metric: str) -> dict[str, list[Point]]:
-    """By architecture, ordered by L0. Rows without the metric are left out; a plain number counts as one without
-    interval."""
-    groups: dict[tuple[str, int, float], list[tuple[Row, Mapping[str, Any]]]] = {}
+def points(rows: Sequence[DictionaryRow], metric: str) -> dict[str, list[Point]]:
+    """By architecture, ordered by L0. Rows without the metric are left out."""
+    groups: dict[tuple[str, int, float], list[tuple[DictionaryRow, float, Estimate]]] = {}
     for row in rows:
-        value = row.get(metric)
-        value = value if isinstance(value, Mapping) else {"value": value}
-        if value.get("value") is not None and row["l0"]["value"]:
-            key = row["architecture"], row["n_latents"], row.get("sparsity", 0.0)
-            groups.setdefault(key, []).append((row, value))
+        found = row.metric(metric)
+        if found is not None and found.value is not None and row.l0.value:
+            groups.setdefault((row.architecture, row.n_latents, row.sparsity), []).append((row, found.value, found))
     out: dict[str, list[Point]] = {}
     for (architecture, n_latents, sparsity), of in sorted(groups.items(), key=lambda item: item[0]):
-        ends = {end: [v[end] for _, v in of if v.get(end) is not None] for end in ("low", "high")}
         out.setdefault(architecture, []).append(
             Point(
-                sum(row["l0"]["value"] for row, _ in of) / len(of),
-                sum(v["value"] for _, v in of) / len(of),
-                min(ends["low"], default=None),
-                max(ends["high"], default=None),
+                sum(row.l0.value or 0.0 for row, _, _ in of) / len(of),
+                sum(value for _, value, _ in of) / len(of),
+                min((one.low for _, _, one in of if one.low is not None), default=None),
+                max((one.high for _, _, one in of if one.high is not None), default=None),
                 sparsity,
-                len({row["seed"] for row, _ in of}),
+                len({row.seed for row, _, _ in of}),
                 n_latents,
             )
         )
@@ -91,7 +88,7 @@ def _line(of: Sequence[Point]) -> list[Point]:
     return [point for point in of if point.n_latents == size]
 
 
-def sweep(rows: Sequence[Row], metric: str, title: str, style: dict[str, Style]) -> Plot | None:
+def sweep(rows: Sequence[DictionaryRow], metric: str, title: str, style: dict[str, Style]) -> Plot | None:
     """One metric against L0 at one hook point; None if no row has it.
 
     Args:
@@ -101,9 +98,9 @@ def sweep(rows: Sequence[Row], metric: str, title: str, style: dict[str, Style])
     every = [point for of in series.values() for point in of]
     if not every:
         return None
-    x = logarithmic([row["l0"]["value"] for row in rows if row["l0"]["value"]])
+    x = logarithmic([row.l0.value for row in rows if row.l0.value])
     y = linear([v for p in every for v in (p.value, p.low, p.high) if v is not None], n_ticks=4)
-    place = f"{rows[0]['target']}, {rows[0]['hook_point']}"
+    place = f"{rows[0].target}, {rows[0].hook_point}"
     plot = Plot(x, 190, f"{title} against L0 of the dictionaries at {place}", y)
     plot.axis_y()
     plot.axis_x("L0: latents active per row (log scale)")

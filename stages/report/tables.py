@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from stages.report.results import Row
+from typing import Generic, TypeVar
 
 __all__ = ["Cell", "Column", "Table", "table"]
+
+
+RowT = TypeVar("RowT")
+RowT_contra = TypeVar("RowT_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -19,24 +21,34 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[RowT_contra]):
     name: str
-    cell: Callable[[Row], "Cell | str"]
+    cell: Callable[[RowT_contra], "Cell | str"]
     numeric: bool = False
     hint: str = ""
     """What the column is, on hover."""
 
 
 @dataclass(frozen=True)
+class Heading:
+    """A column without its rows."""
+
+    name: str
+    numeric: bool
+    hint: str
+
+
+@dataclass(frozen=True)
 class Table:
     caption: str
-    columns: Sequence[Column]
+    columns: Sequence[Heading]
     rows: Sequence[Sequence[Cell]]
 
 
-def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    return Table(caption, columns, [[_cell(column.cell(row)) for column in columns] for row in rows])
+def table(caption: str, columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> Table:
+    heads = [Heading(column.name, column.numeric, column.hint) for column in columns]
+    return Table(caption, heads, [[_cell(column.cell(row)) for column in columns] for row in rows])
 
 
-def _cell(value: Any) -> Cell:
-    return value if isinstance(value, Cell) else Cell(str(value))
+def _cell(value: Cell | str) -> Cell:
+    return value if isinstance(value, Cell) else Cell(value)

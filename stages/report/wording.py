@@ -1,11 +1,14 @@
 """How numbers and verdicts are said: signed, with interval and n, in words a reader can repeat."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from stages.report.results import Row
+from pydantic import JsonValue
+
+from stages.contracts.record import Estimate
+from stages.contracts.reward_rows import LeaderboardRow
 
 __all__ = [
+    "change",
     "count",
     "flops",
     "interval",
@@ -25,9 +28,9 @@ __all__ = [
 MINUS, DASH, TIMES = "\u2212", "\u2013", "\u00d7"
 
 
-def number(value: Any, places: int = 3) -> str:
+def number(value: float | None, places: int = 3) -> str:
     """Unsigned by default; a dash where there is no number."""
-    if not isinstance(value, int | float) or value != value:
+    if value is None or value != value:
         return DASH
     text = f"{value:.{places}f}"
     if float(text) == 0:
@@ -35,35 +38,40 @@ def number(value: Any, places: int = 3) -> str:
     return text.replace("-", MINUS)
 
 
-def signed(value: Any, places: int = 3) -> str:
+def signed(value: float | None, places: int = 3) -> str:
     text = number(value, places)
     return f"+{text}" if text[0] not in (MINUS, DASH) and float(text) != 0 else text
 
 
-def interval(low: Any, high: Any, places: int = 3) -> str:
+def interval(low: float | None, high: float | None, places: int = 3) -> str:
     return f"[{signed(low, places)}, {signed(high, places)}]"
 
 
-def spread(low: Any, high: Any, places: int = 3) -> str:
+def spread(low: float | None, high: float | None, places: int = 3) -> str:
     """An interval of something that has no sign."""
     return f"[{number(low, places)}, {number(high, places)}]"
 
 
-def score(row: Row, prefix: str) -> str:
-    """``0.512 [0.471, 0.550]`` from the columns of one arm."""
-    return f"{number(row[f'{prefix}_mean'])} {spread(row[f'{prefix}_low'], row[f'{prefix}_high'])}"
+def score(value: Estimate) -> str:
+    """``0.512 [0.471, 0.550]``: a number without a sign and its interval."""
+    return f"{number(value.value)} {spread(value.low, value.high)}"
 
 
-def ratio(value: Any) -> str:
+def change(value: Estimate, places: int = 3) -> str:
+    """``+0.051 [+0.020, +0.080]``: a number with a sign and its interval."""
+    return f"{signed(value.value, places)} {interval(value.low, value.high, places)}"
+
+
+def ratio(value: float | None) -> str:
     """A FLOP ratio to three significant digits."""
-    if not isinstance(value, int | float):
+    if value is None:
         return DASH
     return f"{TIMES}{value:.3g}" if 0.001 <= value < 100 else f"{TIMES}{value:.1e}"
 
 
-def flops(value: Any) -> str:
+def flops(value: float | None) -> str:
     """With a unit: 12.3 MFLOP."""
-    if not isinstance(value, int | float):
+    if value is None:
         return DASH
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -71,9 +79,9 @@ def flops(value: Any) -> str:
     return f"{value:.3g} FLOP"
 
 
-def task(name: Any) -> str:
+def task(name: str) -> str:
     """``backdoor detection on digits_mlp`` from ``backdoor_detection.digits_mlp``."""
-    family, dot, target = str(name).partition(".")
+    family, dot, target = name.partition(".")
     return f"{family.replace('_', ' ')} on {target}" if dot else family
 
 
@@ -81,54 +89,47 @@ def count(n: int, one: str, many: str = "") -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def sample(row: Row) -> str:
+def sample(row: LeaderboardRow) -> str:
     """What a leaderboard number rests on."""
-    tasks, seeds = count(row["n_tasks"], "task"), count(row["n_seeds"], "seed")
-    return f"n = {tasks} {TIMES} {seeds}, {count(row['n_instances'], 'instance')}"
+    tasks, seeds = count(row.n_tasks, "task"), count(row.n_seeds, "seed")
+    return f"n = {tasks} {TIMES} {seeds}, {count(row.n_instances, 'instance')}"
 
 
-def placebo_note(row: Row) -> str:
+def placebo_note(row: LeaderboardRow) -> str:
     """Whether the same interface with its information destroyed did as well."""
-    if row["placebo_high"] >= row["reward_mean"] and row["reward_mean"] != 0:
+    if row.placebo_high >= row.reward_mean and row.reward_mean != 0:
         return "its placebo did as well"
-    if row["placebo_high"] >= row["reward_low"]:
+    if row.placebo_high >= row.reward_low:
         return "its placebo is not clearly below it"
     return "its placebo is clearly below it"
 
 
-def summary(rows: Sequence[Row]) -> tuple[str, str]:
+def summary(rows: Sequence[LeaderboardRow]) -> tuple[str, str]:
     """The headline in one sentence, and a second one with the numbers behind it."""
-    best = max(rows, key=lambda row: (row["status"] != "failed", row["reward_mean"]))
-    numbers = f"{signed(best['reward_mean'])} {interval(best['reward_low'], best['reward_high'])}, {sample(best)}"
-    placebo = (
-        f"{placebo_note(best)} at {signed(best['placebo_reward'])}"
-        f" {interval(best['placebo_low'], best['placebo_high'])}"
-    )
-    better = [row["method"] for row in rows if row["verdict"] == "better"]
-    floor = f"two identical arms differ by up to {number(best['noise_floor'])}"
-    if best["verdict"] == "better":
+    best = max(rows, key=lambda row: (row.status != "failed", row.reward_mean))
+    numbers = f"{change(best.estimate('reward'))}, {sample(best)}"
+    placebo = f"{placebo_note(best)} at {signed(best.placebo_reward)} {interval(best.placebo_low, best.placebo_high)}"
+    better = [row.method for row in rows if row.verdict == "better"]
+    floor = f"two identical arms differ by up to {number(best.noise_floor)}"
+    if best.verdict == "better":
         help_ = "helps" if len(better) == 1 else "help"
         return (
-            f"{len(better)} of {count(len(rows), 'method')} {help_} the agent;"
-            f" {best['method']} has the highest reward.",
-            f"{best['method']}: {numbers}; {placebo}. For comparison, {floor}.",
+            f"{len(better)} of {count(len(rows), 'method')} {help_} the agent; {best.method} has the highest reward.",
+            f"{best.method}: {numbers}; {placebo}. For comparison, {floor}.",
         )
     if better:
         return (
             "Some methods help, but the one with the highest reward is not one of them.",
-            f"Better than working without a method: {', '.join(better)}."
-            f" Highest: {best['method']}, {numbers}; {floor}.",
+            f"Better than working without a method: {', '.join(better)}. Highest: {best.method}, {numbers}; {floor}.",
         )
     return (
         "No method can be told apart from working without one.",
-        f"The highest reward is that of {best['method']}: {numbers}; {placebo}; {floor}.",
+        f"The highest reward is that of {best.method}: {numbers}; {placebo}; {floor}.",
     )
 
 
-def spec_text(spec: Any) -> str:
+def spec_text(spec: dict[str, JsonValue]) -> str:
     """A method's spec on one line."""
-    if not isinstance(spec, dict):
-        return str(spec)
     return ", ".join(
         f"{key} = {spec_text(value) if isinstance(value, dict) else value}" for key, value in sorted(spec.items())
     )
