@@ -39,6 +39,7 @@ from stages.circuits.evaluation import (
 from stages.circuits.known.planted import PlantedMlp
 from stages.circuits.recovery import verdicts
 from stages.circuits.validity import check_circuit
+from stages.contracts.circuit_rows import TimedCircuitRow
 from stages.errors import UserError
 from stages.tools.circuit_tables import replace_between
 
@@ -216,11 +217,13 @@ def test_undeclared_graphs_are_told(mlp: PlantedMlp) -> None:
 
 
 def test_goals_are_judged_by_the_worst_card() -> None:
-    row = {"method": "acdc", "subject": "reverse", "seconds_per_seed": 0.1, "card": "a"}
-    judged = verdicts(
-        [row, row | {"seconds_per_seed": 0.3, "card": "b"}, row | {"subject": "sort", "seconds_per_seed": 9}]
-    )
-    assert [(found["card"], found["met"]) for found in judged] == [("b", False)]
+    row = TimedCircuitRow(
+        card="a", subject="reverse", ablation="zero", length=3, method="acdc", seeds=1, n_edges=9, truth_edges=3,
+        truth_agrees=True, told_size=False, seconds_per_seed=0.1,
+    )  # fmt: skip
+    slow = row.model_copy(update={"seconds_per_seed": 0.3, "card": "b"})
+    elsewhere = row.model_copy(update={"subject": "sort", "seconds_per_seed": 9.0})
+    assert [(found.card, found.met) for found in verdicts([row, slow, elsewhere])] == [("b", False)]
 
 
 def test_tables_go_between_their_markers() -> None:

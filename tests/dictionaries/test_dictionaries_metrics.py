@@ -8,12 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.base.intervals import (
-    estimate,
-    over_items,
-    percentiles,
-    resamples,
-)
+from stages.base.intervals import over_items, percentile_interval, resamples
+from stages.contracts.record import Estimate
 from stages.dictionaries.evaluation import metrics
 
 sizes = st.tuples(st.integers(3, 25), st.integers(1, 8), st.integers(0, 10_000))
@@ -218,6 +214,6 @@ def test_bootstrap_intervals_cover_the_mean() -> None:
 
 
 def test_nan_is_no_number_in_a_file() -> None:
-    assert estimate(1.23456789, math.nan, 2.0) == {"value": 1.234568, "low": None, "high": 2.0, "null": None}
-    assert all(math.isnan(end) for end in percentiles(torch.tensor([math.nan, math.inf])))
+    assert Estimate.of(1.23456789, math.nan, 2.0) == Estimate(value=1.234568, low=None, high=2.0, null=None)
+    assert all(math.isnan(end) for end in percentile_interval(torch.tensor([math.nan, math.inf])))
     assert math.isnan(over_items(torch.tensor([math.nan]), 20, torch.Generator())[0])

@@ -15,6 +15,8 @@ from stages.activations.writer import write_caches
 from stages.base import paths
 from stages.base.params import load
 from stages.benchmarks import dictionaries as bench
+from stages.contracts.dictionary_rows import DICTIONARIES, DICTIONARY_METRICS, SWEEP_METRICS, DictionaryRow
+from stages.contracts.record import Estimate
 from stages.contracts.target import Target
 from stages.dictionaries import stage
 from stages.dictionaries.architectures.codec import encode
@@ -25,10 +27,12 @@ from stages.dictionaries.evaluation.evaluate import (
     load_codec,
     spliced_logits,
 )
-from stages.dictionaries.evaluation.rows import stability
+from stages.dictionaries.evaluation.rows import with_stability
 from stages.dictionaries.evaluation.subjects import distinct_examples, subjects
 from stages.dictionaries.storage import load_dictionaries
+from stages.dictionaries.sweep import sweep
 from stages.errors import UserError
+from stages.proxies.stage import summarise
 from stages.targets.storage import freeze, save_target
 from stages.targets.zoo import ZOO
 from stages.tools import dictionaries as inspect
@@ -82,7 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
             for split in ("train", "validation"):
                 write_caches(target, split)
             rows[name] = stage.run(config, name)
-            stage.sweep(config, name)
+            sweep(config, name)
             rewards = paths.downstream_file(name)
             rewards.parent.mkdir(parents=True, exist_ok=True)
             rewards.write_text("[]", encoding="utf-8")
@@ -98,33 +102,34 @@ METRICS = (
 )  # fmt: skip
 
 
-def row_of(finished: Finished, target: str, architecture: str) -> dict[str, Any]:
-    return next(row for row in finished.rows[target] if row["architecture"] == architecture)
+def row_of(finished: Finished, target: str, architecture: str) -> DictionaryRow:
+    return next(row for row in finished.rows[target] if row.architecture == architecture)
 
 
 @pytest.mark.parametrize("target", HOOKS)
 def test_every_row_has_every_metric_with_interval_and_null(finished: Finished, target: str) -> None:
     rows = finished.rows[target]
-    assert {row["architecture"] for row in rows} == {"standard", "topk", "batchtopk", "random"}
-    assert rows == json.loads((finished.root / "data/dictionaries" / target / "metrics.json").read_text())
+    assert {row.architecture for row in rows} == {"standard", "topk", "batchtopk", "random"}
+    assert rows == DICTIONARY_METRICS.load(finished.root / "data/dictionaries" / target / "metrics.json")
     for row in rows:
-        assert (row["target"], row["hook_point"], row["n_latents"], row["seed"]) == (target, HOOKS[target], 48, 0)
+        assert (row.target, row.hook_point, row.n_latents, row.seed) == (target, HOOKS[target], 48, 0)
         for name in METRICS:
-            assert row[name].keys() == {"value", "low", "high", "null"}
-            assert row[name]["value"] is not None, name
+            assert row.metrics()[name].facts().keys() == {"value", "low", "high", "null"}
+            assert row.metrics()[name].value is not None, name
         for name in ("l0", "explained_variance", "loss_spliced", "top1_agreement", "probe_full", "monosemanticity"):
-            assert row[name]["low"] <= row[name]["value"] <= row[name]["high"], name
+            found = row.metrics()[name]
+            assert found.low <= found.value <= found.high, name
 
 
 @pytest.mark.parametrize("target", HOOKS)
 def test_trained_dictionaries_beat_the_random_one(finished: Finished, target: str) -> None:
     for architecture in ("standard", "topk", "batchtopk"):
-        value = row_of(finished, target, architecture)["explained_variance"]
-        assert value["value"] > value["null"]  # of a random one with as many latents per row
-        assert value["value"] > 0.3
-    of_topk = row_of(finished, target, "topk")["explained_variance"]["null"]
-    assert of_topk == row_of(finished, target, "random")["explained_variance"]["value"]
-    assert row_of(finished, target, "topk")["l0"]["value"] <= 6.0
+        value = row_of(finished, target, architecture).explained_variance
+        assert value.value > value.null  # of a random one with as many latents per row
+        assert value.value > 0.3
+    of_topk = row_of(finished, target, "topk").explained_variance.null
+    assert of_topk == row_of(finished, target, "random").explained_variance.value
+    assert row_of(finished, target, "topk").l0.value <= 6.0
 
 
 def test_saved_dictionaries_are_found_by_name_and_load_in_sae_lens(finished: Finished) -> None:
@@ -148,9 +153,9 @@ def test_an_identity_dictionary_does_no_harm(finished: Finished, target: str) ->
     cfg = {"architecture": "standard", "d_in": width, "d_sae": 2 * width, "apply_b_dec_to_input": True}
     zeros = {"b_enc": torch.zeros(2 * width), "b_dec": torch.zeros(width)}
     values = evaluate(codec_of({"cfg": cfg, "W_enc": eye.T, "W_dec": eye, **zeros}), held, 20, 0)
-    assert values["explained_variance"]["value"] == 1.0 and values["top1_agreement"]["value"] == 1.0
-    assert values["loss_spliced"]["value"] == pytest.approx(values["loss_clean"]["value"], abs=1e-5)
-    assert values["kl_recovered"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert values.explained_variance.value == 1.0 and values.top1_agreement.value == 1.0
+    assert values.loss_spliced.value == pytest.approx(values.loss_clean.value, abs=1e-5)
+    assert values.kl_recovered.value == pytest.approx(1.0, abs=1e-5)
 
 
 def test_splicing_zeros_is_ablation(finished: Finished) -> None:
@@ -207,17 +212,15 @@ def test_a_rerun_writes_the_same_bytes(finished: Finished) -> None:
 
 
 def test_the_summary_joins_the_targets_in_params_and_no_other(finished: Finished) -> None:
-    rows = stage.summarise(finished.config)
-    assert rows == json.loads((finished.root / "metrics/dictionaries.json").read_text())
+    rows = summarise(list(finished.config.targets))
+    assert rows == DICTIONARIES.load()
     swept = {name: json.loads((finished.root / "data/sweep" / name / "metrics.json").read_text()) for name in HOOKS}
     # The kept topk dictionary is a point of the sweep too, and stands there once.
     assert len(rows) == sum(map(len, finished.rows.values())) + sum(map(len, swept.values())) - len(HOOKS)
-    assert len({(r["target"], r["architecture"], r["sparsity"], r["n_latents"], r["seed"]) for r in rows}) == len(rows)
-    one = make_config(targets={"digits_mlp": {"hooks": ["layers.0.hook_post"], "n_latents": 8, "steps": 1}})
-    assert {row["target"] for row in stage.summarise(one)} == {"digits_mlp"}
-    missing = make_config(targets={"absent": {"hooks": ["x"], "n_latents": 8, "steps": 1}})
+    assert len({row.order() for row in rows}) == len(rows)
+    assert {row.target for row in summarise(["digits_mlp"])} == {"digits_mlp"}
     with pytest.raises(UserError, match="stage 'dictionaries' makes it"):
-        stage.summarise(missing)
+        summarise(["absent"])
 
 
 def test_a_hook_point_that_does_not_exist_leaves_old_results(finished: Finished) -> None:
@@ -252,18 +255,18 @@ def test_dictionaries_are_listed_trained_measured_and_compared(
     config = make_config()
     monkeypatch.setattr(inspect, "load", lambda *_: config)
     listed = inspect.list_dictionaries()
-    assert [row["name"].rpartition("/")[2] for row in listed] == ["batchtopk", "standard", "topk"] * 2
+    assert [row.name.rpartition("/")[2] for row in listed] == ["batchtopk", "standard", "topk"] * 2
     saved = row_of(finished, "digits_mlp", "topk")
     name = "digits_mlp/layers.0.hook_post/topk"
-    assert inspect.evaluate_dictionary(name)["explained_variance"]["value"] == saved["explained_variance"]["value"]
+    assert inspect.evaluate_dictionary(name).explained_variance.value == saved.explained_variance.value
     made = inspect.train_one(
         "digits_mlp", "layers.0.hook_post", "topk", n_latents=48, sparsity=6, steps=60, batch=64, lr=3e-3, seed=0,
         out=tmp_path / "mine",
     )  # fmt: skip
-    assert made["explained_variance"]["value"] == pytest.approx(saved["explained_variance"]["value"], abs=0.02)
+    assert made.explained_variance.value == pytest.approx(saved.explained_variance.value, abs=0.02)
     same = inspect.compare_dictionaries(name, name)
-    assert same["likeness"]["value"] == same["share_matched"]["value"] == 1.0 > same["likeness"]["null"]
-    assert {"l0", "description_length"} <= {row["metric"] for row in same["metrics"]}
+    assert same.likeness.value == same.share_matched.value == 1.0 > same.likeness.null
+    assert {"l0", "description_length"} <= {row.metric for row in same.metrics}
     with pytest.raises(UserError, match="is no dictionary: give a folder"):
         inspect.evaluate_dictionary("nothing")
     (tmp_path / "full").mkdir()
@@ -278,12 +281,15 @@ def test_dictionaries_are_listed_trained_measured_and_compared(
 def test_stability_over_seeds_is_next_to_its_null() -> None:
     decoders = {seed: torch.randn(10, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)}
     decoders[2] = -decoders[0]
-    one, other = (stability(seed, decoders, 50) for seed in (0, 1))
-    assert one["stability"]["value"] > other["stability"]["value"]
-    assert one["stability"]["low"] <= one["stability"]["value"] <= one["stability"]["high"]
-    assert 0.0 < one["stability"]["null"] < 1.0 and one["stability_matched"]["value"] >= 0.5
-    alone = stability(0, {0: decoders[0]}, 50)
-    assert alone["stability"] == {"value": None, "low": None, "high": None, "null": None}
+
+    def measured(seed: int, others: dict[int, torch.Tensor]) -> DictionaryRow:
+        return with_stability(DictionaryRow.model_construct(seed=seed), others, 50)
+
+    one, other = (measured(seed, decoders) for seed in (0, 1))
+    assert one.stability.value > other.stability.value
+    assert one.stability.low <= one.stability.value <= one.stability.high
+    assert 0.0 < one.stability.null < 1.0 and one.stability_matched.value >= 0.5
+    assert measured(0, {0: decoders[0]}).stability == Estimate(value=None)
 
 
 def test_the_benchmark_measures_both_to_the_same_loss(tmp_path: Path) -> None:
@@ -315,20 +321,20 @@ def test_a_sweep_has_every_sparsity_size_and_baseline_once_and_saves_what_it_mea
     finished: Finished, target: str
 ) -> None:
     folder = finished.root / "data/sweep" / target
-    rows = json.loads((folder / "metrics.json").read_text())
-    found = [(row["architecture"], row["sparsity"], row["n_latents"]) for row in rows]
+    rows = SWEEP_METRICS.load(folder / "metrics.json")
+    found = [(row.architecture, row.sparsity, row.n_latents) for row in rows]
     width = {"digits_mlp": 64, "digits_few_shot": 64}[target]
     n = 2 * min(width, 24)  # both signs, of 48 latents at most
     assert sorted(found) == [("identity", 3, n), ("pca", 3, n), ("topk", 3, 48), ("topk", 6, 24), ("topk", 6, 48)]
     held = held_out(finished.targets[target], HOOKS[target], 200)
     for row in rows:
-        assert row["l0"]["value"] <= row["sparsity"] and set(METRICS) <= set(row)
-        codec = load_codec(folder / HOOKS[target] / row["name"])
-        again = evaluate(codec, held, 50, row["seed"])
-        assert again["explained_variance"]["value"] == row["explained_variance"]["value"]
+        assert row.l0.value <= row.sparsity and set(METRICS) <= set(row.metrics())
+        codec = load_codec(folder / HOOKS[target] / row.name)
+        again = evaluate(codec, held, 50, row.seed)
+        assert again.explained_variance.value == row.explained_variance.value
     kept = row_of(finished, target, "topk")
-    same = next(row for row in rows if (row["sparsity"], row["n_latents"]) == (6, 48) and row["architecture"] == "topk")
-    assert same["explained_variance"] == kept["explained_variance"]
+    same = next(row for row in rows if (row.sparsity, row.n_latents) == (6, 48) and row.architecture == "topk")
+    assert same.explained_variance == kept.explained_variance
 
 
 def test_a_sweep_over_what_does_not_exist_is_refused() -> None:

@@ -102,11 +102,7 @@ class Toy:
         self.root = root
 
     def environment(self, **more: str) -> dict[str, str]:
-        kept = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("MLFLOW_", "PREFECT_", "RUN_"))
-        }
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_", "RUN_"))}
         kept |= {
             "LENSMITH_ROOT": str(self.root),
             "LENSMITH_TRACKING": "off",

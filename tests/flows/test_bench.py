@@ -26,11 +26,7 @@ SECOND = """
 
 
 def test_cold_warm_and_one_arm_changed(toy: Toy) -> None:
-    text = (
-        (toy.root / "dvc.yaml")
-        .read_text()
-        .replace("source/${item.name}.txt", "source/${item.name}.py")
-    )
+    text = (toy.root / "dvc.yaml").read_text().replace("source/${item.name}.txt", "source/${item.name}.py")
     (toy.root / "dvc.yaml").write_text(text.replace("\n  join:\n", SECOND))
     for arm in ("a", "b"):
         (toy.root / "source" / f"{arm}.py").write_text("1\n")
@@ -50,14 +46,10 @@ def test_cold_warm_and_one_arm_changed(toy: Toy) -> None:
     wall_s = sum(stage["wall_s"] for stage in stages.values())
     computation_s = sum(stage["computation_s"] for stage in stages.values())
     assert found["share_outside_computation"] == pytest.approx(1 - computation_s / wall_s, abs=1e-3)
-    assert toy.log() == [] and (toy.root / "dvc.lock").read_bytes() == before, (
-        "the original is untouched"
-    )
+    assert toy.log() == [] and (toy.root / "dvc.lock").read_bytes() == before, "the original is untouched"
 
 
-def test_the_copy_has_sources_and_neither_results_nor_cache(
-    done_toy: Toy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_copy_has_sources_and_neither_results_nor_cache(done_toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENSMITH_ROOT", str(done_toy.root))
     copy = done_toy.root.parent / "bench"
     copy_without_results(done_toy.root, copy)

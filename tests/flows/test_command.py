@@ -36,9 +36,7 @@ def every_help() -> dict[str, str]:
 
 def test_every_command_is_there_with_an_example() -> None:
     helps = every_help()
-    assert set(helps) >= COMMANDS | {
-        f"tasks {name}" for name in ("audit", "instances", "list", "show")
-    }
+    assert set(helps) >= COMMANDS | {f"tasks {name}" for name in ("audit", "instances", "list", "show")}
     for name, text in helps.items():
         assert f"Example: lensmith {name}" in text, name
 
@@ -79,9 +77,7 @@ def test_leaderboard_and_status_speak_json(done_toy: Toy) -> None:
 def test_doctor_names_places_and_remedies(done_toy: Toy) -> None:
     done = done_toy.lensmith("doctor", "--json")
     checks = {check["what"]: check for check in json.loads(done.stdout)}
-    assert checks["torch"]["state"] == "ok" and checks["working copy"]["found"] == str(
-        done_toy.root
-    )
+    assert checks["torch"]["state"] == "ok" and checks["working copy"]["found"] == str(done_toy.root)
     for check in checks.values():
         assert check["remedy"] or check["state"] in {"ok", "fact"}, check
 

@@ -37,9 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 [*command, *where],
                 [*worker_command, "--scheduler-file", str(file), *WORKERS],
             ):
-                processes.append(
-                    subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log)
-                )
+                processes.append(subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log))
             from distributed import Client
 
             until(file.exists)

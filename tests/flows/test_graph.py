@@ -72,9 +72,7 @@ def test_parents_come_first_by_depth_and_name() -> None:
 
 
 def diamond() -> Graph:
-    return Graph(
-        ordered({"top": set(), "left": {"top"}, "right": {"top"}, "end": {"left", "right"}})
-    )
+    return Graph(ordered({"top": set(), "left": {"top"}, "right": {"top"}, "end": {"left", "right"}}))
 
 
 def in_order(execution: Execution) -> dict[str, str]:
@@ -127,9 +125,7 @@ def test_no_more_nodes_at_work_than_jobs_and_none_after_a_stop() -> None:
         return Outcome(node, "executed")
 
     execution = Execution(graph, set(graph.nodes), reproduce, jobs=2)
-    threads = [
-        threading.Thread(target=execution.reproduce, args=(node,)) for node in graph.nodes[:5]
-    ]
+    threads = [threading.Thread(target=execution.reproduce, args=(node,)) for node in graph.nodes[:5]]
     for thread in threads:
         thread.start()
     for thread in threads:

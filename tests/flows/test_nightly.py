@@ -24,9 +24,7 @@ ON = {"LENSMITH_TRACKING": "on", "PREFECT_LOGGING_LEVEL": "WARNING"}
 @pytest.fixture(scope="module")
 def nights(_fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """Two nights in one working copy: everything executed, then everything cached."""
-    toy = Toy(
-        Path(shutil.copytree(_fresh, tmp_path_factory.mktemp("nights") / "copy", symlinks=True))
-    )
+    toy = Toy(Path(shutil.copytree(_fresh, tmp_path_factory.mktemp("nights") / "copy", symlinks=True)))
     first = toy.lensmith("nightly", "--once", **ON)
     assert first.returncode == 0, first.stderr + first.stdout
     assert first.stderr == "", "a night without a fault says so quietly"
@@ -99,23 +97,17 @@ print(json.dumps([given, order, states]))
         "end": ["left", "right"],
         "alone": [],
     }
-    assert sorted(order) == ["alone", "left", "right", "top"], (
-        "a task was called though a parent failed"
-    )
+    assert sorted(order) == ["alone", "left", "right", "top"], "a task was called though a parent failed"
     assert order.index("top") < min(order.index("left"), order.index("right"))
     assert states.pop("left") == "failed" and states.pop("end") == "blocked"
     assert set(states.values()) == {"executed"}
 
 
 @pytest.mark.parametrize("words", [("run",), ("nightly", "--once")])
-def test_prefect_is_not_imported_where_nothing_is_stale(
-    done_toy: Toy, words: tuple[str, ...]
-) -> None:
+def test_prefect_is_not_imported_where_nothing_is_stale(done_toy: Toy, words: tuple[str, ...]) -> None:
     command = [sys.executable, "-P", "-X", "importtime", "-m", "flows.command", *words]
     environment = done_toy.environment(**ON)
-    done = subprocess.run(
-        command, cwd=done_toy.root, env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run(command, cwd=done_toy.root, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "nothing executed" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "dvc.repo" in imported
@@ -132,15 +124,11 @@ def test_second_night_executes_nothing_and_dvc_agrees(nights: Toy) -> None:
 def test_row_of_a_cached_night_is_as_complete_as_the_first(nights: Toy) -> None:
     first, second = parents(nights)
     metrics = [
-        dict(rows(nights, f"select key, value from latest_metrics where run_uuid = '{run}'"))
-        for run in (first, second)
+        dict(rows(nights, f"select key, value from latest_metrics where run_uuid = '{run}'")) for run in (first, second)
     ]
     assert metrics[0] == metrics[1] == headline(nights.root / "metrics" / "leaderboard.json")
     assert metrics[0]["leaderboard.validation.pca.reward_mean"] == 0.25
-    tags = [
-        dict(rows(nights, f"select key, value from tags where run_uuid = '{run}'"))
-        for run in (first, second)
-    ]
+    tags = [dict(rows(nights, f"select key, value from tags where run_uuid = '{run}'")) for run in (first, second)]
     nodes = read_graph(nights.root).nodes
     # "@" is no character of a tag name in MLflow.
     assert [tags[0][f"stage.{node.replace('@', '_')}"] for node in nodes] == ["executed"] * 4
@@ -154,9 +142,7 @@ def test_stages_are_children_of_the_night_that_ran_them(nights: Toy) -> None:
     children = rows(nights, "select run_uuid, value from tags where key = 'mlflow.parentRunId'")
     assert len(children) == 4 and {parent for _, parent in children} == {first} and second
     assert {row[0] for row in rows(nights, "select distinct status from runs")} == {"FINISHED"}
-    (location,) = rows(nights, "select artifact_location from experiments where name = 'lensmith'")[
-        0
-    ]
+    (location,) = rows(nights, "select artifact_location from experiments where name = 'lensmith'")[0]
     assert location == (nights.root / "mlruns" / "artifacts").as_uri()
 
 
@@ -186,9 +172,7 @@ def test_headline_names_rows_by_what_they_are(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     rows = [{"method": "pca", "split": "test", "r": 0.5, "bad": None}]
     estimate = {"value": 0.25, "low": 0.1, "high": 0.4, "null": None}
-    path.write_text(
-        json.dumps({"n": 3, "ok": True, "rows": rows, "c": [1], "e": estimate, "long": [1] * 101})
-    )
+    path.write_text(json.dumps({"n": 3, "ok": True, "rows": rows, "c": [1], "e": estimate, "long": [1] * 101}))
     assert headline(path) == {"x.n": 3.0, "x.rows.test.pca.r": 0.5, "x.c.0": 1.0, "x.e": 0.25}
     assert headline(tmp_path / "none.json") == {}
 
@@ -211,9 +195,7 @@ def test_served_nights_are_scheduled_and_stay_so(toy: Toy) -> None:
     when we stop.
     """
     url = f"http://127.0.0.1:{(port := free_port())}/api"
-    environment = toy.environment(
-        PREFECT_HOME=str(toy.root / ".prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false"
-    )
+    environment = toy.environment(PREFECT_HOME=str(toy.root / ".prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false")
     with (toy.root / "server.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],

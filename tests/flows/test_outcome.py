@@ -64,9 +64,7 @@ def test_what_a_stage_notes(tmp_path: Path, code: str, status: tuple[str, str, b
     text = f"from stages.errors import *\ndef main():\n    {code}\nrun_stage(lambda: main)"
     path = tmp_path / "x.json"
     environment = {"PYTHONPATH": str(REPOSITORY), "LENSMITH_STATUS": str(path)}
-    done = subprocess.run(
-        [sys.executable, "-c", text], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True)
     noted = read_status(path)
     assert noted is not None
     state, cause, users_fault, exit_code = status

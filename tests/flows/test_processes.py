@@ -43,9 +43,7 @@ def noted(root: Path) -> tuple[Path, ProcessIdentity]:
     return path, ProcessIdentity(**json.loads(path.read_text()))
 
 
-def test_leftovers_of_a_killed_run_are_ended(
-    root: Path, sleeper: "subprocess.Popen[bytes]"
-) -> None:
+def test_leftovers_of_a_killed_run_are_ended(root: Path, sleeper: "subprocess.Popen[bytes]") -> None:
     ChildProcesses(root).add(Child(sleeper), "arm@a")
     assert nodes_at_work(root) == ["arm@a"]
     assert ChildProcesses(root).end_leftovers() == 1
@@ -87,9 +85,7 @@ def test_a_half_written_note_is_dropped(root: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_process_added_while_everything_stops_is_ended_too(
-    root: Path, sleeper: "subprocess.Popen[bytes]"
-) -> None:
+def test_a_process_added_while_everything_stops_is_ended_too(root: Path, sleeper: "subprocess.Popen[bytes]") -> None:
     children = ChildProcesses(root)
     children.stop()
     children.add(Child(sleeper), "first")

@@ -52,9 +52,7 @@ def test_arms_run_side_by_side_in_one_workspace(toy: Toy) -> None:
     assert toy.lensmith("run", "--jobs", "2").returncode == 0
     lines = [line.split() for line in (toy.root / "executions.log").read_text().splitlines()]
     at = {(what, name): float(when) for what, name, when, _ in lines}
-    assert at["start", "a"] < at["end", "b"] and at["start", "b"] < at["end", "a"], (
-        "they did not overlap"
-    )
+    assert at["start", "a"] < at["end", "b"] and at["start", "b"] < at["end", "a"], "they did not overlap"
     assert locked(toy) == NODES
     assert toy.log("end").count("a") == toy.log("end").count("b") == 1
 
@@ -93,9 +91,7 @@ def test_missing_output_is_made_again(done_toy: Toy) -> None:
         ("full", 1, "no space left"),
     ],
 )
-def test_failing_stage_is_one_line_and_keeps_the_others(
-    toy: Toy, wish: str, code: int, said: str
-) -> None:
+def test_failing_stage_is_one_line_and_keeps_the_others(toy: Toy, wish: str, code: int, said: str) -> None:
     toy.ask("a", wish)
     done = toy.lensmith("run")
     assert done.returncode == code, done.stderr
@@ -130,9 +126,7 @@ def test_two_runs_at_once_second_says_who_is_at_work(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_the_children_and_the_next_run_continues(
-    toy: Toy, number: signal.Signals
-) -> None:
+def test_interrupt_ends_the_children_and_the_next_run_continues(toy: Toy, number: signal.Signals) -> None:
     toy.ask("a", "hang")
     running = toy.start("run")
     until(lambda: "a" in toy.log() and "b" in toy.log("end"))
@@ -177,16 +171,10 @@ def test_source_archive_without_git_runs(toy: Toy) -> None:
 
 
 def test_unreachable_mlflow_store_costs_nothing_but_a_warning(toy: Toy) -> None:
-    done = toy.lensmith(
-        "run", LENSMITH_TRACKING="on", MLFLOW_TRACKING_URI="sqlite:////proc/nowhere/mlflow.db"
-    )
+    done = toy.lensmith("run", LENSMITH_TRACKING="on", MLFLOW_TRACKING_URI="sqlite:////proc/nowhere/mlflow.db")
     assert done.returncode == 0, done.stderr
     assert locked(toy) == NODES
-    warnings = [
-        line
-        for line in done.stdout.splitlines()
-        if "warning: MLflow at sqlite:////proc/nowhere" in line
-    ]
+    warnings = [line for line in done.stdout.splitlines() if "warning: MLflow at sqlite:////proc/nowhere" in line]
     assert warnings and "Remedy" in warnings[0]
 
 

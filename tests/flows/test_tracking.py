@@ -64,9 +64,7 @@ def test_more_points_than_one_batch_holds(root: Path) -> None:
     assert ask(root, "select count(*) from metrics") == [(tracking.FLUSH_POINTS + 5,)]
 
 
-def test_child_of_the_run_that_the_environment_names(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_child_of_the_run_that_the_environment_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tracking.stage_run("night") as parent:
         monkeypatch.setenv("RUN_PARENT_ID", parent.id)
         with tracking.stage_run("stage"):
@@ -98,9 +96,7 @@ def test_names_that_mlflow_refuses_are_made_legal(root: Path) -> None:
     assert ("stage.arm_a",) in ask(root, "select key from tags")
 
 
-@pytest.mark.parametrize(
-    "uri", ["sqlite:////proc/nowhere/mlflow.db", f"sqlite:///{__file__}", "http://127.0.0.1:9"]
-)
+@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", f"sqlite:///{__file__}", "http://127.0.0.1:9"])
 def test_unreachable_store_is_one_warning(
     root: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,11 +106,7 @@ def test_unreachable_store_is_one_warning(
         log.tag({"a": "b"})
     said = capsys.readouterr()
     lines = said.err.strip().splitlines()
-    assert (
-        len(lines) == 1
-        and lines[0].startswith(f"warning: MLflow at {uri}")
-        and "Remedy" in lines[0]
-    )
+    assert len(lines) == 1 and lines[0].startswith(f"warning: MLflow at {uri}") and "Remedy" in lines[0]
     assert said.out == ""
 
 
@@ -129,9 +121,7 @@ def test_off_writes_and_imports_nothing(tmp_path: Path) -> None:
         "LENSMITH_ROOT": str(tmp_path),
         "PYTHONPATH": str(REPOSITORY),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -22,9 +22,7 @@ NAMES = ("first", "a", "b", "join")
 
 def outputs(toy: Toy) -> dict[str, object]:
     files = [path for folder in ("data", "metrics") for path in (toy.root / folder).rglob("*")]
-    made: dict[str, object] = {
-        str(path.relative_to(toy.root)): path.read_bytes() for path in files if path.is_file()
-    }
+    made: dict[str, object] = {str(path.relative_to(toy.root)): path.read_bytes() for path in files if path.is_file()}
     # The order of arms in the lock is the order in which they ended.
     return made | {"dvc.lock": yaml.safe_load((toy.root / "dvc.lock").read_text())}
 
@@ -50,9 +48,7 @@ def test_a_fork_is_like_a_process_of_its_own(toy: Toy) -> None:
         toy.ask(name, "facts")
     assert toy.lensmith("run", MARK="x", **WARM).returncode == 0
     warm = {node: facts(toy, node) for node in ("first", "arm@a", "arm@b", "join")}
-    assert all(fact["torch"] for fact in warm.values()), (
-        "they were not forked from the warm process"
-    )
+    assert all(fact["torch"] for fact in warm.values()), "they were not forked from the warm process"
     made = outputs(toy)
     cold_run = toy.lensmith("run", "--jobs", "1", MARK="x", LENSMITH_WARM="off")
     assert "nothing executed" in cold_run.stdout, "the lock of the forks is not that of dvc"
@@ -79,9 +75,7 @@ def test_a_fork_is_like_a_process_of_its_own(toy: Toy) -> None:
         ("kill", 1, "the stage was killed, most likely for memory"),
     ],
 )
-def test_failures_of_a_fork_are_told_as_others_are(
-    toy: Toy, wish: str, code: int, cause: str
-) -> None:
+def test_failures_of_a_fork_are_told_as_others_are(toy: Toy, wish: str, code: int, cause: str) -> None:
     toy.ask("first", wish)
     told = []
     for environment in (WARM, {"LENSMITH_WARM": "off"}):
@@ -134,11 +128,7 @@ def test_a_killed_command_ends_its_fork(toy: Toy) -> None:
     stage = worker(toy, "first")
     group = os.getpgid(stage)
     members = [process for process in psutil.process_iter() if in_group(process.pid, group)]
-    (command,) = [
-        process
-        for process in members
-        if process.pid != stage and process.cmdline()[1:3] == ["-m", "stages"]
-    ]
+    (command,) = [process for process in members if process.pid != stage and process.cmdline()[1:3] == ["-m", "stages"]]
     command.kill()
     _, errors = running.communicate(timeout=600)
     assert gone(stage)

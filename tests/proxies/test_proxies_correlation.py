@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, rankdata, spearmanr
 
+from stages.contracts.record import Estimate
 from stages.proxies.correlation import correlate, partial, spearman
 
 numbers = st.lists(st.integers(-5, 5), min_size=4, max_size=30)
@@ -53,11 +54,11 @@ def planted(effect: float, seed: int = 0):
 
 def test_a_planted_relation_is_found_and_lies_beyond_its_null():
     found = planted(2.0)["spearman"]
-    assert found["low"] > found["null"] > 0.2 and found["low"] <= found["value"] <= found["high"]
+    assert found.low > found.null > 0.2 and found.low <= found.value <= found.high
 
 
 def test_no_relation_stays_within_its_null_in_most_draws():
-    beyond = [abs(of["value"]) > of["null"] for seed in range(8) if (of := planted(0.0, seed)["spearman"])]
+    beyond = [abs(of.value) > of.null for seed in range(8) if (of := planted(0.0, seed)["spearman"])]
     assert sum(beyond) <= 2
 
 
@@ -66,12 +67,12 @@ def test_what_is_held_fixed_takes_its_share():
     l0 = rng.normal(size=60)
     x, y = l0 + 0.05 * rng.normal(size=60), l0 + 0.05 * rng.normal(size=60)
     found = correlate(x, y, {"l0": l0}, range(60), ["a"] * 30 + ["b"] * 30, 200, np.random.default_rng(0))
-    assert found["spearman"]["value"] > 0.9 > 0.5 > abs(found["partial_l0"]["value"])
+    assert found["spearman"].value > 0.9 > 0.5 > abs(found["partial_l0"].value)
 
 
 def test_a_metric_that_never_varies_has_no_correlation():
     found = correlate([1.0] * 8, list(range(8)), {}, range(8), ["a"] * 8, 100, np.random.default_rng(0))
-    assert found["spearman"] == {"value": None, "low": None, "high": None, "null": None}
+    assert found["spearman"] == Estimate(value=None)
 
 
 def test_the_same_inputs_give_the_same_numbers():

@@ -10,6 +10,8 @@ import torch
 
 from stages.activations.writer import write_caches
 from stages.base import paths
+from stages.contracts.dictionary_rows import DICTIONARIES, DOWNSTREAM, PROXIES
+from stages.contracts.record import Estimate
 from stages.dictionaries import stage as dictionaries
 from stages.dictionaries import sweep as sweeps
 from stages.errors import UserError
@@ -51,46 +53,49 @@ def _sweep() -> None:
 
 
 def test_every_dictionary_of_the_sweep_is_worth_something_known(swept: Path) -> None:
-    rows = json.loads(paths.downstream_file(NAME).read_text())
+    rows = DOWNSTREAM.load(paths.downstream_file(NAME))
     for row in rows:
-        assert row["tasks"] == ["few_shot_shapley.digits_few_shot"] and row["flops"] > 0
-        assert row["reward"]["low"] <= row["reward"]["value"] <= row["reward"]["high"]
-        random = next(one for one in rows if one["architecture"] == "random")
-        assert row["reward"]["null"] == random["reward"]["value"]
+        assert row.tasks == ("few_shot_shapley.digits_few_shot",) and row.flops > 0
+        assert row.reward.low <= row.reward.value <= row.reward.high
+        random = next(one for one in rows if one.architecture == "random")
+        assert row.reward.null == random.reward.value
     before = paths.downstream_file(NAME).read_bytes()
     run(CONFIG, NAME)
     assert paths.downstream_file(NAME).read_bytes() == before
 
-    joined = json.loads(paths.metrics_file("dictionaries").read_text())
-    by_name = {row["name"]: row for row in rows}
+    joined = DICTIONARIES.load()
+    by_name = {row.name: row for row in rows}
     for row in joined:
-        if "name" in row:
-            assert row["reward"] == by_name[row["name"]]["reward"]
-    kept = [row for row in joined if "name" not in row]
+        if row.name:
+            assert row.reward == by_name[row.name].reward
+    kept = [row for row in joined if not row.name]
     # The kept dictionaries that the sweep has as well are worth the same; batchtopk is not in the sweep.
-    assert {row["architecture"] for row in kept if "reward" in row} == {"standard", "topk"}
+    assert {row.architecture for row in kept if row.reward} == {"standard", "topk"}
 
 
 def test_every_metric_is_correlated_with_the_reward(swept: Path) -> None:
-    file = paths.metrics_file("dictionaries")
-    joined = json.loads(file.read_text())
-    for row in joined:  # the toy's agent hardly uses any of them: a relation is planted
-        if "reward" in row:
-            row["reward"]["value"] = 2.0 * row["explained_variance"]["value"] - 1.0
-    file.write_text(json.dumps(joined))
+    # The toy's agent hardly uses any of them: a relation is planted.
+    DICTIONARIES.save(
+        tuple(
+            row.model_copy(update={"reward": Estimate(value=2.0 * row.explained_variance.value - 1.0)})
+            if row.reward
+            else row
+            for row in DICTIONARIES.load()
+        )
+    )
     rows = correlations(CONFIG)
-    assert rows[0]["metric"] == "explained_variance" and rows[0]["spearman"]["value"] == 1.0
-    assert rows == json.loads(paths.metrics_file("proxies").read_text())
-    assert {row["target"] for row in rows} == {NAME}
-    metrics = {row["metric"] for row in rows}
+    assert rows[0].metric == "explained_variance" and rows[0].spearman.value == 1.0
+    assert rows == PROXIES.load()
+    assert {row.target for row in rows} == {NAME}
+    metrics = {row.metric for row in rows}
     assert {"explained_variance", "l0", "monosemanticity", "stability"} <= metrics
     assert not metrics & {"reward", "probe_raw", "loss_clean"}
     for row in rows:
-        assert row["n"] == 10 and row["n_groups"] == 5
-        assert row["spearman"]["value"] is None or -1 <= row["spearman"]["value"] <= 1
-        for key in ("spearman", "partial_l0", "partial_compute"):
-            assert row[key].keys() == {"value", "low", "high", "null"}
-    strengths = [abs(row["spearman"]["value"] or 0.0) for row in rows]
+        assert row.n == 10 and row.n_groups == 5
+        assert row.spearman.value is None or -1 <= row.spearman.value <= 1
+        for found in (row.spearman, row.partial_l0, row.partial_compute):
+            assert found.facts().keys() == {"value", "low", "high", "null"}
+    strengths = [abs(row.spearman.value or 0.0) for row in rows]
     assert strengths == sorted(strengths, reverse=True)
 
 
@@ -98,7 +103,7 @@ def test_a_target_no_family_is_about_has_no_rows(graph: Path) -> None:
     folder = paths.sweep_dir("small_cnn")
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text("[]")
-    assert run(CONFIG, "small_cnn") == []
+    assert run(CONFIG, "small_cnn") == ()
     assert json.loads(paths.downstream_file("small_cnn").read_text()) == []
 
 

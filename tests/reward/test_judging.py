@@ -63,22 +63,22 @@ def test_weighted_scores_equal_scores_of_resampled_instances():
 
 def test_better_worse_and_the_same_are_told_apart():
     task = make_task()
-    assert task_row("m", compare(task, 0.2, 0.05))["verdict"] == "better"
-    assert task_row("m", compare(task, 0.05, 0.2))["verdict"] == "worse"
-    assert task_row("m", compare(task, 0.1, 0.1))["verdict"] == "not distinguishable"
+    assert task_row("m", compare(task, 0.2, 0.05)).verdict == "better"
+    assert task_row("m", compare(task, 0.05, 0.2)).verdict == "worse"
+    assert task_row("m", compare(task, 0.1, 0.1)).verdict == "not distinguishable"
 
 
 def test_an_identical_arm_is_exactly_zero():
     task = make_task()
     base = Baseline(arm(task, 0.1, 100.0, 1), arm(task, 0.1, 100.0, 2), [], [])
     row = task_row("nothing", judge(task, base, MethodArms("declined", "", 0, 0, base.first, base.first), CONFIG))
-    assert row["reward_mean"] == row["reward_low"] == row["reward_high"] == 0.0
-    assert row["noise_floor"] > 0, "the noise floor comes from the second baseline, not from the method"
+    assert row.reward_mean == row.reward_low == row.reward_high == 0.0
+    assert row.noise_floor > 0, "the noise floor comes from the second baseline, not from the method"
 
 
 def test_false_positives_of_a_verdict_are_rare():
     """Two arms of equal skill over 60 tasks: at most one in ten is called better or worse."""
-    verdicts = [task_row("m", compare(make_task(seed=s), 0.12, 0.12)).get("verdict") for s in range(60)]
+    verdicts = [task_row("m", compare(make_task(seed=s), 0.12, 0.12)).verdict for s in range(60)]
     assert sum(v != "not distinguishable" for v in verdicts) <= 6
 
 
@@ -88,13 +88,13 @@ def test_cheaper_at_the_same_score_is_rewarded_and_dearer_is_not():
     for flops, sign in ((10.0, 1), (190.0, -1)):
         same = [replace(result, flops=flops) for result in base.first]
         row = task_row("m", judge(task, base, MethodArms("ok", "", 0, 0, same, same), CONFIG))
-        assert row["reward_mean"] == pytest.approx(sign * 0.09)
-        assert row["gain_mean"] == 0.0
+        assert row.reward_mean == pytest.approx(sign * 0.09)
+        assert row.gain_mean == 0.0
 
 
 def test_a_failure_gets_the_baselines_score_at_best():
     row = task_row("m", compare(make_task(), 0.2, 0.01, flops=150.0, status="failed"))
-    assert row["gain_mean"] <= 0 and row["reward_mean"] < 0 and row["status"] == "failed"
+    assert row.gain_mean <= 0 and row.reward_mean < 0 and row.status == "failed"
 
 
 def test_an_interval_holds_its_point_and_narrows_with_data():
@@ -128,9 +128,9 @@ def test_verdict_needs_the_interval_and_the_noise_floor(point, low, high, floor,
 def test_leaderboard_rows_have_the_fixed_keys():
     row = leaderboard_row("m", "validation", [compare(make_task(), 0.2, 0.1), compare(make_task(seed=1), 0.2, 0.1)], 0)
     fixed = "method split reward_mean reward_low reward_high performance_gain flop_ratio placebo_reward n_tasks n_seeds"
-    assert {*fixed.split(), "n_instances", "status"} <= set(row)
-    assert row["n_tasks"] == 2 and row["n_seeds"] == SEEDS and row["n_instances"] == 2 * (N - CALIBRATION)
-    assert row["reward_low"] <= row["reward_mean"] <= row["reward_high"]
+    assert {*fixed.split(), "n_instances", "status"} <= set(row.facts())
+    assert row.n_tasks == 2 and row.n_seeds == SEEDS and row.n_instances == 2 * (N - CALIBRATION)
+    assert row.reward_low <= row.reward_mean <= row.reward_high
 
 
 def test_controls_fail_when_they_should():
@@ -142,7 +142,7 @@ def test_controls_fail_when_they_should():
     cheat = judge(task, base, MethodArms("ok", "", 0, 0, base.first, arm(task, 0.01, 100.0, 3)), CONFIG)
 
     def passed(methods, oracle):
-        return {row["control"]: row["passed"] for row in control_rows(methods, oracle, CONFIG)}
+        return {row.control: row.passed for row in control_rows(methods, oracle, CONFIG)}
 
     good = passed({"nothing": [idle], "random_features": [idle]}, [fine])
     assert all(good.values())
