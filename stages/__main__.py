@@ -31,9 +31,7 @@ def load_stage() -> Callable[[], None]:
     from importlib import import_module
 
     if len(sys.argv) < 2:
-        raise UserError(
-            "name a stage, such as `python -m stages targets digits_mlp`; dvc.yaml lists them"
-        )
+        raise UserError("name a stage, such as `python -m stages targets digits_mlp`; dvc.yaml lists them")
     name = entry_module(sys.argv.pop(1))
     try:
         main: Callable[[], None] = import_module(name).main

@@ -1,7 +1,6 @@
 """Found circuits as nodes in layers and edges with scores: what the report draws."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from stages.circuits.algorithms.methods import METHODS, Settings, run_method
 from stages.circuits.engine.graph import Graph, Layout
 from stages.circuits.engine.objectives import mse
 from stages.circuits.known.known_circuits import TOLERANCE, Card, truth_of
+from stages.contracts.circuit_rows import CircuitDrawing, DrawnEdge, DrawnNode
 
 __all__ = ["MOST", "drawing", "drawings"]
 
@@ -18,13 +18,8 @@ MOST = 100
 """Edges drawn; where there are more, those that are neither found nor true give way, the weakest first."""
 
 
-def drawings(cards: Sequence[Card], methods: Sequence[str], orders: int) -> list[dict[str, Any]]:
-    """One seed of every method on every card, next to the card's circuit.
-
-    Returns:
-        {"title", "nodes": [{"name", "layer", "slot"}], "edges": [{"source", "reader" ("<node>" or "<node>.<input>"),
-        "score", "in_circuit", "in_truth"}], "note"} each.
-    """
+def drawings(cards: Sequence[Card], methods: Sequence[str], orders: int) -> list[CircuitDrawing]:
+    """One seed of every method on every card, next to the card's circuit."""
     torch.set_num_threads(1)
     out = []
     for card in cards:
@@ -42,7 +37,7 @@ def drawings(cards: Sequence[Card], methods: Sequence[str], orders: int) -> list
     return out
 
 
-def drawing(graph: Graph, layout: Layout, found: Found, truth: Tensor | None, title: str, note: str) -> dict[str, Any]:
+def drawing(graph: Graph, layout: Layout, found: Found, truth: Tensor | None, title: str, note: str) -> CircuitDrawing:
     """One circuit.
 
     Args:
@@ -56,24 +51,24 @@ def drawing(graph: Graph, layout: Layout, found: Found, truth: Tensor | None, ti
     order = (scores.abs() + matters * 1e12).argsort(descending=True, stable=True)
     shown = sorted(order[: max(MOST, int(matters.sum()))].tolist())
     reading = _reading(layout)
-    edges = [
-        {
-            "source": layout.edges[i].source,
-            "reader": reading[layout.edges[i].reader][1],
-            "score": round(float(scores[i]), 6) + 0.0,
-            "in_circuit": bool(chosen[i]),
-            "in_truth": None if truth is None else bool(truth[i] > 0.5),
-        }
+    edges = tuple(
+        DrawnEdge(
+            source=layout.edges[i].source,
+            reader=reading[layout.edges[i].reader][1],
+            score=round(float(scores[i]), 6) + 0.0,
+            in_circuit=bool(chosen[i]),
+            in_truth=None if truth is None else bool(truth[i] > 0.5),
+        )
         for i in shown
-    ]
+    )
     ends = {layout.edges[i].source for i in shown} | {reading[layout.edges[i].reader][0] for i in shown}
     hidden = layout.n_edges - len(shown)
-    return {
-        "title": title,
-        "nodes": [node for node in _nodes(graph, layout, reading) if node["name"] in ends],
-        "edges": edges,
-        "note": note + (f" {hidden} of the edges left out are not drawn." if hidden else ""),
-    }
+    return CircuitDrawing(
+        title=title,
+        nodes=tuple(node for node in _nodes(graph, layout, reading) if node.name in ends),
+        edges=edges,
+        note=note + (f" {hidden} of the edges left out are not drawn." if hidden else ""),
+    )
 
 
 def _chosen(found: Found, truth: Tensor | None) -> Tensor:
@@ -100,7 +95,7 @@ def _reading(layout: Layout) -> dict[str, tuple[str, str]]:
     return out
 
 
-def _nodes(graph: Graph, layout: Layout, reading: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+def _nodes(graph: Graph, layout: Layout, reading: dict[str, tuple[str, str]]) -> list[DrawnNode]:
     """Every source and output once; a node's layer is the longest way to it from an input."""
     depth: dict[str, int] = {}
     for node in graph.nodes:
@@ -113,7 +108,7 @@ def _nodes(graph: Graph, layout: Layout, reading: dict[str, tuple[str, str]]) ->
     out = []
     for name, owner in names:
         layer = depth[owner]
-        out.append({"name": name, "layer": layer, "slot": slots.get(layer, 0)})
+        out.append(DrawnNode(name=name, layer=layer, slot=slots.get(layer, 0)))
         slots[layer] = slots.get(layer, 0) + 1
     return out
 

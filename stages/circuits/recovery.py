@@ -1,8 +1,8 @@
 """Every method on every card, several seeds: how often the known circuit is found exactly, and at what cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -19,24 +19,52 @@ from stages.circuits.known.known_circuits import (
     truth_of,
 )
 from stages.circuits.validity import check_circuit
+from stages.contracts.circuit_rows import KnownCircuit, TimedCircuitRow
+from stages.contracts.record import Record
 from stages.errors import UserError
 
 __all__ = ["GOALS", "bench_rows", "card_rows", "run_card", "verdicts"]
 
-Row = dict[str, Any]
 TOLD_SIZE = ("eap", "eap-ig", "eap-ig-activations", "nap", "hisp", "random")
 """Methods that only rank: their exact recovery is of the best edges, as many as the truth has, which they are told."""
+
+
+class Goal(NamedTuple):
+    """What a method should reach on every card it is about."""
+
+    method: str
+    key: Literal["exact_recovery", "seconds_per_seed"]
+    bound: float
+    """At least (exact_recovery) or at most (seconds_per_seed)."""
+    words: str
+    subject: str = ""
+    """Only about cards of this subject; empty: about all."""
+
+
 GOALS = (
-    ("edge-sp", "exact_recovery", 0.9, "edge-sp finds the circuit exactly in at least 9 of 10 seeds"),
-    ("edge-sp", "seconds_per_seed", 6.0, "edge-sp takes at most 6 s a seed"),
-    ("acdc", "seconds_per_seed", 0.2, "ACDC takes at most 0.2 s a threshold on reverse"),
-    ("eap-ig", "seconds_per_seed", 0.1, "EAP-IG takes at most 0.1 s"),
+    Goal("edge-sp", "exact_recovery", 0.9, "edge-sp finds the circuit exactly in at least 9 of 10 seeds"),
+    Goal("edge-sp", "seconds_per_seed", 6.0, "edge-sp takes at most 6 s a seed"),
+    Goal("acdc", "seconds_per_seed", 0.2, "ACDC takes at most 0.2 s a threshold on reverse", "reverse"),
+    Goal("eap-ig", "seconds_per_seed", 0.1, "EAP-IG takes at most 0.1 s"),
 )
+
+
+class GoalMet(Record):
+    """A goal next to what was measured."""
+
+    goal: str
+    """In words."""
+    worst: float
+    """The worst value over the cards it is about."""
+    card: str
+    """Where that was."""
+    met: bool
+    """Whether even that reaches the goal."""
 
 
 def run_card(
     card: Card, truth: Truth, methods: Sequence[str], seeds: int, settings: Settings | None = None
-) -> list[Row]:
+) -> list[TimedCircuitRow]:
     """One row per method. Every seed has its own sample of inputs, partners of ``resample``, starts and gates."""
     settings = settings or Settings(tolerance=TOLERANCE)
     torch.set_num_threads(1)
@@ -45,28 +73,28 @@ def run_card(
     engine = card.engine(data, generator, groups=seeds)
     rows = []
     for method in methods:
-        row: Row = {
-            "card": card.name,
-            "subject": card.subject,
-            "ablation": card.ablation,
-            "length": card.length,
-            "method": method,
-            "seeds": seeds,
-            "n_edges": engine.n_edges,
-            "truth_edges": len(truth.edges),
-            "truth_agrees": truth.agree,
-            "told_size": method in TOLD_SIZE,
-        }
+        row = TimedCircuitRow(
+            card=card.name,
+            subject=card.subject,
+            ablation=card.ablation,
+            length=card.length,
+            method=method,
+            seeds=seeds,
+            n_edges=engine.n_edges,
+            truth_edges=len(truth.edges),
+            truth_agrees=truth.agree,
+            told_size=method in TOLD_SIZE,
+        )
         try:
             found = run_method(method, engine, mse, torch.Generator().manual_seed(2), settings)
         except UserError as error:
-            rows.append(row | {"failed": str(error)})
+            rows.append(row.model_copy(update={"failed": str(error)}))
             continue
-        rows.append(row | _judged(engine, truth, found))
+        rows.append(row.model_copy(update=_judged(engine, truth, found)))
     return rows
 
 
-def _judged(engine: MaskedForward, truth: Truth, found: list[Found]) -> Row:
+def _judged(engine: MaskedForward, truth: Truth, found: list[Found]) -> dict[str, float | None]:
     judged = [against_truth(one.scores, truth.mask, one.mask) for one in found]
     raw = [against_truth(one.scores, truth.mask, one.unpolished) for one in found if one.unpolished is not None]
     curves = [
@@ -76,8 +104,9 @@ def _judged(engine: MaskedForward, truth: Truth, found: list[Found]) -> Row:
     wanted = (node_scores(engine.layout, truth.mask) > 0.5).float()
     nodes = [auc(node_scores(engine.layout, one.scores).nan_to_num(neginf=-1e30), wanted) for one in found]
 
-    def mean(key: str, rows: Sequence[Any] = judged) -> float | None:
-        values = [float(row[key]) for row in rows if row[key] is not None and isfinite(float(row[key]))]
+    def mean(key: str, rows: Sequence[Mapping[str, float | list[float] | None]] = judged) -> float | None:
+        numbers = [row[key] for row in rows]
+        values = [float(one) for one in numbers if isinstance(one, int | float) and isfinite(one)]
         return sum(values) / len(values) if values else None
 
     return {
@@ -104,7 +133,7 @@ def bench_rows(
     seeds: int = 10,
     orders: int = 3,
     progress: Callable[[str], None] = lambda said: None,
-) -> list[Row]:
+) -> list[TimedCircuitRow]:
     """Rows of all cards (by default) whose truth is one: both derivations and every order of cutting agree.
 
     Raises:
@@ -113,7 +142,7 @@ def bench_rows(
     unknown = sorted(set(methods) - set(METHODS))
     if unknown or seeds < 1:
         raise UserError(f"methods {unknown or methods}, seeds {seeds}: use {', '.join(METHODS)} and at least one seed")
-    rows: list[Row] = []
+    rows: list[TimedCircuitRow] = []
     for card in cards(tuple(names)):
         progress(card.name)
         truth = truth_of(card, orders)
@@ -124,7 +153,7 @@ def bench_rows(
 
 def card_rows(
     names: Sequence[str] = (), orders: int = 3, progress: Callable[[str], None] = lambda said: None
-) -> list[Row]:
+) -> list[KnownCircuit]:
     """What is known about each card: its circuit, how it was derived, and what to be wary of."""
     rows = []
     for card in cards(tuple(names)):
@@ -135,34 +164,36 @@ def card_rows(
         engine = card.engine(data, generator)
         bare = None if card.ablation == "zero" else Card(card.subject, "zero", card.length).engine(data, generator)
         rows.append(
-            {
-                "card": card.name,
-                "n_edges": len(truth.mask),
-                "truth_edges": len(truth.edges) if truth.agree else None,
-                "agree": truth.agree,
-                "unique": truth.ablated.unique,
-                "irreducible": truth.ablated.irreducible,
-                "orders": truth.ablated.orders + 1,
-                "subsets_tried": truth.ablated.subsets,
-                "edges": list(truth.edges) if truth.agree else [],
-                "validity": list(check_circuit(engine, mse, truth.mask, TOLERANCE, bare).said),
-            }
+            KnownCircuit(
+                card=card.name,
+                n_edges=len(truth.mask),
+                truth_edges=len(truth.edges) if truth.agree else None,
+                agree=truth.agree,
+                unique=truth.ablated.unique,
+                irreducible=truth.ablated.irreducible,
+                orders=truth.ablated.orders + 1,
+                subsets_tried=truth.ablated.subsets,
+                edges=truth.edges if truth.agree else (),
+                validity=tuple(check_circuit(engine, mse, truth.mask, TOLERANCE, bare).said),
+            )
         )
     return rows
 
 
-def verdicts(rows: Sequence[Row]) -> list[Row]:
+def verdicts(rows: Sequence[TimedCircuitRow]) -> list[GoalMet]:
     """Each goal next to what was measured, over the cards it is about."""
     found = []
-    for method, key, bound, said in GOALS:
-        about = [row for row in rows if row["method"] == method and key in row and row[key] is not None]
-        if "reverse" in said:
-            about = [row for row in about if row["subject"] == "reverse"]
+    for goal in GOALS:
+        about = [
+            (value, row.card)
+            for row in rows
+            if row.method == goal.method and goal.subject in ("", row.subject)
+            if (value := getattr(row, goal.key)) is not None
+        ]
         if not about:
             continue
-        worst = (
-            min(about, key=lambda row: row[key]) if key == "exact_recovery" else max(about, key=lambda row: row[key])
-        )
-        met = worst[key] >= bound if key == "exact_recovery" else worst[key] <= bound
-        found.append({"goal": said, "worst": worst[key], "card": worst["card"], "met": met})
+        least = goal.key == "exact_recovery"
+        worst, card = min(about, key=lambda one: one[0]) if least else max(about, key=lambda one: one[0])
+        met = worst >= goal.bound if least else worst <= goal.bound
+        found.append(GoalMet(goal=goal.words, worst=worst, card=card, met=met))
     return found

@@ -5,9 +5,6 @@ see ``lensmith bench circuits``); data/circuits/cards.json the known circuits an
 circuits for the report to draw.
 """
 
-import json
-from typing import Any
-
 from pydantic import Field
 
 from stages import tracking
@@ -16,10 +13,9 @@ from stages.base.params import Params, load
 from stages.circuits.drawings import drawings
 from stages.circuits.known.known_circuits import card_named
 from stages.circuits.recovery import bench_rows, card_rows
+from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, KNOWN_CIRCUITS, CircuitRow, Drawings
 
 __all__ = ["Config", "main", "run"]
-
-DIGITS = 6
 
 
 class Config(Params):
@@ -35,7 +31,7 @@ class Config(Params):
     """Random orders of cutting in which a card's circuit must come out the same."""
 
 
-def run(config: Config) -> list[dict[str, Any]]:
+def run(config: Config) -> tuple[CircuitRow, ...]:
     """Derive the cards' circuits, run every method, write both files; returns the rows of metrics/circuits.json.
 
     Raises:
@@ -51,28 +47,15 @@ def run(config: Config) -> list[dict[str, Any]]:
             lambda name: print(f"circuits: {name}", flush=True),
         )
         for row in rows:
-            row.pop("seconds_per_seed", None)
-            if row.get("exact_recovery") is not None:
-                log({f"exact_{row['card']}_{row['method']}": row["exact_recovery"]}, 0)
+            if row.exact_recovery is not None:
+                log({f"exact_{row.card}_{row.method}": row.exact_recovery}, 0)
     drawn = [one for name, methods in sorted(config.drawn.items())
              for one in drawings(card_named(name), methods, config.orders)]  # fmt: skip
-    folder = paths.circuits_dir()
-    for path, value in (
-        (folder / "cards.json", known),
-        (folder / "drawings.json", {"circuits": drawn}),
-        (paths.metrics_file("circuits"), rows),
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_rounded(value), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return rows
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, DIGITS)
-    if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list) else value
+    found = tuple(row.untimed().rounded() for row in rows)
+    KNOWN_CIRCUITS.save(tuple(known), paths.circuits_dir() / "cards.json")
+    DRAWINGS.save(Drawings(circuits=tuple(drawn)), paths.circuits_dir() / "drawings.json")
+    CIRCUITS.save(found)
+    return found
 
 
 def main() -> None:
