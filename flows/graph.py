@@ -5,7 +5,7 @@ stage.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ class Graph:
     """Nodes in an order in which every parent comes first."""
 
     parents: dict[str, frozenset[str]]
+    outs: dict[str, frozenset[Path]] = field(default_factory=dict)
+    """What each node writes."""
 
     @property
     def nodes(self) -> list[str]:
@@ -42,6 +44,22 @@ class Graph:
             if self.parents[node] & reached:
                 reached.add(node)
         return reached
+
+    def only(self, outputs: Iterable[Path]) -> "Graph":
+        """The part that makes these outputs: the nodes that write them, or a folder they lie in, and all before."""
+        wanted = set(outputs)
+        ahead = {
+            node
+            for node, outs in self.outs.items()
+            if any(out == path or out in path.parents or path in out.parents for out in outs for path in wanted)
+        }
+        reached: set[str] = set()
+        while ahead:
+            node = ahead.pop()
+            reached.add(node)
+            ahead |= self.parents[node] - reached
+        kept = {node: parents for node, parents in self.parents.items() if node in reached}
+        return Graph(kept, {node: self.outs.get(node, frozenset()) for node in kept})
 
 
 @contextmanager
@@ -92,11 +110,13 @@ def read_state(root: Path) -> tuple[Graph, set[str]]:
 
 def _graph_of(repository: "Repo") -> Graph:
     parents: dict[str, set[str]] = {}
+    outs: dict[str, frozenset[Path]] = {}
     edges = repository.index.graph
     for stage in edges.nodes:
+        outs[stage.addressing] = frozenset(Path(out.fs_path) for out in stage.outs)
         # DVC's edges point from a stage to what it depends on.
         parents[stage.addressing] = {parent.addressing for parent in edges.successors(stage)}
-    return Graph(ordered(parents))
+    return Graph(ordered(parents), outs)
 
 
 def ordered(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:

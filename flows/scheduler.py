@@ -44,6 +44,8 @@ class RunOptions:
     runner: Runner = "threads"
     scheduler: str = ""
     """Address of a Dask scheduler; empty: a cluster on this machine."""
+    outputs: tuple[Path, ...] = ()
+    """Make these and what they need, and nothing else; empty: everything."""
     nightly: bool = False
     """Whether the run is a night: one with a row in MLflow, even where nothing is stale."""
 
@@ -100,6 +102,9 @@ def run_graph(root: Path, console: Console, options: RunOptions) -> RunResult:
     if ended:
         console.print(f"ended {ended} processes that an earlier, killed run had left behind")
     graph, stale = read_state(root)
+    if options.outputs:
+        graph = graph.only(options.outputs)
+        stale &= set(graph.nodes)
     with stoppable(), NightlyRun(root, enabled=options.nightly) as night:
         if not stale:
             outcomes = [Outcome(node, "cached") for node in graph.nodes]

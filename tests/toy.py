@@ -75,7 +75,8 @@ def build(root: Path) -> None:
             make_tasks(load("tasks", TasksConfig), family)
         for method in METHODS:
             interpret(load("interpretation", InterpretationConfig), method)
-        execute(load("execution", ExecutionConfig))
+        config = load("execution", ExecutionConfig)
+        execute(config)
         for method in METHODS:
-            score(method)
+            score(config, method)
         reward(load("reward", RewardConfig))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.running import Jobs, Runner, Scheduler
+from flows.commands.running import Jobs, Profile, Runner, Scheduler
 
 __all__ = ["COMMANDS"]
 
@@ -19,9 +19,10 @@ def nightly(
     jobs: Jobs = 2,
     runner: Runner = "threads",
     scheduler: Scheduler = "",
+    profile: Profile = "",
 ) -> None:
     """Run the graph as `lensmith run` does, with a complete MLflow row per night; now, or by
-    schedule.
+    schedule. The profile is `full` unless another is given.
 
     Example: lensmith nightly --once
     """
@@ -34,7 +35,7 @@ def nightly(
         )
     from rich.console import Console
 
-    from flows.commands.running import run_options, show_result
+    from flows.commands.running import night_profile, run_options, show_result, use_profile
     from flows.environment import prefect_environment
     from flows.lock import run_lock
     from flows.scheduler import run_graph
@@ -42,6 +43,7 @@ def nightly(
 
     root, console = paths.root(), Console()
     options = run_options(jobs, runner, scheduler, nightly=True)
+    use_profile(root, profile or night_profile(root), console)
     if serve:
         prefect_environment(root, serve=True)
         from flows.nightly import serve_nights

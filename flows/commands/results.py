@@ -47,6 +47,7 @@ def score(
     from rich.console import Console
 
     from flows.lock import run_lock
+    from flows.needed import make_what_score_needs
     from flows.terminal import print_leaderboard, print_per_task
     from stages.base import paths
     from stages.errors import UserError
@@ -56,6 +57,7 @@ def score(
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
     console = Console(stderr=str(out) == "-")
+    make_what_score_needs(lambda message: console.print(message, highlight=False, soft_wrap=True))
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method
 

@@ -5,11 +5,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from flows.scheduler import RunOptions, RunResult
 
-__all__ = ["COMMANDS", "Jobs", "Runner", "Scheduler", "run_options", "show_result"]
+__all__ = [
+    "COMMANDS",
+    "Jobs",
+    "Profile",
+    "Runner",
+    "Scheduler",
+    "night_profile",
+    "run_options",
+    "show_result",
+    "use_profile",
+]
 
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Nodes at work at once.")]
 Runner = Annotated[str, typer.Option("--runner", help="Where nodes run: threads (here) or dask.")]
@@ -21,6 +33,42 @@ Scheduler = Annotated[
         help="With --runner dask: a running scheduler. Default: workers on this machine.",
     ),
 ]
+
+
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        help="Sizes to run with: a file of params/profiles, default or full. It stays active.",
+    ),
+]
+
+
+def use_profile(root: "Path", name: str, console: "Console") -> None:
+    """Make a profile the active one: params/profile.yaml becomes a link to its file.
+
+    Raises:
+        UserError: there is no such profile.
+    """
+    from stages.base.params import profile_name
+    from stages.errors import UserError
+
+    folder = root / "params" / "profiles"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name and name not in known:
+        raise UserError(f"--profile {name} is unknown: use {' or '.join(known)}")
+    if name and name != profile_name():
+        link = root / "params" / ".profile.partial"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"profiles/{name}.yaml")
+        link.replace(root / "params" / "profile.yaml")
+    if known:
+        console.print(f"profile: {profile_name()}", highlight=False)
+
+
+def night_profile(root: "Path") -> str:
+    """What a night runs: everything, where there are profiles."""
+    return "full" if (root / "params" / "profiles" / "full.yaml").is_file() else ""
 
 
 def run_options(jobs: int, runner: str, scheduler: str, *, nightly: bool) -> "RunOptions":
@@ -41,7 +89,9 @@ def run_options(jobs: int, runner: str, scheduler: str, *, nightly: bool) -> "Ru
     return RunOptions(jobs=jobs, runner=kind, scheduler=scheduler, nightly=nightly)
 
 
-def run(jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "") -> None:
+def run(
+    jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "", profile: Profile = ""
+) -> None:
     """Run the whole graph: whatever is stale, and nothing else; then print the leaderboard.
 
     Example: lensmith run --jobs 2
@@ -55,6 +105,7 @@ def run(jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "") -
     console, root = Console(), paths.root()
     options = run_options(jobs, runner, scheduler, nightly=False)
     with run_lock(root, "lensmith run"):
+        use_profile(root, profile, console)
         result = run_graph(root, console, options)
     show_result(console, result)
 

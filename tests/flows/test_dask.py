@@ -142,16 +142,16 @@ def test_without_the_extra_it_says_what_to_install(toy: Toy) -> None:
 
 FAN_OUT = """
 import os, sys
-from stages.base.fanout import pool, spread
+from stages.base.processes import process_pool
 from joblib import delayed
 def work(seed):
     import random, os
     return [random.Random(seed).random(), os.getpid()]
 if __name__ == "__main__":
-    rows = spread(work, range(20), 2)
-    with pool(2) as parallel:
-        assert [row[0] for row in parallel(delayed(work)(seed) for seed in range(20))] == [r[0] for
-        r in rows]
+    with process_pool(2) as parallel:
+        rows = parallel(delayed(work)(seed) for seed in range(20))
+    again = process_pool(2)(delayed(work)(seed) for seed in range(20))
+    assert [row[0] for row in again] == [row[0] for row in rows]
     print(repr([row[0] for row in rows]))
     print(sorted({row[1] for row in rows}), os.getpid(), file=sys.stderr)
 """
