@@ -41,9 +41,7 @@ app = typer.Typer(
 
 @app.callback()
 def _options(
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks instead of one-line errors.")] = False,
 ) -> None:
     if debug:
         os.environ["LENSMITH_DEBUG"] = "1"
@@ -103,15 +101,9 @@ def main() -> None:
         if type(error).__name__ == "StageFailed":  # its module is not imported for `--help`
             _say(str(error))
         elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _say(
-                f"no space left at {error.filename or 'the disk'}: free some (`dvc gc"
-                " --workspace`), then run again"
-            )
+            _say(f"no space left at {error.filename or 'the disk'}: free some (`dvc gc --workspace`), then run again")
         else:
-            _say(
-                f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and"
-                " report it)"
-            )
+            _say(f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and report it)")
         sys.exit(1)
 
 

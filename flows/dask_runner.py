@@ -90,9 +90,7 @@ def dask_client(scheduler: str, jobs: int) -> "Iterator[Client]":
 class DaskRunner:
     """Reproduces nodes on the workers of a cluster."""
 
-    def __init__(
-        self, client: "Client", root: Path, environment: Mapping[str, str], warm: WarmParents | None
-    ) -> None:
+    def __init__(self, client: "Client", root: Path, environment: Mapping[str, str], warm: WarmParents | None) -> None:
         self._client, self._root, self._warm = client, root, warm
         self._environment = dict(environment)
         self._run = uuid4().hex
@@ -128,9 +126,7 @@ class DaskRunner:
                 if self._stopping:
                     return Outcome(node, "interrupted")
                 cause = f"its Dask worker could not run it ({type(error).__name__}: {error})"
-                return Outcome(
-                    node, "failed", cause=f"{cause}; look at the worker's output, then run again"
-                )
+                return Outcome(node, "failed", cause=f"{cause}; look at the worker's output, then run again")
             for line in tail.read(final=True):
                 on_line(line)
             return outcome
@@ -175,9 +171,7 @@ def _reproduce_here(
     warm, host = warm_of
     if host != socket.gethostname():
         warm = None
-        ours = {
-            name: value for name, value in environment.items() if name.startswith(OURS + THREADS)
-        }
+        ours = {name: value for name, value in environment.items() if name.startswith(OURS + THREADS)}
         environment = dict(os.environ) | ours
     children = _AT_WORK.setdefault(run, ChildProcesses(folder))
     worker, key = get_worker(), thread_state.key

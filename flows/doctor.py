@@ -130,9 +130,7 @@ def _store() -> Check:
 
 
 def _programs() -> Iterator[Check]:
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     yield Check(
         "ok" if browser else "optional",
         "Chromium",
@@ -141,16 +139,12 @@ def _programs() -> Iterator[Check]:
     )
     remedies = {
         "bubblewrap": "apt-get install bubblewrap; without it `score` needs --trust",
-        "seccomp": "needs bubblewrap on x86-64 or arm64;"
-        " without it namespaces and rlimits hold alone",
-        "cgroup": "run within `systemd-run --user --scope -p Delegate=yes`;"
-        " without it rlimits hold alone",
+        "seccomp": "needs bubblewrap on x86-64 or arm64; without it namespaces and rlimits hold alone",
+        "cgroup": "run within `systemd-run --user --scope -p Delegate=yes`; without it rlimits hold alone",
     }
     for layer in layers():
         remedy = "" if layer.active else remedies.get(layer.name, "")
-        state: Literal["ok", "optional", "fact"] = (
-            "ok" if layer.active else "optional" if remedy else "fact"
-        )
+        state: Literal["ok", "optional", "fact"] = "ok" if layer.active else "optional" if remedy else "fact"
         what = layer.name if layer.name == "bubblewrap" else f"sandbox: {layer.name}"
         yield Check(state, what, layer.detail, remedy)
 
@@ -160,9 +154,7 @@ def _machine(root: Path) -> Iterator[Check]:
 
     cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total / 2**30
     free = shutil.disk_usage(root).free / 2**30
-    yield Check(
-        "fact", "cores", f"{cores}, threads per stage {os.environ.get('OMP_NUM_THREADS', '1')}", ""
-    )
+    yield Check("fact", "cores", f"{cores}, threads per stage {os.environ.get('OMP_NUM_THREADS', '1')}", "")
     yield Check(
         "ok" if memory >= MEMORY_GIB else "missing",
         "memory",

@@ -49,9 +49,7 @@ def load_durations(root: Path) -> Durations:
         nodes = {node: NodeDuration(**entry) for node, entry in saved["nodes"].items()}
         return Durations(nodes, LastRun(**saved["last_run"]) if saved["last_run"] else None)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return (
-            Durations()
-        )  # a note for people, so a missing or half-written one is simply written again
+        return Durations()  # a note for people, so a missing or half-written one is simply written again
 
 
 def save_durations(root: Path, outcomes: Sequence[Outcome], wall_s: float, jobs: int) -> Durations:
@@ -73,8 +71,6 @@ def save_durations(root: Path, outcomes: Sequence[Outcome], wall_s: float, jobs:
     )
     path = state_dir(root) / "durations.json"
     half = path.with_suffix(".half")
-    half.write_text(
-        json.dumps(asdict(durations), indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    half.write_text(json.dumps(asdict(durations), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     half.replace(path)
     return durations

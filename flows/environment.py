@@ -27,10 +27,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 def state_dir(root: Path) -> Path:
     """Locks, logs and wall times: facts about this machine, so neither git nor DVC sees them."""
     if not (root / "dvc.yaml").is_file():
-        raise UserError(
-            f"{root} is not a Lensmith checkout (no dvc.yaml). Run from a checkout or set"
-            " LENSMITH_ROOT."
-        )
+        raise UserError(f"{root} is not a Lensmith checkout (no dvc.yaml). Run from a checkout or set LENSMITH_ROOT.")
     folder = root / ".lensmith"
     folder.mkdir(exist_ok=True)
     return folder
@@ -52,9 +49,7 @@ def child_environment(root: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
-    environment.setdefault(
-        "PREFECT_HOME", str(root / ".prefect")
-    )  # else it writes to the home directory
+    environment.setdefault("PREFECT_HOME", str(root / ".prefect"))  # else it writes to the home directory
     return environment
 
 
@@ -63,9 +58,7 @@ def prepare_dvc(root: Path) -> None:
     without.
     """
     if not (root / ".dvc" / "config").is_file():
-        raise UserError(
-            f"{root / '.dvc' / 'config'} is missing: unpack the whole archive, hidden files too"
-        )
+        raise UserError(f"{root / '.dvc' / 'config'} is missing: unpack the whole archive, hidden files too")
     if (root / ".git").exists():
         return
     local = root / ".dvc" / "config.local"
@@ -100,8 +93,7 @@ def prefect_environment(root: Path, *, serve: bool) -> bool:
         return True
     if serve:
         raise UserError(
-            f"no Prefect server answers at PREFECT_API_URL={url}: run `prefect server start`, or"
-            " correct the address"
+            f"no Prefect server answers at PREFECT_API_URL={url}: run `prefect server start`, or correct the address"
         )
     if url:
         print(

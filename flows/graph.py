@@ -81,14 +81,12 @@ def _repository(root: Path) -> "Iterator[Repo]":
             yield repository
     except LockError as error:
         raise UserError(
-            f"another DVC command is at work in {root}: wait for it to end, or stop it, then try"
-            " again"
+            f"another DVC command is at work in {root}: wait for it to end, or stop it, then try again"
         ) from error
     except DvcException as error:
         cause = " ".join(str(error).split())[:400] or type(error).__name__
         raise UserError(
-            f"DVC cannot read {root}: {cause}; fix it (`lensmith doctor` looks around), then try"
-            " again"
+            f"DVC cannot read {root}: {cause}; fix it (`lensmith doctor` looks around), then try again"
         ) from error
 
 
@@ -124,10 +122,7 @@ def ordered(parents: dict[str, set[str]]) -> dict[str, frozenset[str]]:
     depth: dict[str, int] = {}
     for node in TopologicalSorter(parents).static_order():
         depth[node] = 1 + max((depth[parent] for parent in parents[node]), default=-1)
-    return {
-        node: frozenset(parents[node])
-        for node in sorted(parents, key=lambda name: (depth[name], name))
-    }
+    return {node: frozenset(parents[node]) for node in sorted(parents, key=lambda name: (depth[name], name))}
 
 
 def stage_of(node: str) -> str:
@@ -138,15 +133,10 @@ def stage_of(node: str) -> str:
 def headline_metrics(root: Path) -> dict[str, list[Path]]:
     """{stage: metric files it writes}, of the files that dvc.yaml lists under ``metrics``."""
     spec = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
-    listed = {
-        str(next(iter(entry)) if isinstance(entry, dict) else entry)
-        for entry in spec.get("metrics") or []
-    }
+    listed = {str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in spec.get("metrics") or []}
     found: dict[str, list[Path]] = {}
     for stage, body in spec["stages"].items():
-        outs = [
-            str(next(iter(out)) if isinstance(out, dict) else out) for out in body.get("outs") or []
-        ]
+        outs = [str(next(iter(out)) if isinstance(out, dict) else out) for out in body.get("outs") or []]
         mine = [root / out for out in outs if out in listed]
         if mine:
             found[stage] = mine

@@ -35,8 +35,7 @@ def run_lock(root: Path, purpose: str, *, shared: bool = False) -> Iterator[None
         except OSError:
             who = holder(root) or "another process"
             raise UserError(
-                f"{root} is in use by {who}: wait for it to end (`lensmith status`), or stop it,"
-                " then try again"
+                f"{root} is in use by {who}: wait for it to end (`lensmith status`), or stop it, then try again"
             ) from None
         lock.seek(0)
         lock.truncate()

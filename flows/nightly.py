@@ -49,15 +49,11 @@ def serve_nights(cron: str, timezone: str, options: RunOptions) -> None:
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        raise UserError(
-            f"--timezone {timezone!r} is unknown: use a name such as Europe/Berlin"
-        ) from error
+        raise UserError(f"--timezone {timezone!r} is unknown: use a name such as Europe/Berlin") from error
     try:
         schedule = Cron(cron, timezone=timezone)
     except ValueError as error:
-        raise UserError(
-            f"--cron {cron!r} is no schedule ({error}): five fields, such as '0 2 * * *'"
-        ) from error
+        raise UserError(f"--cron {cron!r} is no schedule ({error}): five fields, such as '0 2 * * *'") from error
     os.environ["LENSMITH_ROOT"] = str(paths.root())
     nightly.serve(
         name="nightly",

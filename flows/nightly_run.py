@@ -49,9 +49,7 @@ class NightlyRun:
             return
         self._row.tag({f"stage.{outcome.node}": outcome.state for outcome in outcomes})
         metrics = headline_metrics(self._root)
-        up_to_date = {
-            outcome.node for outcome in outcomes if outcome.state in {"executed", "cached"}
-        }
+        up_to_date = {outcome.node for outcome in outcomes if outcome.state in {"executed", "cached"}}
         for stage in sorted({stage_of(node) for node in up_to_date}):
             for path in metrics.get(stage, []):
                 self._row(headline(path), 0)

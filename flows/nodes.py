@@ -27,9 +27,7 @@ TICK_S = 0.2
 class ColdProcess:
     """A command in a new interpreter, in a process group of its own."""
 
-    def __init__(
-        self, command: list[str], root: Path, environment: Mapping[str, str], output: int
-    ) -> None:
+    def __init__(self, command: list[str], root: Path, environment: Mapping[str, str], output: int) -> None:
         self._process = subprocess.Popen(
             command,
             cwd=root,
@@ -139,6 +137,4 @@ def _start(
 ) -> ChildProcess:
     arguments = ["--wait-for-lock", "repro", "--single-item", node]
     child = warm.start_dvc(arguments, root, environment, output) if warm else None
-    return child or ColdProcess(
-        [sys.executable, "-m", "dvc", *arguments], root, environment, output
-    )
+    return child or ColdProcess([sys.executable, "-m", "dvc", *arguments], root, environment, output)

@@ -48,9 +48,7 @@ def read_status(path: Path) -> NodeStatus | None:
         return None
 
 
-def outcome_of(
-    node: str, wall_s: float, code: int, status: NodeStatus | None, output: Sequence[str]
-) -> Outcome:
+def outcome_of(node: str, wall_s: float, code: int, status: NodeStatus | None, output: Sequence[str]) -> Outcome:
     """The outcome of a ``dvc repro`` that ended.
 
     Args:
@@ -74,15 +72,9 @@ def infer_cause(code: int, output: Sequence[str]) -> str:
     errors = [line.removeprefix(DVC_ERROR) for line in lines if line.startswith(DVC_ERROR)]
     exited = next((int(match[1]) for line in errors if (match := EXITED.search(line))), code)
     if any("No space left on device" in line for line in lines):
-        return (
-            "no space left on the disk: free some (`dvc gc --workspace` drops old results),"
-            " then run again"
-        )
+        return "no space left on the disk: free some (`dvc gc --workspace` drops old results), then run again"
     if exited in {-9, 137}:
-        return (
-            "the stage was killed, most likely for memory: close other programs or use --jobs 1,"
-            " then run again"
-        )
+        return "the stage was killed, most likely for memory: close other programs or use --jobs 1, then run again"
     if errors and not EXITED.search(errors[0]):
         return errors[0]
     # The command ended before the stage began: what it printed last says why.

@@ -57,9 +57,7 @@ def execute(execution: Execution) -> None:
             raise
         failed = [outcome for outcome in execution.outcomes if outcome.state == "failed"]
         if failed:
-            return Failed(
-                message="; ".join(f"{outcome.node}: {outcome.cause}" for outcome in failed)
-            )
+            return Failed(message="; ".join(f"{outcome.node}: {outcome.cause}" for outcome in failed))
         return Completed(message=f"{len(futures)} nodes are up to date")
 
     pipeline(return_state=True)

@@ -50,9 +50,7 @@ class _FlowRunRecord:
                 }
                 return httpx.Response(201, json=accepted)
             case _:
-                detail = (
-                    f"Prefect asked for {request.method} {request.url.path}, which needs a server"
-                )
+                detail = f"Prefect asked for {request.method} {request.url.path}, which needs a server"
                 return httpx.Response(404, json={"detail": detail})
 
     def _create(self, body: dict[str, object]) -> httpx.Response:

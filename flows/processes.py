@@ -164,7 +164,5 @@ def _group_exists(pid: int) -> bool:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    with suppress(
-        ProcessLookupError, PermissionError
-    ):  # it may have ended by itself in the meantime
+    with suppress(ProcessLookupError, PermissionError):  # it may have ended by itself in the meantime
         os.killpg(pid, number)

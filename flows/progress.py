@@ -48,9 +48,7 @@ class ProgressView:
         self._lock = threading.Lock()
         self._bars: dict[str, TaskID] = {}
         self._printed_at: dict[str, float] = {}
-        self._overall = (
-            progress.add_task("all nodes", total=total, message="") if progress else None
-        )
+        self._overall = progress.add_task("all nodes", total=total, message="") if progress else None
 
     def start(self, node: str) -> None:
         if self._progress is not None:
@@ -84,9 +82,7 @@ class ProgressView:
         if outcome.state == "executed":
             self._print(f"{outcome.node}: {outcome.wall_s:.1f} s")
         elif outcome.state == "failed":
-            self._print(
-                f"{outcome.node}: failed after {outcome.wall_s:.1f} s: {outcome.cause}", style="red"
-            )
+            self._print(f"{outcome.node}: failed after {outcome.wall_s:.1f} s: {outcome.cause}", style="red")
         elif outcome.state == "blocked":
             self._print(f"{outcome.node}: not tried, {outcome.cause}", style="yellow")
 

@@ -73,9 +73,7 @@ def stoppable() -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        previous = {
-            number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-        }
+        previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     except ValueError:  # a served night may run in a thread; its server ends it
         yield
         return
@@ -116,9 +114,7 @@ def run_graph(root: Path, console: Console, options: RunOptions) -> RunResult:
         with ExitStack() as stack:
             warming = warm_parents(root, environment, stages=len(todo) >= WORTH_WARMING)
             warm = stack.enter_context(warming)
-            reproduce, stop = stack.enter_context(
-                _reproducer(root, environment, children, warm, options)
-            )
+            reproduce, stop = stack.enter_context(_reproducer(root, environment, children, warm, options))
             view = stack.enter_context(progress_view(console, len(graph.nodes)))
 
             def shown(node: str, on_line: LineSink) -> Outcome:

@@ -166,9 +166,7 @@ def print_durations(console: Console, outcomes: Sequence[Outcome], durations: Du
     stages: dict[str, list[str]] = {}
     for node in nodes:
         stages.setdefault(stage_of(node), []).append(node)
-    table = Table(
-        title="time per stage", title_justify="left", title_style="bold", show_footer=True
-    )
+    table = Table(title="time per stage", title_justify="left", title_style="bold", show_footer=True)
     table.add_column("stage", footer="all")
     counts = [state.get(node, "cached") for node in nodes]
     wall_s, computation_s = _sums(nodes, durations)

@@ -155,9 +155,7 @@ class WarmParents:
 
 
 @contextmanager
-def warm_parents(
-    root: Path, environment: Mapping[str, str], *, stages: bool
-) -> Iterator[WarmParents | None]:
+def warm_parents(root: Path, environment: Mapping[str, str], *, stages: bool) -> Iterator[WarmParents | None]:
     """Start the warm processes, and end them with the block. None where they are not supported.
 
     Args:
@@ -259,9 +257,7 @@ class _Request:
     def become(self) -> None:
         """Make this process, just forked, what it would be had it been started for the request."""
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        with contextlib.suppress(
-            PermissionError, ProcessLookupError
-        ):  # a requester of another session
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # a requester of another session
             os.setpgid(0, self.group)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, file in enumerate(self.files):
@@ -297,9 +293,7 @@ def _serve(listener: socket.socket, lifeline: int) -> _Request | None:
                 return None
             if key.data == "listener":
                 connection, _ = listener.accept()
-                connection.settimeout(
-                    10
-                )  # a requester sends at once; one that does not must not stop the others
+                connection.settimeout(10)  # a requester sends at once; one that does not must not stop the others
                 try:
                     request = _Request(connection)
                 except (OSError, EOFError):

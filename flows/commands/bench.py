@@ -156,9 +156,7 @@ def pipeline(*, jobs: int, as_json: bool) -> None:
         _print_pipeline(console, runs, jobs, changed)
 
 
-def _print_pipeline(
-    console: "Console", runs: list[PipelineRun], jobs: int, changed: str | None
-) -> None:
+def _print_pipeline(console: "Console", runs: list[PipelineRun], jobs: int, changed: str | None) -> None:
     from rich.table import Table
 
     titles = ("run", "wall", "CPU", "executed", "cached", "node time", "outside computation")
@@ -176,8 +174,7 @@ def _print_pipeline(
         )
     console.print(table)
     console.print(
-        f"{jobs} nodes at a time. Outside computation (start-up, imports, hashing): share of node"
-        " time.",
+        f"{jobs} nodes at a time. Outside computation (start-up, imports, hashing): share of node time.",
         highlight=False,
     )
     if changed is not None:
@@ -219,10 +216,7 @@ def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
         name=name,
         wall_s=round(wall_s, 2),
         cpu_s=round(cpu_s() - cpu_before, 2),
-        stages=tuple(
-            StageTime(node, nodes[node].wall_s, nodes[node].computation_s)
-            for node in sorted(executed)
-        ),
+        stages=tuple(StageTime(node, nodes[node].wall_s, nodes[node].computation_s) for node in sorted(executed)),
         n_nodes=len(nodes),
     )
 
@@ -288,9 +282,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
 
 
 def bench(
-    name: Annotated[
-        str, typer.Argument(help="cache, circuits, dictionaries, metering, pipeline or synthetic.")
-    ],
+    name: Annotated[str, typer.Argument(help="cache, circuits, dictionaries, metering, pipeline or synthetic.")],
     jobs: Jobs = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:

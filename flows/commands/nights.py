@@ -11,9 +11,7 @@ __all__ = ["COMMANDS"]
 
 def nightly(
     once: Annotated[bool, typer.Option("--once", help="One night, now. Needs no server.")] = False,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Stay and run by schedule; needs a Prefect server.")
-    ] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Stay and run by schedule; needs a Prefect server.")] = False,
     cron: Annotated[str, typer.Option("--cron", help="When, with --serve.")] = "0 2 * * *",
     timezone: Annotated[str, typer.Option("--timezone", help="Time zone of --cron.")] = "UTC",
     jobs: Jobs = 2,
@@ -30,8 +28,7 @@ def nightly(
 
     if once == serve:
         raise UserError(
-            "say how: `lensmith nightly --once` runs now, `lensmith nightly --serve` waits for"
-            " the schedule"
+            "say how: `lensmith nightly --once` runs now, `lensmith nightly --serve` waits for the schedule"
         )
     from rich.console import Console
 

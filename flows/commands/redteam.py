@@ -9,17 +9,13 @@ __all__ = ["COMMANDS"]
 
 
 def redteam(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A cross-section that takes less than a minute.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A cross-section that takes less than a minute.")] = False,
     file: Annotated[
         Path | None,
         typer.Option("--file", metavar="METHOD.py", help="One method file of your own instead."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the table of docs/security.md.")
-    ] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/security.md.")] = False,
 ) -> None:
     """Run every known exploit as a malicious method, and honest strong methods beside them; fail if
     one gets through.
@@ -35,9 +31,7 @@ def redteam(
     from stages.errors import UserError
 
     if file is not None and not file.is_file():
-        raise UserError(
-            f"{file} is not a file: give the path of a Python file with one subclass of Method"
-        )
+        raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
     console = Console(stderr=as_json or markdown)
     with run_lock(paths.root(), "lensmith redteam", shared=True):
         from stages.redteam.red_team import (
@@ -49,9 +43,7 @@ def redteam(
         )
 
         with console.status("red team") as shown:
-            rows = red_team(
-                quick=quick, file=file, progress=lambda message: shown.update(str(message)[:120])
-            )
+            rows = red_team(quick=quick, file=file, progress=lambda message: shown.update(str(message)[:120]))
     if as_json:
         print_json(rows)
     elif markdown:
@@ -63,10 +55,7 @@ def redteam(
         console.print(table)
     through = failures(rows)
     if through:
-        raise RuntimeError(
-            f"{len(through)} of {len(rows)} got through:"
-            f" {', '.join(row['name'] for row in through)}"
-        )
+        raise RuntimeError(f"{len(through)} of {len(rows)} got through: {', '.join(row['name'] for row in through)}")
     console.print(f"{len(rows)} rows, nothing got through", highlight=False)
 
 

@@ -89,9 +89,7 @@ def run_options(jobs: int, runner: str, scheduler: str, *, nightly: bool) -> "Ru
     return RunOptions(jobs=jobs, runner=kind, scheduler=scheduler, nightly=nightly)
 
 
-def run(
-    jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "", profile: Profile = ""
-) -> None:
+def run(jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "", profile: Profile = "") -> None:
     """Run the whole graph: whatever is stale, and nothing else; then print the leaderboard.
 
     Example: lensmith run --jobs 2
@@ -141,9 +139,7 @@ def _show_results(console: "Console") -> None:
     from stages.base import paths
 
     if paths.metrics_file("leaderboard").is_file():
-        print_leaderboard(
-            console, leaderboard_rows("validation"), "leaderboard, validation families"
-        )
+        print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families")
 
 
 def _show_places(console: "Console") -> None:
@@ -212,9 +208,7 @@ def status(
             highlight=False,
         )
     else:
-        console.print(
-            f"stale:    none of {len(graph.nodes)} nodes; everything is up to date", highlight=False
-        )
+        console.print(f"stale:    none of {len(graph.nodes)} nodes; everything is up to date", highlight=False)
     last = durations.last_run
     if last is not None:
         console.print(

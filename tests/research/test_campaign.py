@@ -13,6 +13,8 @@ import pytest
 
 from stages.base import paths
 from stages.base.params import load
+from stages.contracts.journal import Result
+from stages.contracts.reward_rows import FRESH
 from stages.errors import UserError
 from stages.research.journal import Journal
 from stages.research.stage import Config, campaign, run
@@ -65,13 +67,13 @@ def test_every_method_has_a_fresh_instance_gap_and_it_is_a_function_of_what_was_
     (graph / "metrics" / "campaign.json").write_bytes(uninterrupted["campaign.json"])
     rows = fresh.run()
     found = json.loads(uninterrupted["campaign.json"])["incumbent"]["name"]
-    over_all = {row["method"]: row for row in rows if row["task"] == "all"}
+    over_all = {row.method: row for row in rows if row.task == "all"}
     assert set(over_all) == {*toy.METHODS, found}
-    assert over_all["nothing"]["outcome"] == "declined" and over_all["nothing"]["n_tasks"] == 0
-    answered = [row for row in rows if row["outcome"] == "ok"]
-    assert answered and all(row["gap_low"] <= row["gap"] <= row["gap_high"] for row in answered)
-    assert all(abs(row["gap"] - (row["old"] - row["fresh"])) < 2e-6 for row in answered)
-    assert not any(row["split"] == "test" for row in rows)
+    assert over_all["nothing"].outcome == "declined" and over_all["nothing"].n_tasks == 0
+    answered = [row for row in rows if row.outcome == "ok"]
+    assert answered and all(row.gap_low <= row.gap <= row.gap_high for row in answered)
+    assert all(abs(row.gap - (row.old - row.fresh)) < 2e-6 for row in answered)
+    assert not any(row.split == "test" for row in rows) and rows == FRESH.load()
     first = (graph / "metrics" / "fresh.json").read_bytes()
     fresh.run()
     assert (graph / "metrics" / "fresh.json").read_bytes() == first
@@ -111,11 +113,11 @@ def test_a_campaign_of_ones_own_continues_with_a_larger_budget_and_never_opens_t
     said: list[str] = []
     first = campaign("random", 1, 0, "mine", said.append)
     again = campaign("random", 2, 0, "mine", said.append)
-    assert again["iterations"][0] == first["iterations"][0]
+    assert again.iterations[0] == first.iterations[0]
     assert any("continuing after iteration 1" in line for line in said)
-    assert not again["openings"]
+    assert not again.openings
     events = Journal(paths.campaign_dir("mine") / "events.jsonl")
-    assert [e["iteration"] for e in events.of("result")] == [0, 1]
+    assert [event.iteration for event in events.of(Result)] == [0, 1]
 
 
 def test_other_settings_under_the_same_name_are_refused(graph):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stages.base import paths
+from stages.contracts.journal import CampaignSummary, Infra, Result
 from stages.errors import InfraError, UserError
 from stages.metering.cpu_time import calibrate
 from stages.research.files_researcher import FilesResearcher
@@ -65,17 +66,17 @@ def folder(tmp_path):
 def test_method_files_of_a_folder_are_a_campaign_and_each_outcome_is_itself(graph, folder):
     summary = campaign("search", 99, 0, "handed-in", lambda said: None, methods=folder)
     events = Journal(paths.campaign_dir("handed-in") / "events.jsonl")
-    results = events.of("result")
-    assert [r["status"] for r in results] == ["ok", "failed", "void"]
+    results = events.of(Result)
+    assert [r.status for r in results] == ["ok", "failed", "void"]
     honest, raises, void = results
-    assert honest["spec"]["source"] == (folder / "a_honest.py").read_text(encoding="utf-8")
-    assert "not today" in raises["reason"] and raises["train"]["reward_mean"] <= 0 and not raises["accepted"]
-    assert void["train"] is void["validation"] is void["feedback"] is void["objective"] is None
-    assert "CPU" in void["reason"]
+    assert honest.spec["source"] == (folder / "a_honest.py").read_text(encoding="utf-8")
+    assert "not today" in raises.reason and raises.train.reward_mean <= 0 and not raises.accepted
+    assert void.train is void.validation is void.feedback is void.objective is None
+    assert "CPU" in void.reason
     theta = json.loads((paths.campaign_dir("handed-in") / "theta.json").read_text(encoding="utf-8"))
     assert [trial["value"] is None for trial in theta["trials"]] == [False, False, True]
-    assert [row["spec"]["file"] for row in summary["iterations"]] == ["a_honest.py", "b_raises.py", "c_hides_work.py"]
-    assert json.loads(json.dumps(summary)) == summary
+    assert [row.spec["file"] for row in summary.iterations] == ["a_honest.py", "b_raises.py", "c_hides_work.py"]
+    assert CampaignSummary.model_validate_json(summary.model_dump_json(exclude_unset=True), strict=True) == summary
 
     # Run again with nothing left to do: the same events, and what a file says now changes no past result.
     (folder / "b_raises.py").write_text("nonsense(", encoding="utf-8")
@@ -119,9 +120,9 @@ def test_a_killed_worker_is_infra_is_tried_again_and_changes_no_result(graph, mo
     finally:
         stop.set()
         killer.join()
-    infra = Journal(paths.campaign_dir("disturbed") / "events.jsonl").of("infra")
-    assert len(infra) == 1 and infra[0]["iteration"] == 0
-    assert disturbed["iterations"] == undisturbed["iterations"]
+    infra = Journal(paths.campaign_dir("disturbed") / "events.jsonl").of(Infra)
+    assert len(infra) == 1 and infra[0].iteration == 0
+    assert disturbed.iterations == undisturbed.iterations
 
 
 @contextlib.contextmanager
