@@ -81,10 +81,10 @@ def cards(
     if as_json:
         print_json(rows)
         return
-    print_rows(console, rows)
+    print_rows(console, [row.facts() for row in rows])
     for row in rows:
-        for message in row["validity"]:
-            console.print(f"{row['card']}: {message}", highlight=False, markup=False)
+        for message in row.validity:
+            console.print(f"{row.card}: {message}", highlight=False, markup=False)
 
 
 def measure(*, jobs: int, as_json: bool) -> None:
@@ -102,7 +102,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
         print_json(rows)
         return
     names = ("card", "method", "truth_edges", "exact_recovery", "edge_auc", "seconds_per_seed", "forwards", "backwards")
-    print_rows(console, [{name: row.get(name) for name in names} for row in rows], "10 seeds each")
+    print_rows(console, [{name: getattr(row, name) for name in names} for row in rows], "10 seeds each")
     print_rows(console, verdicts(rows), "goals; the worst card of each")
 
 
