@@ -30,8 +30,9 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="lensmith",
-    help="Automated interpretability research: methods are judged by how much better, and "
-    "how much cheaper, an agent solves verifiable tasks with them.\n\nExample: lensmith run && lensmith leaderboard",
+    help="Automated interpretability research: methods are judged by how much better, "
+    "and how much cheaper, an agent solves verifiable tasks with them."
+    "\n\nExample: lensmith run && lensmith leaderboard",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,23 +1,13 @@
 """What `lensmith score` needs is made when it is not there: targets, tasks, baseline, dictionaries; nothing else."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from stages.base import paths
 
-__all__ = ["make_what_score_needs", "score_outputs"]
+__all__ = ["make_what_score_needs"]
 
 ABOUT = "about two minutes on two cores, once"
 """Measured from an empty checkout."""
-
-
-def score_outputs() -> tuple[Path, ...]:
-    """What a method can be asked with: the baseline arm of every task, and the dictionaries it may look into."""
-    from stages.base.params import load
-    from stages.interpretation.settings import Config
-
-    targets = load("interpretation", Config).targets
-    return (paths.execution_dir("baseline"), *(paths.dictionaries_dir(target) for target in targets))
 
 
 def make_what_score_needs(progress: Callable[[str], None] = print) -> None:
@@ -27,6 +17,8 @@ def make_what_score_needs(progress: Callable[[str], None] = print) -> None:
         UserError: a node failed by the user's mistake, or somebody else is at work here.
         StageFailed: a node failed by ours.
     """
+    from stages.scoring.needs import score_outputs
+
     outputs = score_outputs()
     missing = [path for path in outputs if not path.exists()]
     if not missing:

@@ -81,7 +81,7 @@ def cards(
     if as_json:
         print_json(rows)
         return
-    print_rows(console, rows)
+    print_rows(console, [row.facts() for row in rows])
     for row in rows:
         for message in row.validity:
             console.print(f"{row.card}: {message}", highlight=False, markup=False)

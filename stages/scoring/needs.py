@@ -1,0 +1,15 @@
+"""What must be on disk before a method can be scored."""
+
+from pathlib import Path
+
+from stages.base import paths
+from stages.base.params import load
+from stages.interpretation.settings import Config
+
+__all__ = ["score_outputs"]
+
+
+def score_outputs() -> tuple[Path, ...]:
+    """The baseline arm of every task, and the dictionaries that a method may look into."""
+    targets = load("interpretation", Config).targets
+    return (paths.execution_dir("baseline"), *(paths.dictionaries_dir(target) for target in targets))
