@@ -139,7 +139,6 @@ def score(
         MethodError: the method does not import, or its ``interpret`` fails.
     """
     from flows.needed import make_what_score_needs
-
     from stages.scoring.score import score_method
 
     make_what_score_needs(progress)
