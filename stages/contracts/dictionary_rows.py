@@ -304,8 +304,10 @@ class Galleries(Record):
 
 
 Dictionaries = tuple[DictionaryRow, ...]
-DICTIONARY_METRICS = ResultFile("metrics", Dictionaries, "dictionaries", "metrics of the kept dictionaries of a target")
-SWEEP_METRICS = ResultFile("metrics", Dictionaries, "sweep", "metrics of the swept dictionaries of a target")
+DICTIONARY_METRICS = ResultFile(
+    "dictionary_metrics", Dictionaries, "dictionaries", "metrics of the kept dictionaries of a target"
+)
+SWEEP_METRICS = ResultFile("sweep_metrics", Dictionaries, "sweep", "metrics of the swept dictionaries of a target")
 GALLERY = ResultFile("gallery", Galleries, "dictionaries", "top images of the latents", indent=None)
 DOWNSTREAM = ResultFile(
     "downstream", tuple[DownstreamRow, ...], "downstream", "rewards of methods built on dictionaries"

@@ -48,7 +48,7 @@ def test_every_command_is_there_with_an_example() -> None:
         (["run", "--jobs", "0"], "--jobs"),
         (["run", "--jobs", "two"], "--jobs"),
         (["leaderboard", "--split", "both"], "use validation, test or train"),
-        (["leaderboard", "--split", "test"], "no row of split 'test'"),
+        (["leaderboard", "--split", "test"], "test.json is missing"),
         (["score"], "METHOD"),
         (["score", "nowhere.py"], "is not a file"),
         (["nightly"], "--once"),

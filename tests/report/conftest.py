@@ -1,11 +1,53 @@
-"""Result files as a run leaves them, from a seeded generator: the shapes of the real ones, none of their numbers."""
+"""Result files as a run leaves them, from a seeded generator: rows of the real models, none of the real numbers."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+
+from stages.contracts.circuit_rows import (
+    CIRCUITS,
+    DRAWINGS,
+    CircuitDrawing,
+    CircuitRow,
+    Drawings,
+    DrawnEdge,
+    DrawnNode,
+)
+from stages.contracts.dictionary_rows import (
+    DICTIONARIES,
+    GALLERY,
+    PROXIES,
+    Ablated,
+    DictionaryRow,
+    Galleries,
+    Gallery,
+    Latent,
+    Pages,
+    ProxyRow,
+)
+from stages.contracts.journal import CAMPAIGN, BuiltIn, CampaignSummary, Incumbent, Iteration, Opening
+from stages.contracts.record import Estimate
+from stages.contracts.reward_rows import (
+    CONTROLS,
+    FRESH,
+    LEADERBOARD,
+    PER_TASK,
+    SENSITIVITY,
+    TEST,
+    TEST_PER_TASK,
+    TRAIN,
+    BudgetRow,
+    ControlRow,
+    FreshRow,
+    LeaderboardRow,
+    RankRow,
+    RewardSettings,
+    SensitivityTable,
+    TaskRow,
+    TauRow,
+    TestRow,
+)
 
 METHODS = ("attention", "gradient", "logit_lens", "nothing", "pca", "random_features", "raw_activations", "sae")
 WORTH = {"attention": 0.09, "gradient": 0.13, "sae": 0.07, "pca": 0.05, "raw_activations": 0.04, "logit_lens": -0.01}
@@ -34,7 +76,7 @@ def _verdict(low: float, high: float, mean: float) -> str:
     return "better" if low > 0 and mean > FLOOR else "worse" if high < 0 and mean < -FLOOR else "not distinguishable"
 
 
-def per_task(rng: np.random.Generator) -> list[dict[str, Any]]:
+def per_task(rng: np.random.Generator) -> list[TaskRow]:
     rows = []
     for method in METHODS:
         for split, family, target, base in TASKS:
@@ -51,64 +93,61 @@ def per_task(rng: np.random.Generator) -> list[dict[str, Any]]:
             half, reward = rng.uniform(0.02, 0.05), gain + 0.1 * (1 - ratio) * (gain > -0.02)
             half = half if status == "ok" else 0.0
             by_budget = [
-                {
-                    "budget": budget, "flops_budget": 1.3e6 * scale, "baseline_score": base * depth,
-                    "baseline_low": base * depth - 0.03, "baseline_high": base * depth + 0.03,
-                    "assisted_score": base * depth + gain, "assisted_low": base * depth + gain - half,
-                    "assisted_high": base * depth + gain + half, "placebo_score": base * depth,
-                    "placebo_low": base * depth - 0.02, "placebo_high": base * depth + 0.02,
-                    "flops_baseline": 1.1e6 * scale, "flops_assisted": 1.1e6 * scale * ratio,
-                    "flops_placebo": 1.1e6 * scale, "effort_baseline": 1.0, "effort_assisted": 0.0, "used_answer": 1.0,
-                }
+                BudgetRow(
+                    budget=budget, flops_budget=1.3e6 * scale, baseline_score=base * depth,
+                    baseline_low=base * depth - 0.03, baseline_high=base * depth + 0.03,
+                    assisted_score=base * depth + gain, assisted_low=base * depth + gain - half,
+                    assisted_high=base * depth + gain + half, placebo_score=base * depth,
+                    placebo_low=base * depth - 0.02, placebo_high=base * depth + 0.02,
+                    flops_baseline=1.1e6 * scale, flops_assisted=1.1e6 * scale * ratio, flops_placebo=1.1e6 * scale,
+                    effort_baseline=1.0, effort_assisted=0.0, effort_placebo=1.0, used_answer=1.0,
+                )
                 for budget, scale, depth in (("tight", 1.0, 0.6), ("medium", 5.0, 0.85), ("ample", 24.0, 1.0))
             ]  # fmt: skip
             rows.append(
-                {
-                    "method": method, "family": family, "target": target, "split": split, "status": status,
-                    "reason": reason, "n_instances": 240, "n_seeds": 3, "flops_baseline": 4.2e6 * base,
-                    "flops_assisted": 4.2e6 * base * ratio, "flops_placebo": 4.2e6 * base * 1.02,
-                    "flops_answer_target": 1.1e6, "flops_answer_own": 3.1e4, "flop_ratio": round(ratio, 6),
-                    "used_answer": 1.0 if gain > 0.02 else 0.333333, "effort_baseline": 2.0, "effort_assisted": 1.0,
-                    "noise_floor": FLOOR, "by_budget": by_budget,
-                    "verdict": _verdict(reward - half, reward + half, reward),
-                }
-                | _around(base, 0.03, "baseline_score") | _around(base + gain, half, "assisted_score")
-                | _around(base + rng.normal(0, 0.004) * (status == "ok"), half * 0.8, "placebo_score")
-                | _around(gain, half, "gain") | _around(reward, half, "reward")
-                | _around(rng.normal(-0.003, 0.003) * (status == "ok"), half * 0.5, "placebo_reward")
+                TaskRow(
+                    method=method, family=family, target=target, split=split, status=status, reason=reason,
+                    n_instances=240, n_seeds=3, flops_baseline=4.2e6 * base, flops_assisted=4.2e6 * base * ratio,
+                    flops_placebo=4.2e6 * base * 1.02, flops_answer_target=1.1e6, flops_answer_own=3.1e4,
+                    flop_ratio=round(ratio, 6), used_answer=1.0 if gain > 0.02 else 0.333333, effort_baseline=2.0,
+                    effort_assisted=1.0, noise_floor=FLOOR, by_budget=by_budget,
+                    verdict=_verdict(reward - half, reward + half, reward),
+                    **_around(base, 0.03, "baseline_score"), **_around(base + gain, half, "assisted_score"),
+                    **_around(base + rng.normal(0, 0.004) * (status == "ok"), half * 0.8, "placebo_score"),
+                    **_around(gain, half, "gain"), **_around(reward, half, "reward"),
+                    **_around(rng.normal(-0.003, 0.003) * (status == "ok"), half * 0.5, "placebo_reward"),
+                )
             )  # fmt: skip
     return rows
 
 
-def board(rows: list[dict[str, Any]], split: str, label: str = "") -> list[dict[str, Any]]:
+def board(rows: list[TaskRow], split: str, label: str = "") -> list[LeaderboardRow]:
     out = []
     for method in METHODS:
-        mine = [row for row in rows if row["method"] == method and row["split"] == split]
-        mean = float(np.mean([row["reward_mean"] for row in mine]))
-        gain = float(np.mean([row["gain_mean"] for row in mine]))
+        mine = [row for row in rows if row.method == method and row.split == split]
+        mean = float(np.mean([row.reward_mean for row in mine]))
+        gain = float(np.mean([row.gain_mean for row in mine]))
         half = 0.0 if method == "nothing" else 0.028
-        worst = min(mine, key=lambda row: row["reward_mean"])
+        worst = min(mine, key=lambda row: row.reward_mean)
+        failed = sum(row.status == "failed" for row in mine)
         out.append(
-            {
-                "method": method, "split": label or split, "reward_mean": round(mean, 6),
-                "reward_low": round(mean - half, 6), "reward_high": round(mean + half, 6),
-                "performance_gain": round(gain, 6), "performance_gain_low": round(gain - half, 6),
-                "performance_gain_high": round(gain + half, 6),
-                "flop_ratio": round(float(np.exp(np.mean([np.log(row["flop_ratio"]) for row in mine]))), 6),
-                "placebo_reward": round(float(np.mean([row["placebo_reward_mean"] for row in mine])), 6),
-                "placebo_low": -0.011 if half else 0.0, "placebo_high": 0.006 if half else 0.0, "noise_floor": FLOOR,
-                "worst_task": f"{worst['family']}.{worst['target']}", "worst_task_reward": worst["reward_mean"],
-                "n_tasks": len(mine), "n_seeds": 3, "n_instances": 240 * len(mine),
-                "n_declined": sum(row["status"] == "declined" for row in mine),
-                "n_failed": sum(row["status"] == "failed" for row in mine),
-                "status": "failed" if any(row["status"] == "failed" for row in mine) else "ok",
-                "verdict": _verdict(mean - half, mean + half, mean),
-            }
+            LeaderboardRow(
+                method=method, split=label or split, reward_mean=round(mean, 6), reward_low=round(mean - half, 6),
+                reward_high=round(mean + half, 6), performance_gain=round(gain, 6),
+                performance_gain_low=round(gain - half, 6), performance_gain_high=round(gain + half, 6),
+                flop_ratio=round(float(np.exp(np.mean([np.log(row.flop_ratio) for row in mine]))), 6),
+                placebo_reward=round(float(np.mean([row.placebo_reward_mean for row in mine])), 6),
+                placebo_low=-0.011 if half else 0.0, placebo_high=0.006 if half else 0.0, noise_floor=FLOOR,
+                worst_task=worst.task, worst_task_reward=worst.reward_mean, n_tasks=len(mine), n_seeds=3,
+                n_instances=240 * len(mine), n_declined=sum(row.status == "declined" for row in mine),
+                n_failed=failed, status="failed" if failed else "ok",
+                verdict=_verdict(mean - half, mean + half, mean),
+            )
         )  # fmt: skip
-    return sorted(out, key=lambda row: (-row["reward_mean"], row["method"]))
+    return sorted(out, key=lambda row: (-row.reward_mean, row.method))
 
 
-def campaign(best: dict[str, Any]) -> dict[str, Any]:
+def campaign(best: LeaderboardRow) -> CampaignSummary:
     rng = np.random.default_rng(3)
     iterations, top, incumbent = [], 0.0, None
     for i in range(16):
@@ -116,60 +155,61 @@ def campaign(best: dict[str, Any]) -> dict[str, Any]:
         value = round(float(0.03 + 0.009 * i + rng.normal(0, 0.03)), 2)
         accepted = status == "ok" and value > top
         top = value if accepted else top
-        spec = {"representation": "sae", "architecture": "topk", "hook_points": ["blocks.1.hook_resid_post"], "k": 8}
-        one = {
-            "iteration": i, "name": f"search-{i:03d}", "spec": spec, "status": status,
-            "reason": {4: "MethodError: 12.0% of its values are NaN", 9: "the target was never called"}.get(i, ""),
-            "train_reward": round(value + 0.03, 6), "validation_reward": value, "validation_low": value - 0.04,
-            "validation_high": value + 0.04, "accepted": accepted, "best_so_far": top,
-            "flop_ratio": round(float(rng.uniform(0.2, 1.1)), 6), "interpret_bytes": 66_000 + 1000 * i,
-        }  # fmt: skip
-        if status != "ok":
-            one |= {"train_reward": None, "validation_reward": None, "validation_low": None, "validation_high": None}
+        spec = {"representation": "sae", "dictionary": {"architecture": "topk", "k": 8}, "gradient": False}
+        known = status == "ok"
+        one = Iteration(
+            iteration=i, name=f"search-{i:03d}", spec=spec, status=status,
+            reason={4: "MethodError: 12.0% of its values are NaN", 9: "the target was never called"}.get(i, ""),
+            train_reward=round(value + 0.03, 6) if known else None, validation_reward=value if known else None,
+            validation_low=value - 0.04 if known else None, validation_high=value + 0.04 if known else None,
+            accepted=accepted, best_so_far=top, flop_ratio=round(float(rng.uniform(0.2, 1.1)), 6),
+            interpret_bytes=66_000 + 1000 * i,
+        )  # fmt: skip
         iterations.append(one)
         if accepted:
-            incumbent = {"name": one["name"], "spec": spec, "iteration": i, "validation_reward": value}
-    return {
-        "campaign": "search-0", "researcher": "search", "seed": 0, "iterations": iterations, "incumbent": incumbent,
-        "best_built_in": {"method": best["method"], "reward_mean": best["reward_mean"]},
-        "openings": [{"campaign": "search-0", "methods": [*METHODS, incumbent["name"] if incumbent else ""]}],
-    }  # fmt: skip
+            incumbent = Incumbent(name=one.name, spec=spec, iteration=i, validation_reward=value, accepted=True)
+    assert incumbent is not None
+    return CampaignSummary(
+        campaign="search-0", researcher="search", seed=0, iterations=iterations, incumbent=incumbent,
+        best_built_in=BuiltIn(method=best.method, reward_mean=best.reward_mean),
+        openings=[Opening(campaign="search-0", methods=[*METHODS, incumbent.name])],
+    )  # fmt: skip
 
 
-def sensitivity(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def sensitivity(rows: list[LeaderboardRow]) -> SensitivityTable:
     rng = np.random.default_rng(4)
-    out: list[dict[str, Any]] = []
+    out: list[RankRow] = []
     taus = []
     for form in ("linear", "log", "polynomial"):
         for weight in (0.0, 0.03, 0.1, 0.3, 1.0):
-            means = {row["method"]: row["reward_mean"] + rng.normal(0, 0.03 * weight) for row in rows}
+            means = {row.method: row.reward_mean + rng.normal(0, 0.03 * weight) for row in rows}
             order = sorted(means, key=lambda method: (-means[method], method))
-            taus.append({"form": form, "flop_weight": weight, "kendall_tau": round(1 - 0.3 * weight, 6)})
+            taus.append(TauRow(form=form, flop_weight=weight, kendall_tau=round(1 - 0.3 * weight, 6)))
             out += [
-                {"form": form, "flop_weight": weight, "method": m, "reward_mean": means[m], "rank": i + 1}
+                RankRow(form=form, flop_weight=weight, method=m, reward_mean=means[m], rank=i + 1)
                 for i, m in enumerate(order)
             ]
-    return {"default": {"form": "linear", "flop_weight": 0.1}, "rows": out, "kendall_tau": taus}
+    return SensitivityTable(default=RewardSettings(form="linear", flop_weight=0.1), rows=out, kendall_tau=taus)
 
 
-def controls() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {"control": "oracle", "expected": "score >= 0.9 on every task", "value": 0.985, "passed": True,
-         "detail": "lowest on noise_flip.digits_mlp"},
-        {"control": "constant predictor", "expected": "score 0 on every task", "value": 0.0, "passed": True},
-        {"control": "nothing", "expected": "reward 0", "value": 0.0, "passed": True},
-        {"control": "random_features", "expected": "not better than nothing", "value": -0.004, "passed": True,
-         "low": -0.02, "high": 0.011},
+def controls() -> list[ControlRow]:
+    rows = [
+        ControlRow(control="oracle", expected="score >= 0.9 on every task", value=0.985, passed=True,
+                   detail="lowest on noise_flip.digits_mlp"),
+        ControlRow(control="constant predictor", expected="score 0 on every task", value=0.0, passed=True),
+        ControlRow(control="nothing", expected="reward 0", value=0.0, passed=True),
+        ControlRow(control="random_features", expected="not better than nothing", value=-0.004, passed=True,
+                   low=-0.02, high=0.011),
     ]  # fmt: skip
     return rows + [
-        {"control": f"placebo of {m}", "expected": "reward not above 0", "value": -0.002, "passed": m != "pca",
-         "low": -0.012, "high": 0.006}
+        ControlRow(control=f"placebo of {m}", expected="reward not above 0", value=-0.002, passed=m != "pca",
+                   low=-0.012, high=0.006)
         for m in METHODS
     ]  # fmt: skip
 
 
-def _metric(value: float, half: float, null: float | None) -> dict[str, float | None]:
-    return {"value": round(value, 6), "low": round(value - half, 6), "high": round(value + half, 6), "null": null}
+def _metric(value: float, half: float, null: float | None) -> Estimate:
+    return Estimate(value=round(value, 6), low=round(value - half, 6), high=round(value + half, 6), null=null)
 
 
 HOOKS = (
@@ -185,7 +225,32 @@ SHAPES = {
 SPARSITIES = (4.0, 8.0, 16.0)
 
 
-def dictionaries(rng: np.random.Generator) -> list[dict[str, Any]]:
+OTHERS = (
+    "reconstruction_bias", "l2_ratio", "max_cosine", "description_length", "description_length_codes",
+    "description_length_raw", "loss_clean", "loss_spliced", "loss_ablated", "kl_recovered", "accuracy_drop",
+    "top1_agreement", "monosemanticity_shuffled", "class_purity_shuffled", "class_entropy", "class_entropy_shuffled",
+    "probe_2_sparse", "splitting", "absorption", "absorption_full",
+)  # fmt: skip
+"""Metrics that the report does not show."""
+
+
+def dictionary(architecture: str = "topk", sparsity: float = 8.0, seed: int = 0, **values: object) -> DictionaryRow:
+    """One dictionary; ``values`` replace what its metrics and facts are by default."""
+    plain = {
+        "target": "digits_mlp", "hook_point": "layers.0.hook_post", "n_latents": 64, "architecture": architecture,
+        "sparsity": sparsity, "seed": seed, "n_validation_rows": 8500, "n_validation_examples": 500,
+        "density_histogram": (0, 1, 5, 40, 18, 0), "loss_recovered_small_denominator": False, "ablation": "zero",
+        "n_images": 450, "n_monosemanticity_latents": 60, "l0": _metric(sparsity, 0.15, 8.0),
+        "explained_variance": _metric(0.8, 0.012, 0.31), "dead_ratio": _metric(0.06, 0.02, 0.01),
+        "loss_recovered": _metric(0.9, 0.01, 0.4), "probe_full": _metric(0.94, 0.02, 0.7),
+        "monosemanticity": _metric(0.51, 0.03, 0.2), "class_purity": _metric(0.62, 0.03, 0.14),
+        "probe_1_sparse": _metric(0.78, 0.02, 0.55), "probe_5_sparse": _metric(0.86, 0.02, 0.55),
+        "probe_raw": Estimate(value=0.95),
+    }  # fmt: skip
+    return DictionaryRow(**dict.fromkeys(OTHERS, _metric(0.5, 0.1, 0.2)) | plain | values)
+
+
+def dictionaries(rng: np.random.Generator) -> list[DictionaryRow]:
     """Every architecture at three sparsities; trained ones with three seeds, baselines with one."""
     rows = []
     for target, hook, n_latents in HOOKS:
@@ -196,26 +261,18 @@ def dictionaries(rng: np.random.Generator) -> list[dict[str, Any]]:
                     null = None if architecture == "random" else 0.31
                     v = 1 - (1 - variance) * (8 / sparsity) ** 0.7 + rng.normal(0, 0.01)
                     rows.append(
-                        {
-                            "target": target, "hook_point": hook, "n_latents": n_latents, "architecture": architecture,
-                            "sparsity": sparsity, "seed": seed, "n_validation_rows": 8500,
-                            "n_validation_examples": 500,
-                            "l0": _metric(l0 * sparsity / 8 + rng.normal(0, 0.2), 0.15, null and 8.0),
-                            "explained_variance": _metric(v, 0.012, null),
-                            "dead_ratio": _metric(0.06, 0.02, null and 0.01),
-                            "loss_recovered": _metric(0.97 - 0.3 * (1 - v), 0.01, null and 0.4),
-                            "probe_full": _metric(0.94, 0.02, null and 0.7),
-                            "monosemanticity": _metric(0.51, 0.03, 0.2), "class_purity": _metric(0.62, 0.03, 0.14),
-                            "probe_1_sparse": _metric(0.78, 0.02, null and 0.55),
-                            "probe_5_sparse": _metric(0.7 + 0.2 * v + rng.normal(0, 0.01), 0.02, null and 0.55),
-                            "probe_raw": {"value": 0.95, "low": None, "high": None, "null": None},
-                            "loss_recovered_small_denominator": False, "ablation": "zero", "n_images": 450,
-                        }
+                        dictionary(
+                            architecture, sparsity, seed, target=target, hook_point=hook, n_latents=n_latents,
+                            l0=_metric(l0 * sparsity / 8 + rng.normal(0, 0.2), 0.15, null and 8.0),
+                            explained_variance=_metric(v, 0.012, null),
+                            loss_recovered=_metric(0.97 - 0.3 * (1 - v), 0.01, null and 0.4),
+                            probe_5_sparse=_metric(0.7 + 0.2 * v + rng.normal(0, 0.01), 0.02, null and 0.55),
+                        )
                     )  # fmt: skip
     return rows
 
 
-def latents(rng: np.random.Generator, n: int, n_latents: int, grid: "tuple[int, int] | None") -> dict[str, Any]:
+def latents(rng: np.random.Generator, n: int, n_latents: int, grid: "tuple[int, int] | None") -> Pages:
     """A gallery of n of n_latents latents over real digits, so that the page is looked at as it will be."""
     from sklearn.datasets import load_digits
 
@@ -235,107 +292,119 @@ def latents(rng: np.random.Generator, n: int, n_latents: int, grid: "tuple[int, 
         others = rng.choice(numbers, min(6, n), replace=False)
         purity = float(counts[:, digit].sum() / counts.sum())
         pages.append(
-            {
-                "latent": number, "class": digit, "n_images": int(rng.integers(1, 200)),
-                "selectivity": round(0.92 * (1 - i / n), 4), "purity": round(purity, 4), "entropy": 1.204,
-                "density": float(f"{10 ** rng.uniform(-3.5, -0.5):.4g}"),
-                "monosemanticity": None if i == 1 else round(float(rng.uniform(0.1, 0.8)), 4),
-                "max_cosine": 0.41, "mean_activation": float(f"{largest / 3:.4g}"),
-                "max_activation": float(f"{largest:.4g}"),
-                "class_histogram": counts.sum(0).tolist(), "histogram": counts.tolist(),
-                "images": [images.setdefault(one, len(images)) for one in shown],
-                "activations": [float(f"{v:.4g}") for v in np.linspace(largest, largest / 2, n_top)],
-                "classes": [digit] * n_top, "positions": rng.integers(0, positions, n_top).tolist(),
-                "examples": chosen.tolist(),
-                "heat": rng.integers(0, 101, (n_top, positions)).tolist() if grid else None,
-                "neighbours": [[int(k), 0.4 - 0.05 * j] for j, k in enumerate(others[others != number][:5])],
-                "logit_effect": [float(f"{v:.4g}") for v in rng.normal(0, 0.4, 10) + 1.5 * (np.arange(10) == digit)],
-                "ablation": {
-                    "logits": [float(f"{v:.4g}") for v in rng.normal(0, 0.05, 10) - 0.3 * (np.arange(10) == digit)],
-                    "loss": float(f"{rng.normal(0.02, 0.03):.4g}"), "changed": 0.125, "n": 8,
-                },
-            }
+            Latent(
+                latent=number, class_=digit, n_images=int(rng.integers(1, 200)),
+                selectivity=round(0.92 * (1 - i / n), 4), purity=round(purity, 4), entropy=1.204,
+                density=float(f"{10 ** rng.uniform(-3.5, -0.5):.4g}"),
+                monosemanticity=None if i == 1 else round(float(rng.uniform(0.1, 0.8)), 4),
+                max_cosine=0.41, mean_activation=float(f"{largest / 3:.4g}"), max_activation=float(f"{largest:.4g}"),
+                class_histogram=counts.sum(0).tolist(), histogram=counts.tolist(),
+                images=[images.setdefault(one, len(images)) for one in shown],
+                activations=[float(f"{v:.4g}") for v in np.linspace(largest, largest / 2, n_top)],
+                classes=[digit] * n_top, positions=rng.integers(0, positions, n_top).tolist(),
+                examples=chosen.tolist(), heat=rng.integers(0, 101, (n_top, positions)).tolist() if grid else None,
+                neighbours=[(int(k), 0.4 - 0.05 * j) for j, k in enumerate(others[others != number][:5])],
+                logit_effect=[float(f"{v:.4g}") for v in rng.normal(0, 0.4, 10) + 1.5 * (np.arange(10) == digit)],
+                ablation=Ablated(
+                    logits=[float(f"{v:.4g}") for v in rng.normal(0, 0.05, 10) - 0.3 * (np.arange(10) == digit)],
+                    loss=float(f"{rng.normal(0.02, 0.03):.4g}"), changed=0.125, n=8,
+                ),
+            )
         )  # fmt: skip
-    return {"images": list(images), "grid": grid, "n_rows": 8500, "n_examples": 500, "n_live": n, "latents": pages}
+    return Pages(images=list(images), grid=grid, n_rows=8500, n_examples=500, n_live=n, latents=pages)
 
 
-def gallery(target: str) -> dict[str, Any]:
+def gallery_of(
+    pages: Pages, target: str = "t", hook_point: str = "h", architecture: str = "topk", sparsity: float = 8.0,
+    n_latents: int = 64,
+) -> Gallery:  # fmt: skip
+    return Gallery(
+        target=target, hook_point=hook_point, architecture=architecture, sparsity=sparsity, n_latents=n_latents,
+        seed=0, **dict(pages),
+    )  # fmt: skip
+
+
+def gallery(target: str) -> Galleries:
     rng = np.random.default_rng(len(target))
     grid = (1, 17) if target == "digits_few_shot" else None
-    return {
-        "target": target,
-        "dictionaries": [
-            {"target": target, "hook_point": hook, "architecture": architecture, "sparsity": 8.0, "seed": 0,
-             "n_latents": n_latents} | latents(rng, 14, n_latents, grid)
+    return Galleries(
+        target=target,
+        dictionaries=[
+            gallery_of(latents(rng, 14, n_latents, grid), target, hook, architecture, n_latents=n_latents)
             for name, hook, n_latents in HOOKS
             if name == target
             for architecture in ("standard", "topk", "batchtopk")
         ],
-    }  # fmt: skip
+    )
 
 
-def proxies() -> list[dict[str, Any]]:
+def proxies() -> list[ProxyRow]:
     rng = np.random.default_rng(5)
     names = ("explained_variance", "l0", "loss_recovered", "monosemanticity", "probe_5_sparse", "class_purity")
     rows = []
     for name, value in zip(names, (0.44, -0.61, 0.3, 0.05, 0.72, None), strict=True):
-        row: dict[str, Any] = {"metric": name, "n": 36, "target": "digits_mlp"}
+        found = {}
         for kind, scale in (("spearman", 1.0), ("partial_l0", 0.6), ("partial_compute", 0.8)):
             of = None if value is None else value * scale + rng.normal(0, 0.02)
-            empty = {"value": None, "low": None, "high": None, "null": None}
-            row[kind] = empty if of is None else _metric(of, 0.2, round(float(rng.normal(0, 0.05)), 6))
-        rows.append(row)
+            found[kind] = Estimate.of(np.nan) if of is None else _metric(of, 0.2, round(float(rng.normal(0, 0.05)), 6))
+        rows.append(ProxyRow(metric=name, n=36, n_groups=12, target="digits_mlp", **found))
     return rows
 
 
-def fresh() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {"method": "nothing", "task": "all", "split": "all", "n_tasks": 0, "outcome": "declined"}
-    ]
+def fresh() -> list[FreshRow]:
+    rows = [FreshRow(method="nothing", task="all", split="all", n_tasks=0, outcome="declined")]
     for method, gap, low, high in (("gradient", 0.01, -0.03, 0.05), ("memorises", 0.3, 0.21, 0.4)):
         for task in ("all", "noise_flip.digits_mlp"):
             rows.append(
-                {"method": method, "task": task, "split": "train", "outcome": "ok", "old": 0.5, "fresh": 0.5 - gap,
-                 "gap": gap, "gap_low": low, "gap_high": high, "n_old": 120, "n_fresh": 40}
+                FreshRow(method=method, task=task, split="train", outcome="ok", old=0.5, fresh=0.5 - gap, gap=gap,
+                         gap_low=low, gap_high=high, n_old=120, n_fresh=40)
             )  # fmt: skip
     return rows
 
 
-def circuits() -> list[dict[str, Any]]:
+def circuits() -> list[CircuitRow]:
     return [
-        {"card": card, "ablation": "resample", "length": 8, "method": method, "seeds": [0, 1, 2],
-         "exact_recovery": 1.0 if method == "acdc" else 0.333333, "edge_auc": 0.99, "seconds_per_seed": 1.25,
-         "forwards": 1200, "backwards": 0 if method == "acdc" else 24}
-        for card in ("induction", "modular_sum")
-        for method in ("acdc", "eap", "eap_ig")
+        CircuitRow(
+            card=card, subject=card.partition("-")[0], ablation="zero", length=length, method=method, seeds=10,
+            n_edges=94, truth_edges=11, truth_agrees=True, told_size=method != "acdc",
+            exact_recovery=1.0 if method == "acdc" else 0.3, exact_before_polish=None, edge_auc=0.99, node_auc=0.98,
+            precision_at_size=0.9, precision=0.9, recall=0.9, size=11.0, cpr=0.9, cmd=0.1, iou_of_seeds=0.8,
+            forwards=1200.0, backwards=0.0 if method == "acdc" else 24.0,
+        )
+        for card, length in (("reverse-3-zero", 3), ("planted_mlp-zero", None))
+        for method in ("acdc", "eap", "eap-ig")
     ]  # fmt: skip
 
 
-def drawing(n_edges: int, known: bool = True) -> dict[str, Any]:
+def drawing(n_edges: int, known: bool = True) -> CircuitDrawing:
     """A two-layer transformer with four heads; as many of its edges as asked for, with scores."""
     rng = np.random.default_rng(7)
-    nodes = [{"name": "embed", "layer": 0, "slot": 0}, {"name": "pos", "layer": 0, "slot": 1}]
+    nodes = [DrawnNode(name="embed", layer=0, slot=0), DrawnNode(name="pos", layer=0, slot=1)]
     for layer in (0, 1):
-        nodes += [{"name": f"a{layer}.{head}", "layer": 2 * layer + 1, "slot": head} for head in range(4)]
-        nodes.append({"name": f"m{layer}", "layer": 2 * layer + 2, "slot": 0})
-    nodes.append({"name": "out", "layer": 5, "slot": 0})
+        nodes += [DrawnNode(name=f"a{layer}.{head}", layer=2 * layer + 1, slot=head) for head in range(4)]
+        nodes.append(DrawnNode(name=f"m{layer}", layer=2 * layer + 2, slot=0))
+    nodes.append(DrawnNode(name="out", layer=5, slot=0))
     every = [
-        (source["name"], f"{node['name']}.{port}" if port else node["name"])
+        (source.name, f"{node.name}.{port}" if port else node.name)
         for node in nodes
         for source in nodes
-        if source["layer"] < node["layer"]
-        for port in (("q", "k", "v") if str(node["name"]).startswith("a") else ("",))
+        if source.layer < node.layer
+        for port in (("q", "k", "v") if node.name.startswith("a") else ("",))
     ]
     edges = []
     for i in sorted(rng.choice(len(every), n_edges, replace=False).tolist()):
         truth, chosen = bool(rng.random() < 0.2), bool(rng.random() < 0.2)
         edges.append(
-            {"source": every[i][0], "reader": every[i][1], "in_circuit": chosen or (truth and i % 3 > 0),
-             "in_truth": truth if known else None,
-             "score": round(float(rng.exponential(0.2) + truth) * (-1) ** i, 6)}
-        )  # fmt: skip
+            DrawnEdge(
+                source=every[i][0],
+                reader=every[i][1],
+                in_circuit=chosen or (truth and i % 3 > 0),
+                in_truth=truth if known else None,
+                score=round(float(rng.exponential(0.2) + truth) * (-1) ** i, 6),
+            )
+        )
     title = f"acdc on induction, {n_edges} edges"
-    return {"title": title, "nodes": nodes, "edges": edges, "note": "Threshold 0.01."}
+    return CircuitDrawing(title=title, nodes=nodes, edges=edges, note="Threshold 0.01.")
 
 
 def write_results(root: Path) -> None:
@@ -343,29 +412,26 @@ def write_results(root: Path) -> None:
     rng = np.random.default_rng(0)
     tasks = per_task(rng)
     leaderboard = board(tasks, "validation")
-    test = [row | {"opening": 1} for row in board(tasks, "train", "test")]
     result = campaign(leaderboard[0])
-    name = result["incumbent"]["name"]
-    test_tasks = [row | {"split": "test"} for row in tasks if row["family"] == "noise_flip"]
-    oracle = dict(test[0]) | {"method": "oracle", "reward_mean": 0.62, "reward_low": 0.55, "reward_high": 0.7}
-    found = dict(test[0]) | {"method": name, "reward_mean": 0.171, "reward_low": 0.13, "reward_high": 0.21}
-    files = {
-        "leaderboard": leaderboard, "train": board(tasks, "train"), "per_task": tasks, "controls": controls(),
-        "sensitivity": sensitivity(leaderboard), "campaign": result, "test_per_task": test_tasks,
-        "test": [row | {"found": row is found} for row in (found, oracle, *test)],
-        "dictionaries": dictionaries(rng), "proxies": proxies(), "circuits": circuits(),
-        "fresh": fresh(),
-    }  # fmt: skip
-    (root / "metrics").mkdir(parents=True)
-    for name, value in files.items():
-        (root / "metrics" / f"{name}.json").write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
+    assert result.incumbent is not None
+    test = [TestRow(**dict(row), opening=1, found=False) for row in board(tasks, "train", "test")]
+    oracle = {"method": "oracle", "reward_mean": 0.62, "reward_low": 0.55, "reward_high": 0.7}
+    found = {"method": result.incumbent.name, "reward_mean": 0.171, "reward_low": 0.13, "reward_high": 0.21}
+    test = [test[0].model_copy(update=found | {"found": True}), test[0].model_copy(update=oracle), *test]
+    test_tasks = [row.model_copy(update={"split": "test"}) for row in tasks if row.family == "noise_flip"]
+    folder = root / "metrics"
+    for file, value in (
+        (LEADERBOARD, leaderboard), (TRAIN, board(tasks, "train")), (PER_TASK, tasks), (CONTROLS, controls()),
+        (TEST, test), (TEST_PER_TASK, test_tasks), (DICTIONARIES, dictionaries(rng)), (PROXIES, proxies()),
+        (CIRCUITS, circuits()), (FRESH, fresh()),
+    ):  # fmt: skip
+        file.save(tuple(value), folder / f"{file.name}.json")
+    SENSITIVITY.save(sensitivity(leaderboard), folder / "sensitivity.json")
+    CAMPAIGN.save(result, folder / "campaign.json")
     for target in ("digits_few_shot", "digits_mlp"):
-        folder = root / "data" / "dictionaries" / target
-        folder.mkdir(parents=True)
-        (folder / "gallery.json").write_text(json.dumps(gallery(target)), encoding="utf-8")
-    drawings = root / "data" / "circuits" / "drawings.json"
-    drawings.parent.mkdir()
-    drawings.write_text(json.dumps({"circuits": [drawing(60), drawing(20, known=False)]}), encoding="utf-8")
+        GALLERY.save(gallery(target), root / "data" / "dictionaries" / target / "gallery.json")
+    drawings = Drawings(circuits=[drawing(60), drawing(20, known=False)])
+    DRAWINGS.save(drawings, root / "data" / "circuits" / "drawings.json")
 
 
 @pytest.fixture

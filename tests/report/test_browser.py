@@ -95,28 +95,28 @@ def test_every_plot_is_drawn_and_the_console_is_clean(report: Path, tmp_path: Pa
     assert console == ""
     results = load_results()
     n = len(results.leaderboard)
-    tasks = {(row["split"], row["family"], row["target"]) for row in [*results.per_task, *results.test_per_task]}
-    last = max(row["opening"] for row in results.test)
+    tasks = {(row.split, row.family, row.target) for row in [*results.per_task, *results.test_per_task]}
+    last = max(row.opening for row in results.test)
     assert page.marks["forest"] == [2 * n]
     assert page.marks["forest-train"] == [2 * len(results.train)]
     assert page.marks["forest-test"] == [
-        2 * sum(row["opening"] == last and row["method"] != "oracle" for row in results.test)
+        2 * sum(row.opening == last and row.method != "oracle" for row in results.test)
     ]
     assert page.marks["task"] == [2 * n] * len(tasks)
     assert page.marks["pareto"] == [n + 1]
-    curves = [row for row in [*results.per_task, *results.test_per_task] if row["status"] == "ok"]
+    curves = [row for row in [*results.per_task, *results.test_per_task] if row.status == "ok"]
     assert len(page.marks["cost"]) == len(tasks)
     assert sum(page.marks["cost"]) == 3 * len(tasks) + 3 * len(curves)
-    assert page.marks["campaign"] == [len(results.campaign["iterations"])]
-    assert page.marks["sensitivity"] == [len(results.sensitivity["rows"])]
-    hooks = sorted({(row["target"], row["hook_point"]) for row in results.dictionaries})
+    assert page.marks["campaign"] == [len(results.campaign.iterations)]
+    assert page.marks["sensitivity"] == [len(results.sensitivity.rows)]
+    hooks = sorted({(row.target, row.hook_point) for row in results.dictionaries})
     for metric in ("explained_variance", "loss_recovered", "probe_5_sparse"):
         assert page.marks[f"dictionary-{metric}"] == [
-            len({(r["architecture"], r["sparsity"]) for r in results.dictionaries if r["hook_point"] == hook})
+            len({(r.architecture, r.sparsity) for r in results.dictionaries if r.hook_point == hook})
             for _, hook in hooks
         ]
     assert "dictionary-reward" not in page.marks
-    assert page.marks["proxies"] == [3 * sum(row["spearman"]["value"] is not None for row in results.proxies)]
+    assert page.marks["proxies"] == [3 * sum(row.spearman.value is not None for row in results.proxies)]
 
 
 def test_on_a_phone_nothing_hangs_over_and_tables_sort(report: Path, tmp_path: Path) -> None:

@@ -1,15 +1,14 @@
 """The explorer of latents in headless Chromium: found, sorted, linked, drawn; 2,000 latents, two widths."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from stages.contracts.dictionary_rows import GALLERY, Galleries, Gallery
 from stages.report.stage import Config, run
-from tests.report.conftest import latents, write_results
+from tests.report.conftest import gallery_of, latents, write_results
 from tests.report.test_browser import opened, pytestmark, report
 
 __all__ = ["pytestmark", "report"]  # a fixture and marks that are shared
@@ -70,15 +69,13 @@ f.onload = async () => {
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Gallery]]:
     """A report with a dictionary of 2,000 latents on a 6 x 6 grid, and that dictionary's gallery."""
     root = tmp_path_factory.mktemp("large")
     write_results(root)
-    about = {"target": "z_conv", "hook_point": "conv.hook_post", "architecture": "topk", "n_latents": 2400, "seed": 0}
-    made = about | latents(np.random.default_rng(0), 2000, 2400, (6, 6))
-    folder = root / "data" / "dictionaries" / "z_conv"
-    folder.mkdir()
-    (folder / "gallery.json").write_text(json.dumps({"target": "z_conv", "dictionaries": [made]}), encoding="utf-8")
+    pages = latents(np.random.default_rng(0), 2000, 2400, (6, 6))
+    made = gallery_of(pages, "z_conv", "conv.hook_post", n_latents=2400)
+    GALLERY.save(Galleries(target="z_conv", dictionaries=[made]), root / "data/dictionaries/z_conv/gallery.json")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENSMITH_ROOT", str(root))
         size = run(Config(n_gallery=2000, max_failures=100))
@@ -88,25 +85,25 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_two_thousand_latents_can_be_sorted_searched_and_linked(
-    large: tuple[Path, dict[str, Any]], width: int, tmp_path: Path
+    large: tuple[Path, Gallery], width: int, tmp_path: Path
 ) -> None:
     report, made = large
-    pages = made["latents"]
+    pages = made.latents
     chosen, wanted = pages[1234], pages[77]
     harness = report.with_name(f"explorer-{width}.html")
-    text = EXPLORER.replace("CHOSEN", f"z_conv/conv.hook_post/topk/{chosen['latent']}").replace("WIDTH", str(width))
-    harness.write_text(text.replace("WANTED", str(wanted["latent"])), encoding="utf-8")
+    text = EXPLORER.replace("CHOSEN", f"z_conv/conv.hook_post/topk/{chosen.latent}").replace("WIDTH", str(width))
+    harness.write_text(text.replace("WANTED", str(wanted.latent)), encoding="utf-8")
     page, console = opened(harness, tmp_path / "profile")
     assert console == ""
     seen = {key.removeprefix("data-"): str(value) for key, value in page.body.items()}
     assert seen["done"] == "yes" and seen["wide"] == ""
-    assert seen["linked"] == f"Latent {chosen['latent']} class {chosen['class']}"
+    assert seen["linked"] == f"Latent {chosen.latent} class {chosen.class_}"
     assert seen["dictionary"] == "z_conv/conv.hook_post/topk"
     assert seen["rows"] == "25" and seen["painted"] == "true"
-    assert int(seen["pictures"]) == int(seen["heat"]) == len(chosen["images"])
-    assert int(seen["bars"]) == sum(n > 0 for counts in chosen["histogram"] for n in counts)
+    assert int(seen["pictures"]) == int(seen["heat"]) == len(chosen.images)
+    assert int(seen["bars"]) == sum(n > 0 for counts in chosen.histogram for n in counts)
     assert int(seen["logits"]) == 20 and int(seen["scores"]) == 11
-    assert int(seen["near"]) == len(chosen["neighbours"])
+    assert int(seen["near"]) == len(chosen.neighbours)
 
     def numbers(text: str) -> list[float]:
         return [float(value.replace("\u2212", "-")) for value in text.split()]
@@ -115,16 +112,16 @@ def test_two_thousand_latents_can_be_sorted_searched_and_linked(
         return float(f"{value:.3f}") if value >= 0.001 else float(f"{value:.1e}")
 
     for key in ("density", "monosemanticity"):
-        best = sorted((one[key] for one in pages if one[key] is not None), reverse=True)[:25]
+        best = sorted((getattr(one, key) for one in pages if getattr(one, key) is not None), reverse=True)[:25]
         assert numbers(seen[f"sort{key}"]) == pytest.approx([shown(value) for value in best], abs=0.0011)
     assert numbers(seen["sortclass"]) == [0.0] * 25
-    ordered = sorted(one["latent"] for one in pages)
+    ordered = sorted(one.latent for one in pages)
     assert numbers(seen["first"]) == ordered[:25] and numbers(seen["second"]) == ordered[25:50]
     assert set(seen["classes"].split()) == {"3"}
-    assert seen["count"] == f"{sum(one['class'] == 3 for one in pages)} of 2,000 found."
+    assert seen["count"] == f"{sum(one.class_ == 3 for one in pages)} of 2,000 found."
     classes, _, densities = seen["both"].partition("|")
     assert set(classes.split()) == {"7"} and max(numbers(densities)) <= 0.05
-    assert seen["exact"] == str(wanted["latent"])
+    assert seen["exact"] == str(wanted.latent)
     assert seen["unknown"].startswith("Not understood: nonsense.")
     assert seen["focused"] == seen["next"] and seen["shown"].startswith(f"Latent {seen['next']} ")
     assert seen["hash"] == f"#latent=z_conv/conv.hook_post/topk/{seen['next']}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.contracts.reward_rows import LeaderboardRow
 from stages.errors import UserError
 from stages.report.comparing import pareto_front
 from stages.report.composing import render
@@ -43,8 +44,8 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
     results = load_results()
     page = render(results)
     for row in results.leaderboard:
-        assert f"{signed(row['reward_mean'])} [{signed(row['reward_low'])}, {signed(row['reward_high'])}]" in page
-        assert f"{row['n_tasks']} tasks, {row['n_seeds']} seeds, {row['n_instances']} instances" in page
+        assert f"{signed(row.reward_mean)} [{signed(row.reward_low)}, {signed(row.reward_high)}]" in page
+        assert f"{row.n_tasks} tasks, {row.n_seeds} seeds, {row.n_instances} instances" in page
     assert results.missing == []
 
 
@@ -60,7 +61,7 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
         ("test", "dvc repro research"),
         ("test_per_task", "dvc repro research"),
         ("fresh", "dvc repro fresh"),
-        ("dictionaries", "dvc repro dictionary_metrics"),
+        ("dictionaries", "dvc repro proxies"),
         ("proxies", "dvc repro proxies"),
         ("circuits", "dvc repro circuits"),
     ],
@@ -70,8 +71,10 @@ def test_a_missing_result_is_named_with_the_command_that_makes_it(
     results_root: Path, name: str, command: str, empty: bool
 ) -> None:
     path = results_root / "metrics" / f"{name}.json"
+    if empty and name in ("sensitivity", "campaign"):
+        pytest.skip("one object, which is never empty")
     if empty:
-        path.write_text("{}" if name in ("sensitivity", "campaign") else "[]", encoding="utf-8")
+        path.write_text("[]", encoding="utf-8")
     else:
         path.unlink()
     results = load_results()
@@ -99,12 +102,14 @@ def test_without_any_result_it_says_what_to_run(tmp_path: Path, monkeypatch: pyt
         load_results()
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "is not JSON"), ("3", "holds int, not list")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "is not JSON"), ("3", "holds int"), ('[{"method": 3}]', "has 0.method = '3'")]
+)
 def test_a_damaged_result_is_an_error_with_the_remedy(results_root: Path, content: str, message: str) -> None:
     (results_root / "metrics" / "leaderboard.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message) as error:
         load_results()
-    assert "dvc checkout" in str(error.value)
+    assert "make it anew with `dvc repro -f reward`" in str(error.value)
 
 
 def test_text_of_a_method_cannot_become_part_of_the_page(results_root: Path) -> None:
@@ -136,9 +141,8 @@ def test_failures_are_listed_with_their_reason(results_root: Path) -> None:
 
 
 def test_the_headline_says_plainly_that_nothing_helps(results_root: Path) -> None:
-    rows = [dict(row) for row in load_results().leaderboard]
-    for row in rows:
-        row |= {"reward_mean": 0.004, "reward_low": -0.01, "reward_high": 0.02, "verdict": "not distinguishable"}
+    nothing = {"reward_mean": 0.004, "reward_low": -0.01, "reward_high": 0.02, "verdict": "not distinguishable"}
+    rows = [row.model_copy(update=nothing) for row in load_results().leaderboard]
     title, detail = summary(rows)
     assert title == "No method can be told apart from working without one."
     assert "+0.004 [\u22120.010, +0.020], n = 4 tasks" in detail
@@ -146,8 +150,8 @@ def test_the_headline_says_plainly_that_nothing_helps(results_root: Path) -> Non
 
 def test_the_headline_counts_what_helps(results_root: Path) -> None:
     rows = load_results().leaderboard
-    n = sum(row["verdict"] == "better" for row in rows)
-    assert summary(rows)[0] == f"{n} of {len(rows)} methods help the agent; {rows[0]['method']} has the highest reward."
+    n = sum(row.verdict == "better" for row in rows)
+    assert summary(rows)[0] == f"{n} of {len(rows)} methods help the agent; {rows[0].method} has the highest reward."
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,8 @@ def test_the_headline_counts_what_helps(results_root: Path) -> None:
     ],
 )
 def test_the_placebo_is_compared(placebo_high: float, note: str) -> None:
-    assert placebo_note({"reward_mean": 0.1, "reward_low": 0.05, "placebo_high": placebo_high}) == note
+    row = LeaderboardRow.model_construct(reward_mean=0.1, reward_low=0.05, placebo_high=placebo_high)
+    assert placebo_note(row) == note
 
 
 def test_numbers_are_said_the_same_way_everywhere() -> None:
@@ -218,7 +223,7 @@ def test_the_figure_is_written_and_stable(results_root: Path) -> None:
     text = (results_root / "docs" / "leaderboard.svg").read_text(encoding="utf-8")
     rows = load_results().leaderboard
     assert text == leaderboard_svg(rows)
-    assert text.count("<circle") == 2 * len(rows) and all(row["method"] in text for row in rows)
+    assert text.count("<circle") == 2 * len(rows) and all(row.method in text for row in rows)
 
 
 def test_the_figure_needs_a_leaderboard(results_root: Path) -> None:

@@ -4,29 +4,37 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from stages.contracts.circuit_rows import CircuitDrawing, CircuitRow, DrawnEdge, DrawnNode
+from stages.contracts.dictionary_rows import DICTIONARIES, DictionaryRow
+from stages.contracts.record import Estimate
 from stages.report.circuits import circuit_table, draw_circuit, fate, fates
 from stages.report.composing import render
-from stages.report.latents import LEVELS, explorer, image_of
+from stages.report.latents import LEVELS, _json, explorer, image_of
 from stages.report.proxies import proxy_forest, proxy_table, ranked
 from stages.report.results import load_results
 from stages.report.sweeps import BASELINES, points, styles, sweep
-from tests.report.conftest import circuits, drawing, latents, proxies
+from tests.report.conftest import circuits, dictionary, drawing, gallery_of, latents, proxies
+
+METRIC = "monosemanticity"
 
 
-def _row(architecture: str, sparsity: float, seed: int, l0: float, value: Any, n_latents: int = 64) -> dict[str, Any]:
-    return {
-        "target": "t", "hook_point": "h", "architecture": architecture, "sparsity": sparsity, "seed": seed, "m": value,
-        "n_latents": n_latents, "l0": {"value": l0, "low": None, "high": None, "null": None},
-    }  # fmt: skip
+def _row(
+    architecture: str, sparsity: float, seed: int, l0: float, value: Estimate, n_latents: int = 64
+) -> DictionaryRow:
+    found = Estimate(value=l0)
+    return dictionary(architecture, sparsity, seed, l0=found, monosemanticity=value, n_latents=n_latents)
 
 
-def _value(value: float, low: float, high: float) -> dict[str, float | None]:
-    return {"value": value, "low": low, "high": high, "null": None}
+def _value(value: float | None, low: float | None = None, high: float | None = None) -> Estimate:
+    return Estimate(value=value, low=low, high=high)
+
+
+def _edge(source: str, reader: str, score: float, chosen: bool, truth: bool | None) -> DrawnEdge:
+    return DrawnEdge(source=source, reader=reader, score=score, in_circuit=chosen, in_truth=truth)
 
 
 def test_a_point_is_the_mean_over_seeds_and_its_bar_spans_their_intervals() -> None:
@@ -34,11 +42,11 @@ def test_a_point_is_the_mean_over_seeds_and_its_bar_spans_their_intervals() -> N
         _row("topk", 8, 0, 7.0, _value(0.8, 0.7, 0.9)),
         _row("topk", 8, 1, 9.0, _value(0.6, 0.55, 0.65)),
         _row("topk", 4, 0, 4.0, _value(0.5, 0.4, 0.6)),
-        _row("topk", 4, 1, 4.0, None),
-        _row("pca", 8, 0, 8.0, 0.3),
+        _row("topk", 4, 1, 4.0, _value(None)),
+        _row("pca", 8, 0, 8.0, _value(0.3)),
         _row("pca", 8, 0, 0.0, _value(0.3, 0.3, 0.3)),
     ]
-    found = points(rows, "m")
+    found = points(rows, METRIC)
     assert list(found) == ["pca", "topk"]
     low, high = found["topk"]
     assert (low.l0, low.value, low.n_seeds) == (4.0, 0.5, 1)
@@ -50,7 +58,7 @@ def test_a_point_is_the_mean_over_seeds_and_its_bar_spans_their_intervals() -> N
 def test_a_line_joins_sparsities_of_one_size_only() -> None:
     rows = [_row("topk", k, 0, float(k), _value(0.1 * k, 0.0, 1.0)) for k in (2, 4, 8)]
     rows += [_row("topk", 4, 0, 4.2, _value(0.3, 0.2, 0.4), n_latents=32)]
-    plot = sweep(rows, "m", "metric", styles(["topk"]))
+    plot = sweep(rows, METRIC, "metric", styles(["topk"]))
     assert plot is not None and plot.n_marks == 4
     assert plot.svg().count('class="trace') == 2 and plot.svg().count("pale") == 1
 
@@ -65,7 +73,7 @@ def test_architectures_are_told_apart_and_baselines_look_like_baselines() -> Non
 
 def test_proxies_are_ranked_by_strength_and_drawn_with_their_nulls() -> None:
     rows = ranked(proxies())
-    assert [row["metric"] for row in rows[:2]] == ["probe_5_sparse", "l0"] and rows[-1]["metric"] == "class_purity"
+    assert [row.metric for row in rows[:2]] == ["probe_5_sparse", "l0"] and rows[-1].metric == "class_purity"
     plot = proxy_forest(rows)
     assert plot.n_marks == 15 and plot.svg().count('class="null"') == 15
     cells = proxy_table(rows).rows
@@ -80,7 +88,7 @@ def test_proxies_are_ranked_by_strength_and_drawn_with_their_nulls() -> None:
     ],
 )  # fmt: skip
 def test_the_fate_of_an_edge(chosen: bool, truth: bool | None, expected: str) -> None:
-    assert fate({"in_circuit": chosen, "in_truth": truth}) == expected
+    assert fate(_edge("a", "b", 1.0, chosen, truth)) == expected
 
 
 class Drawn(HTMLParser):
@@ -108,13 +116,13 @@ class Drawn(HTMLParser):
 def test_a_circuit_draws_every_edge_inside_the_frame_and_no_box_over_another(n_edges: int) -> None:
     circuit = drawing(n_edges)
     svg = draw_circuit(circuit)
-    assert svg == draw_circuit({**circuit, "edges": circuit["edges"][::-1], "nodes": circuit["nodes"][::-1]})
+    assert svg == draw_circuit(circuit.model_copy(update={"edges": circuit.edges[::-1], "nodes": circuit.nodes[::-1]}))
     drawn = Drawn(svg)
     assert len(drawn.edges) == n_edges and {kind: drawn.edges.count(kind) for kind in drawn.edges} == fates(
-        circuit["edges"]
+        circuit.edges
     )
     width, height = drawn.size
-    assert len(drawn.boxes) == len(circuit["nodes"])
+    assert len(drawn.boxes) == len(circuit.nodes)
     for i, (x, y, w, h) in enumerate(drawn.boxes):
         assert x >= 0 and y >= 0 and x + w <= width and y + h <= height
         for x2, y2, w2, h2 in drawn.boxes[:i]:
@@ -128,15 +136,17 @@ def test_a_circuit_draws_every_edge_inside_the_frame_and_no_box_over_another(n_e
 
 
 def test_edges_say_their_scores_and_thickness_follows_them() -> None:
-    circuit = {
-        "title": "<b>x</b>",
-        "nodes": [{"name": name, "layer": i, "slot": 0} for i, name in enumerate(("in", "a0.1", "out"))],
-        "edges": [
-            {"source": "in", "reader": "a0.1.q", "score": -0.5, "in_circuit": True, "in_truth": True},
-            {"source": "in", "reader": "out", "score": 0.25, "in_circuit": False, "in_truth": True},
-            {"source": "nobody", "reader": "out", "score": 1e-3, "in_circuit": True, "in_truth": None},
-        ],
-    }
+    names = ("in", "a0.1", "out")
+    circuit = CircuitDrawing(
+        title="<b>x</b>",
+        nodes=tuple(DrawnNode(name=name, layer=i, slot=0) for i, name in enumerate(names)),
+        edges=(
+            _edge("in", "a0.1.q", -0.5, True, True),
+            _edge("in", "out", 0.25, False, True),
+            _edge("nobody", "out", 1e-3, True, None),
+        ),
+        note="",
+    )
     svg = draw_circuit(circuit)
     assert "in \u2192 a0.1.q: score \u22120.5000, found" in svg and "score +0.2500, missed" in svg
     assert "1 not drawn" in svg and "<b>" not in svg
@@ -148,29 +158,32 @@ def test_circuits_are_a_table_with_numbers_to_sort_by() -> None:
     table = circuit_table(circuits())
     assert len(table.rows) == 6
     names = [column.name for column in table.columns]
-    assert {"exact recovery", "edge AUC", "seconds per seed", "forwards", "seeds"} <= set(names)
-    assert table.rows[0][names.index("forwards")].text == "1,200" and table.rows[0][names.index("seeds")].text == "3"
+    assert {"exact recovery", "edge AUC", "forwards", "seeds"} <= set(names)
+    assert table.rows[0][names.index("forwards")].text == "1200.0" and table.rows[0][names.index("seeds")].text == "10"
+    assert all(
+        column.hint == CircuitRow.hint(field)
+        for column, field in zip(table.columns[:2], ("card", "method"), strict=True)
+    )
 
 
 @pytest.mark.parametrize("grid", [None, (1, 17), (7, 7)])
 def test_the_explorer_holds_every_latent_and_each_image_once(grid: "tuple[int, int] | None") -> None:
     made = latents(np.random.default_rng(1), 40, 64, grid)
-    about = {"target": "t", "hook_point": "h", "architecture": "topk", "n_latents": 64}
-    found = explorer([about | made, about | made | {"sparsity": 4.0}], 30)
-    assert found is not None and found["n"] == 60
-    assert [one["name"] for one in found["dictionaries"]] == ["t/h/topk/0", "t/h/topk/4"]
-    images = json.loads(found["images"])
-    assert len(set(images)) == len(images) <= len(made["images"])
-    block = json.loads(found["dictionaries"][0]["json"])
+    found = explorer([gallery_of(made), gallery_of(made, sparsity=4.0)], 30)
+    assert found is not None and found.n == 60
+    assert [one.name for one in found.dictionaries] == ["t/h/topk/8", "t/h/topk/4"]
+    images = json.loads(found.images)
+    assert len(set(images)) == len(images) <= len(made.images)
+    block = json.loads(found.dictionaries[0].json)
     columns = block["columns"]
     assert all(len(column) == 30 for column in columns.values())
-    for i, latent in enumerate(made["latents"][:30]):
-        assert columns["latent"][i] == latent["latent"]
-        assert [images[n] for n in columns["images"][i]] == [made["images"][n] for n in latent["images"]]
-        assert columns["ablation_loss"][i] == pytest.approx(latent["ablation"]["loss"], rel=6e-3)
-        assert [columns["histogram"][i][10 * b : 10 * b + 10] for b in range(10)] == latent["histogram"]
+    for i, latent in enumerate(made.latents[:30]):
+        assert columns["latent"][i] == latent.latent
+        assert [images[n] for n in columns["images"][i]] == [made.images[n] for n in latent.images]
+        assert columns["ablation_loss"][i] == pytest.approx(latent.ablation.loss, rel=6e-3)
+        assert [tuple(columns["histogram"][i][10 * b : 10 * b + 10]) for b in range(10)] == list(latent.histogram)
         if grid:
-            percents = [percent for heat in latent["heat"] for percent in heat]
+            percents = [percent for heat in latent.heat for percent in heat]
             levels = [int(level, 36) * 100 / (len(LEVELS) - 1) for level in columns["heat"][i]]
             assert levels == pytest.approx(percents, abs=1.5)
     assert ("heat" in columns) == (grid is not None) == (block["grid"] is not None)
@@ -179,16 +192,15 @@ def test_the_explorer_holds_every_latent_and_each_image_once(grid: "tuple[int, i
 def test_nothing_in_a_result_can_end_a_script_of_the_page() -> None:
     made = latents(np.random.default_rng(1), 3, 64, None)
     evil = "</script><script>alert(1)</script>"
-    made["latents"][0]["class"] = evil
-    found = explorer([made | {"target": evil, "hook_point": "h", "architecture": "a", "n_latents": 64}], 3)
-    assert found is not None and "<" not in found["dictionaries"][0]["json"]
-    assert json.loads(found["dictionaries"][0]["json"])["columns"]["class"][0] == evil
+    found = explorer([gallery_of(made, evil, evil, evil)], 3)
+    assert found is not None and "<" not in found.dictionaries[0].json and "<" not in found.images
+    assert _json([evil]) == '["\\u003c/script\\u003e\\u003cscript\\u003ealert(1)\\u003c/script\\u003e"]'
 
 
 def test_no_latent_no_explorer() -> None:
     assert explorer([], 5) is None
     made = latents(np.random.default_rng(1), 3, 64, None)
-    assert explorer([made | {"target": "t", "hook_point": "h", "architecture": "a", "n_latents": 64}], 0) is None
+    assert explorer([gallery_of(made)], 0) is None
 
 
 def test_an_image_is_square() -> None:
@@ -206,11 +218,10 @@ def test_the_page_works_without_scripts(results_root: Path) -> None:
 
 def test_a_metric_that_no_row_has_is_named(results_root: Path) -> None:
     path = results_root / "metrics" / "dictionaries.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = DICTIONARIES.load(path)
     assert render(load_results()).count("No row of metrics/dictionaries.json has <code>reward</code>") == 4
-    for row in rows:
-        row["reward"] = {"value": 0.1, "low": 0.0, "high": 0.2, "null": None} if row["architecture"] == "topk" else None
-    path.write_text(json.dumps(rows), encoding="utf-8")
+    found = {"reward": _value(0.1, 0.0, 0.2)}
+    DICTIONARIES.save(tuple(row.model_copy(update=found if row.architecture == "topk" else {}) for row in rows), path)
     page = render(load_results())
     assert "No row of metrics" not in page and page.count('data-plot="dictionary-reward"') == 4
 
@@ -229,13 +240,9 @@ def test_a_method_that_does_worse_on_fresh_instances_is_marked(results_root: Pat
 
 
 def test_no_edge_of_a_deep_circuit_leaves_its_drawing() -> None:
-    nodes = [{"name": f"n{layer}", "layer": layer, "slot": 0} for layer in range(12)]
-    edges = [
-        {"source": f"n{i}", "reader": f"n{j}", "score": 1.0, "in_circuit": True, "in_truth": None}
-        for i in range(12)
-        for j in range(i + 1, 12)
-    ]
-    svg = draw_circuit({"title": "deep", "nodes": nodes, "edges": edges, "note": ""})
+    nodes = tuple(DrawnNode(name=f"n{layer}", layer=layer, slot=0) for layer in range(12))
+    edges = tuple(_edge(f"n{i}", f"n{j}", 1.0, True, None) for i in range(12) for j in range(i + 1, 12))
+    svg = draw_circuit(CircuitDrawing(title="deep", nodes=nodes, edges=edges, note=""))
     height = float(re.search(r'height="(\d+)" data-edges', svg).group(1))
     for path in re.findall(r' d="M([^"]+)"', svg):
         y1, c1, c2, y2 = (float(y) for y in re.findall(r"[-\d.]+ ([-\d.]+)", path))
