@@ -150,7 +150,7 @@ def test_a_missing_shard_and_a_missing_or_damaged_manifest_are_reported(mlp: Tar
     with pytest.raises(UserError, match="is damaged"):
         ActivationCache.open(mlp.name, HOOK, "train", root=written)
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"no complete cache is there; run `python -m stages\.activations"):
+    with pytest.raises(UserError, match=r"no complete cache is there; run `python -m stages activations"):
         ActivationCache.open(mlp.name, HOOK, "train", root=written)
 
 

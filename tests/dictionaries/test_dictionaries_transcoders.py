@@ -148,9 +148,9 @@ def test_one_is_trained_between_two_hook_points_of_a_target(working_copy: Path) 
 
     hooks = "layers.0.hook_post", "layers.1.hook_post"
     made = between(*hooks, working_copy / "mine")
-    assert (made["hook_point"], made["hook_point_out"], made["architecture"]) == (*hooks, "jumprelu_skip_transcoder")
-    value = made["explained_variance"]
-    assert value["low"] <= value["value"] <= value["high"] and value["value"] > 0.5 and value["null"] > 0.0
+    assert (made.hook_point, made.hook_point_out, made.architecture) == (*hooks, "jumprelu_skip_transcoder")
+    value = made.explained_variance
+    assert value.low <= value.value <= value.high and value.value > 0.5 and value.null > 0.0
     assert load_dictionary(working_copy / "mine")["cfg"]["metadata"]["hook_name_out"] == hooks[1]
     assert between(*hooks, working_copy / "mine") == made
     with pytest.raises(UserError, match=r"'layers\.7' is no cached hook point"):

@@ -88,7 +88,8 @@ def main():
         import random, signal
         print("facts", json.dumps({"argv": sys.argv, "cwd": os.getcwd(), "mark": os.environ.get("MARK"),
             "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
-            "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "main": sys.modules["__main__"].__spec__.name,
+            "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+            "main": sys.modules["__main__"].__spec__.name,
             "path": sys.path[0], "random": random.random(), "torch": "torch" in sys.modules,
             "environment": sorted(os.environ), "group": os.getpgrp(), "dvc": "dvc" in sys.modules}), flush=True)
     out.write_text(json.dumps([ROW]) if name == "join" else f"{name} {source.read_text() if source.exists() else ''}")

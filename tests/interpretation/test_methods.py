@@ -240,5 +240,5 @@ def test_a_damaged_artifact_is_named(tmp_path):
 
 
 def test_unknown_methods_are_refused_by_name():
-    with pytest.raises(UserError, match=r"built in: attention, circuit"):
+    with pytest.raises(UserError, match=r"known: attention, circuit"):
         built_in("magic")

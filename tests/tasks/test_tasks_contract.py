@@ -178,7 +178,7 @@ def test_skill_of_a_truth_that_does_not_vary_and_of_wrong_shapes() -> None:
 
 
 def test_an_unknown_family_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"'x' is unknown; known families: ablation_effect"):
+    with pytest.raises(UserError, match=r"'x' is unknown; known: ablation_effect"):
         family("x")
     for name in FAMILIES.names():
         made = family(name)

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.circuits.algorithms.acdc import losses
+from stages.circuits.algorithms.acdc import losses, only_rounding
 from stages.circuits.algorithms.found import Found, billed
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective
@@ -38,9 +38,11 @@ def _not_blind(engine: MaskedForward, objective: Objective, scores: Tensor, reme
         raise UserError("the gradient is not finite: the objective or the module divides by zero or overflows")
     largest = float(scores.abs().max())
     # A slope that is zero comes out as rounding where the loss has logarithms; only then is a second forward worth it.
-    if largest == 0.0 or (
-        largest < BLIND and largest < BLIND * abs(float(losses(engine, objective, torch.zeros(engine.n_edges))))
-    ):
+    blind = largest == 0.0
+    if 0.0 < largest < BLIND:
+        empty = float(losses(engine, objective, torch.zeros(engine.n_edges)))
+        blind = largest < BLIND * abs(empty) or only_rounding(abs(empty), engine.clean_outputs)
+    if blind:
         raise UserError(
             f"the metric is constant (its gradient is zero everywhere), so no edge can be told from another: {remedy}"
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stages.circuits.algorithms.acdc import acdc, losses
+from stages.circuits.algorithms.acdc import acdc, losses, only_rounding
 from stages.circuits.algorithms.attribution import (
     eap,
     eap_ig,
@@ -44,7 +44,7 @@ def _each(one: Callable[[MaskedForward], Found]) -> Callable[[MaskedForward], li
 
 def _acdc(engine: MaskedForward, objective: Objective, settings: Settings) -> Found:
     empty = float(losses(engine, objective, torch.zeros(engine.n_edges)))
-    if empty <= 0:
+    if only_rounding(empty, engine.clean_outputs):
         raise UserError("ACDC: with every edge cut the loss is no higher than with none, so there is nothing to find")
     return acdc(engine, objective, settings.tolerance * empty)
 

@@ -56,7 +56,9 @@ def orthogonality(latents: Tensor, decoder: Tensor) -> Tensor:
 def decorrelation(latents: Tensor, decoder: Tensor) -> Tensor:
     """Mean squared correlation over the batch of two different latents: 0 = uncorrelated, 1 = copies."""
     centred = latents - latents.mean(0)
-    scaled = centred / (centred.square().sum(0) + EPS).sqrt()
+    power = centred.square().sum(0)
+    # The floor is relative, so that the value does not depend on the scale of the latents.
+    scaled = centred / (power + EPS * power.detach().amax().clamp(min=EPS)).sqrt()
     n = latents.shape[1]
     gram = scaled.T @ scaled if n <= len(latents) else scaled @ scaled.T
     return (gram.square().sum() - scaled.square().sum(0).square().sum()) / max(n * (n - 1), 1)
