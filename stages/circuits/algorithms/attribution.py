@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.circuits.algorithms.acdc import losses, only_rounding
+from stages.circuits.algorithms.acdc import losses, nothing_changes
 from stages.circuits.algorithms.found import Found, billed
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective
@@ -41,7 +41,7 @@ def _not_blind(engine: MaskedForward, objective: Objective, scores: Tensor, reme
     blind = largest == 0.0
     if 0.0 < largest < BLIND:
         empty = float(losses(engine, objective, torch.zeros(engine.n_edges)))
-        blind = largest < BLIND * abs(empty) or only_rounding(abs(empty), engine.clean_outputs)
+        blind = largest < BLIND * abs(empty) or nothing_changes(engine)
     if blind:
         raise UserError(
             f"the metric is constant (its gradient is zero everywhere), so no edge can be told from another: {remedy}"
