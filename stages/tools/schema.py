@@ -28,18 +28,15 @@ def schemas() -> dict[str, str]:
     return {f"{name}.json": json.dumps(_plain(one), indent=1, sort_keys=True) + "\n" for name, one in found.items()}
 
 
-def _plain(value: JsonValue, names: bool = False) -> JsonValue:
-    """Without the titles that pydantic makes of names: they say nothing and are a third of the text.
-
-    Args:
-        names: the keys of ``value`` are names of fields, so a field called title stays.
-    """
+def _plain(value: JsonValue) -> JsonValue:
+    """Shorter: without the titles that pydantic makes of names, and "a number or null" as one type."""
     if isinstance(value, dict):
-        return {
-            key: _plain(part, key in ("properties", "$defs"))
-            for key, part in value.items()
-            if names or key != "title" or not isinstance(part, str)
-        }
+        kinds = value.get("anyOf")
+        if isinstance(kinds, list) and all(isinstance(kind, dict) and set(kind) == {"type"} for kind in kinds):
+            value = {key: part for key, part in value.items() if key != "anyOf"}
+            value["type"] = [kind["type"] for kind in kinds if isinstance(kind, dict)]
+        # The title of a field that is called title is an object: it stays.
+        return {key: _plain(part) for key, part in value.items() if key != "title" or not isinstance(part, str)}
     return [_plain(part) for part in value] if isinstance(value, list) else value
 
 

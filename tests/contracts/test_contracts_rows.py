@@ -125,6 +125,14 @@ def test_what_was_not_stated_is_not_written_and_null_is() -> None:
     assert Estimate.of(1.0).facts() == {"value": 1.0, "low": None, "high": None, "null": None}
 
 
+def test_keys_in_a_file_are_those_others_read(written: Path) -> None:
+    """No default is written that a stage did not state; ``class`` is a word of Python, and a key nevertheless."""
+    oracle, constant, *_ = json.loads((written / "metrics" / "controls.json").read_text(encoding="utf-8"))
+    assert set(oracle) - set(constant) == {"detail"} and "low" not in constant
+    gallery = json.loads((written / "data/dictionaries/digits_mlp/gallery.json").read_text(encoding="utf-8"))
+    assert "class" in gallery["dictionaries"][0]["latents"][0]
+
+
 def test_an_estimate_is_made_of_the_flat_fields_whatever_they_are_called() -> None:
     board = rows.board(rows.per_task(np.random.default_rng(0)), "validation")[0]
     assert board.estimate("reward") == Estimate(value=board.reward_mean, low=board.reward_low, high=board.reward_high)
