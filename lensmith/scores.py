@@ -5,13 +5,13 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from stages.contracts.method import Method
 from stages.contracts.reward_rows import LeaderboardRow, TaskRow
+from stages.contracts.score_result import ScoreResult
 
 __all__ = ["Score", "score"]
 
@@ -30,17 +30,17 @@ class Score:
     """better, not distinguishable or worse on held-out families."""
     verdict_text: str
     """The verdict in plain sentences, with its interval, noise floor and placebo."""
-    facts: dict[str, Any]
+    facts: ScoreResult
     """Everything `lensmith score --out -` prints: leaderboard rows, rows per task, meters, fresh-instance gaps."""
 
     @property
     def rows(self) -> list[LeaderboardRow]:
         """Validation rows of this method and the built-in ones, best first."""
-        return [row for row in self.facts["rows"] if row.split == "validation"]
+        return [row for row in self.facts.rows if row.split == "validation"]
 
     @property
     def per_task(self) -> list[TaskRow]:
-        return list(self.facts["per_task"])
+        return list(self.facts.per_task)
 
     def table(self) -> Table:
         table = Table("method", "reward [95%]", "gain", "FLOP ratio", "placebo", "verdict", title="held-out families")
@@ -143,4 +143,4 @@ def score(
 
     make_what_score_needs(progress)
     facts = score_method(method, timeout_s=timeout_s, trust=trust, only=tasks, fresh=fresh, progress=progress)
-    return Score(facts["method"], facts["outcome"], facts["verdict"], facts["verdict_text"], facts)
+    return Score(facts.method, facts.outcome, facts.verdict, facts.verdict_text, facts)

@@ -1,9 +1,12 @@
 """`lensmith leaderboard`, `score`, `research`, `report`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from stages.contracts.score_result import ScoreResult
 
 __all__ = ["COMMANDS"]
 
@@ -62,23 +65,23 @@ def score(
         from stages.scoring.score import score_method
 
         with console.status("scoring") as shown:
-            result: dict[str, Any] = score_method(
+            result = score_method(
                 method, timeout_s=timeout, trust=trust, progress=lambda message: shown.update(str(message)[:120])
             )
     for split in ("train", "validation"):
-        rows = [row for row in result["rows"] if row.split == split]
+        rows = [row for row in result.rows if row.split == split]
         if rows:
-            print_leaderboard(console, rows, f"{result['method']} beside the built-in methods, {split} families")
-    print_per_task(console, result["per_task"], f"{result['method']}, per task")
-    console.print(f"verdict: {result['verdict_text']}", highlight=False, soft_wrap=True)
-    console.print(f"FLOPs by meter: {result['meters_file']}", highlight=False, soft_wrap=True)
+            print_leaderboard(console, rows, f"{result.method} beside the built-in methods, {split} families")
+    print_per_task(console, result.per_task, f"{result.method}, per task")
+    console.print(f"verdict: {result.verdict_text}", highlight=False, soft_wrap=True)
+    console.print(f"FLOPs by meter: {result.meters_file}", highlight=False, soft_wrap=True)
     if out is not None:
         _write_json(out, result)
-    if result["outcome"] == "infra":
-        raise RuntimeError(f"no score: {result['reason']}; run it again")
+    if result.outcome == "infra":
+        raise RuntimeError(f"no score: {result.reason}; run it again")
 
 
-def _write_json(out: Path, result: dict[str, Any]) -> None:
+def _write_json(out: Path, result: "ScoreResult") -> None:
     from flows.terminal import print_json, to_json
 
     if str(out) == "-":

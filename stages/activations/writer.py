@@ -221,7 +221,7 @@ def write_shards(
 def _parts(columns: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     """Bytes of a safetensors file, as ``save_file`` writes them (tested): columns by type, then by name."""
     names = sorted(columns, key=lambda name: (TYPES.index(columns[name].dtype), name))
-    header: dict[str, Any] = {}
+    header: dict[str, dict[str, str | list[int]]] = {}
     place = 0
     for name in names:
         column = columns[name]

@@ -7,9 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from stages.contracts.dictionary import Dictionary
@@ -24,6 +25,7 @@ __all__ = [
     "Gradients",
     "HookSpec",
     "Intervention",
+    "Layout",
     "Objective",
     "Target",
     "TargetAccess",
@@ -54,6 +56,17 @@ class HookSpec(NamedTuple):
     role: Literal["residual", "mlp", "head", "pattern", "value"]
     """residual: the unembedding can read it; mlp: hidden units; head: (T, heads, d_head) head outputs;
     pattern: (heads, T, T) attention; value: (T, heads, d_head)."""
+
+
+class Layout(TypedDict):
+    """What a target's definition says of its inputs and outputs; see the fields of ``TargetSpec``."""
+
+    input_shape: tuple[int, ...]
+    n_outputs: int
+    tokens: tuple[tuple[int, ...], ...] | None
+    present_channel: int | None
+    unembed: str | None
+    norm: str | None
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,7 @@ class TargetSpec:
     def with_role(self, role: str) -> tuple[HookSpec, ...]:
         return tuple(hook for hook in self.hooks if hook.role == role)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         return asdict(self) | {
             "hooks": [list(hook) for hook in self.hooks],
             "components": [list(component) for component in self.components],
@@ -214,7 +227,7 @@ class Target:
         return {"loss": loss.item(), "accuracy": (outputs.argmax(-1) == labels).double().mean().item()}
 
 
-def digest_of(state: Mapping[str, Tensor], spec: Mapping[str, Any]) -> str:
+def digest_of(state: Mapping[str, Tensor], spec: Mapping[str, JsonValue]) -> str:
     """sha256 of weights (name, dtype, shape, bytes) and spec."""
     sha = hashlib.sha256(json.dumps({k: v for k, v in spec.items() if k != "digest"}, sort_keys=True).encode())
     for name in sorted(state):

@@ -11,19 +11,22 @@ Shape legend: N = instances, I = items per instance, K = features, W = weighting
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from stages.contracts.method import Query
 from stages.contracts.target import Target, TargetAccess
 
-__all__ = ["Instances", "TaskFamily", "Truth", "skill"]
+__all__ = ["Constants", "Instances", "TaskFamily", "Truth", "skill"]
 
 FloatArray = npt.NDArray[np.float64]
+Constants = Mapping[str, JsonValue]
+"""Numbers by name, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Instances:
 class Truth:
     values: Tensor
     """(N, I) float64."""
-    groups: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, JsonValue] = field(default_factory=dict)
     """Private facts for audits, such as which variants carry which trigger. JSON values only."""
 
 
@@ -103,7 +106,7 @@ class TaskFamily(ABC):
     """Share of the configured number of instances that is generated: below 1 where the truth is dear."""
     truth_recipe: ClassVar[str]
     """How the truth is made, in words that an outsider can program from; names in it are keys of ``constants``."""
-    constants: ClassVar[Mapping[str, Any]]
+    constants: ClassVar[Constants]
     """Every number that instances or truth depend on. JSON values only."""
 
     def __init_subclass__(cls) -> None:

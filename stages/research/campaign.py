@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from stages.base.processes import process_pool
-from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, Started
+from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, SpecFacts, Started
+from stages.contracts.score_result import Meters
 from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal
@@ -24,6 +24,7 @@ from stages.research.researcher import Researcher
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.judge import host_of, judge_arms
+from stages.scoring.meters import meters_of
 from stages.scoring.proposals import as_json, candidate_of, from_json, shown
 from stages.scoring.settings import Settings
 
@@ -66,13 +67,13 @@ class Campaign:
         self.budget, self.progress, self.jobs = budget, progress, jobs
         self.journal = Journal(folder / "events.jsonl")
 
-    def run(self, on_result: Callable[[Result, list[dict[str, Any]]], None]) -> None:
+    def run(self, on_result: Callable[[Result, list[Meters]], None]) -> None:
         """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order, with the
         meters of each task where the method ran in the sandbox just now."""
         if self.journal.first(Started) is None:
             self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
         for iteration in range(self.budget):
-            meters: list[dict[str, Any]] = []
+            meters: list[Meters] = []
             result = next((one for one in self.journal.of(Result) if one.iteration == iteration), None)
             if result is None:
                 result, meters = self._iterate(iteration)
@@ -93,7 +94,7 @@ class Campaign:
         arms = {name: load_arms(folder, name) for name in names}
         return judge_arms(arms, self.tasks[split], self.settings.reward)
 
-    def _iterate(self, iteration: int) -> tuple[Result, list[dict[str, Any]]]:
+    def _iterate(self, iteration: int) -> tuple[Result, list[Meters]]:
         proposed = next((one for one in self.journal.of(Proposed) if one.iteration == iteration), None)
         if proposed is None:
             proposal, choices = self.researcher.propose(iteration)
@@ -105,7 +106,7 @@ class Campaign:
         shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
         both = [*self.tasks["train"], *self.tasks["validation"]]
         trial = self._try(iteration, proposed, both)
-        meters = [{"task": one.task, **one.answered.meters} for one in trial.results if one.answered.meters]
+        meters = [meters_of(one.task, one.answered) for one in trial.results if one.answered.meters]
         if not trial.scored:
             return self.journal.append(_result(proposed, trial)), meters
         for name, of_task in trial.arms.items():
@@ -183,8 +184,10 @@ def describe(result: Result, budget: int) -> str:
     )
 
 
-def _parts(spec: Mapping[str, Any]) -> str:
+def _parts(spec: SpecFacts) -> str:
     if "file" in spec:
         return str(spec["file"])
     extras = [name for name in ("gradient", "attention", "logit_lens") if spec[name]]
-    return "+".join([*([] if spec["representation"] == "none" else [spec["representation"]]), *extras]) or "nothing"
+    return (
+        "+".join([*([] if spec["representation"] == "none" else [str(spec["representation"])]), *extras]) or "nothing"
+    )

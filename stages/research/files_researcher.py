@@ -1,8 +1,8 @@
 """Hands in method files that somebody else wrote: `lensmith research --methods DIR`."""
 
 from pathlib import Path
-from typing import Any
 
+from stages.contracts.journal import Choices
 from stages.errors import UserError
 from stages.research.researcher import Researcher
 from stages.scoring.candidate import Source
@@ -28,6 +28,6 @@ class FilesResearcher(Researcher):
         if not self.files:
             raise UserError(f"{folder} holds no Python file: put one file with one subclass of Method each into it")
 
-    def propose(self, iteration: int) -> tuple[Proposal, dict[str, Any]]:
+    def propose(self, iteration: int) -> tuple[Proposal, Choices]:
         file = self.files[iteration]
         return Source.of(file), {"file": file.name}

@@ -9,6 +9,7 @@ from typing import Any
 from stages import tracking
 from stages.contracts.journal import Result
 from stages.contracts.reward_rows import TestRow
+from stages.contracts.score_result import Meters
 from stages.reward.judging import Judged
 from stages.scoring.meters import meter_points
 from stages.scoring.proposals import shown
@@ -50,7 +51,7 @@ class Projection:
         parents = [run for run in runs if run.data.tags.get("lensmith.kind") == "campaign"]
         return str(parents[0].info.run_id) if parents else ""
 
-    def iteration(self, result: Result, judged: Sequence[Judged], meters: Sequence[Mapping[str, Any]] = ()) -> None:
+    def iteration(self, result: Result, judged: Sequence[Judged], meters: Sequence[Meters] = ()) -> None:
         """One finished iteration as a child run of the campaign; ``meters`` are FLOPs by layer, of each task."""
         number = str(result.iteration)
         if not self._parent or number in self._done:

@@ -4,11 +4,33 @@ Add one: a file in researchers/ with a subclass of ``Researcher``, found by its 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple, TypedDict
 
+from stages.contracts.journal import Choices
 from stages.scoring.proposals import Proposal
 
-__all__ = ["Researcher"]
+__all__ = ["Researcher", "Theta", "Trial"]
+
+
+class Trial(NamedTuple):
+    """What was chosen, and what it was worth."""
+
+    choices: Choices
+    value: float | None
+    """The objective; None where the run says nothing about it (void or infra)."""
+
+
+class TrialFacts(TypedDict):
+    choices: Choices
+    value: float | None
+
+
+class Theta(TypedDict):
+    """theta.json: everything a researcher has learned."""
+
+    researcher: str
+    seed: int
+    trials: list[TrialFacts]
 
 
 class Researcher(ABC):
@@ -27,16 +49,17 @@ class Researcher(ABC):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.trials: list[dict[str, Any]] = []
+        self.trials: list[Trial] = []
 
     @abstractmethod
-    def propose(self, iteration: int) -> tuple[Proposal, dict[str, Any]]:
+    def propose(self, iteration: int) -> tuple[Proposal, Choices]:
         """(method, the choices behind it) for one iteration."""
 
-    def update(self, choices: dict[str, Any], value: float | None) -> None:
+    def update(self, choices: Choices, value: float | None) -> None:
         """Learn what a proposal was worth; None where the run says nothing about it (void or infra)."""
-        self.trials.append({"choices": choices, "value": value})
+        self.trials.append(Trial(choices, value))
 
-    def theta(self) -> dict[str, Any]:
+    def theta(self) -> Theta:
         """Everything it has learned, as JSON."""
-        return {"researcher": self.name, "seed": self.seed, "trials": self.trials}
+        trials: list[TrialFacts] = [{"choices": one.choices, "value": one.value} for one in self.trials]
+        return {"researcher": self.name, "seed": self.seed, "trials": trials}

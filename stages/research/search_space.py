@@ -4,6 +4,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from pydantic import JsonValue
+
+from stages.contracts.journal import Choices
+from stages.research.researcher import Trial
 from stages.scoring.composed import Spec
 
 __all__ = ["Chooser", "draw_spec", "new_spec"]
@@ -24,7 +28,7 @@ class Chooser(Protocol):
 def draw_spec(trial: Chooser) -> Spec:
     """Which representation, hook points, dictionary (type, size, sparsity), pooling and attributions."""
     representation = trial.suggest_categorical("representation", ["none", "raw", "pca", "sae"])
-    values: dict[str, Any] = {
+    values: dict[str, JsonValue] = {
         "representation": representation,
         "gradient": trial.suggest_categorical("gradient", [False, True]),
         "attention": trial.suggest_categorical("attention", [False, True]),
@@ -43,14 +47,14 @@ def draw_spec(trial: Chooser) -> Spec:
             sparsity = float(trial.suggest_int("k", 2, 32, log=True))
         n_latents = trial.suggest_categorical("n_latents", [64, 128, 256])
         values["dictionary"] = {"architecture": architecture, "n_latents": n_latents, "sparsity": round(sparsity, 6)}
-    return Spec(**values)
+    return Spec.model_validate(values)
 
 
 def new_spec(
-    learned: Sequence[dict[str, Any]], tried: Sequence[dict[str, Any]], kind: str, seed: int, iteration: int
-) -> tuple[Spec, dict[str, Any]]:
+    learned: Sequence[Trial], tried: Sequence[Trial], kind: str, seed: int, iteration: int
+) -> tuple[Spec, Choices]:
     """A proposal that has not been tried and that answers something; a repeat would spend an iteration on nothing."""
-    seen = [trial["choices"] for trial in tried]
+    seen = [trial.choices for trial in tried]
     for attempt in range(MAX_ATTEMPTS):
         # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
         spec, choices = _ask(learned, kind, 1_000_003 * seed + MAX_ATTEMPTS * iteration + attempt)
@@ -59,7 +63,7 @@ def new_spec(
     return spec, choices
 
 
-def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int) -> tuple[Spec, dict[str, Any]]:
+def _ask(trials: Sequence[Trial], kind: str, seed: int) -> tuple[Spec, Choices]:
     import optuna  # seconds of import, wanted by nobody who only reads this module
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -74,11 +78,11 @@ def _ask(trials: Sequence[dict[str, Any]], kind: str, seed: int) -> tuple[Spec, 
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for past in trials:
-            if past["value"] is not None:
-                study.enqueue_trial(past["choices"])
+            if past.value is not None:
+                study.enqueue_trial(past.choices)
                 replayed = study.ask()
                 draw_spec(replayed)
-                study.tell(replayed, past["value"])
+                study.tell(replayed, past.value)
         trial = study.ask()
         spec = draw_spec(trial)
     return spec, dict(trial.params)

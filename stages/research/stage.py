@@ -11,7 +11,6 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -31,6 +30,7 @@ from stages.contracts.journal import (
     TestOpened,
 )
 from stages.contracts.reward_rows import LEADERBOARD, TEST, TEST_PER_TASK
+from stages.contracts.score_result import Meters
 from stages.errors import UserError
 from stages.research.campaign import Campaign, Progress
 from stages.research.files_researcher import FilesResearcher
@@ -97,7 +97,7 @@ def _conduct(
         progress(f"continuing after iteration {resumed} of {budget}")
     projection = Projection(key, {"researcher": researcher.name, "seed": researcher.seed, "budget": budget})
 
-    def project(result: Result, meters: list[dict[str, Any]]) -> None:
+    def project(result: Result, meters: list[Meters]) -> None:
         known = ("train", "validation") if result.train is not None else ()
         judged = [of_task for split in known for of_task in one.judged(result.iteration, split)]
         projection.iteration(result, judged, meters)

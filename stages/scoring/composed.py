@@ -146,7 +146,7 @@ class Composed(Method):
 
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
         arrays: dict[str, Tensor] = {}
-        data: dict[str, Any] = {}
+        data: dict[str, object] = {}
         for name, part in self.parts.items():
             made = part.interpret(target, budget)
             arrays |= {f"{name}:{key}": value for key, value in made.arrays.items()}

@@ -1,9 +1,8 @@
 """What a researcher proposes: a spec, which is settings of reviewed code, or source, which nobody has reviewed."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
+from stages.contracts.journal import SpecFacts
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.composed import Composed, Spec
 
@@ -13,22 +12,22 @@ __all__ = ["Proposal", "as_json", "candidate_of", "from_json", "shown"]
 Proposal = Spec | Source
 
 
-def as_json(proposal: Proposal) -> dict[str, Any]:
+def as_json(proposal: Proposal) -> SpecFacts:
     """What the journal keeps: enough to run it again, whatever became of the file."""
     if isinstance(proposal, Source):
         return {"file": proposal.file, "source": proposal.text}
     return proposal.model_dump()
 
 
-def from_json(facts: Mapping[str, Any]) -> Proposal:
-    return Source(facts["file"], facts["source"]) if "source" in facts else Spec(**facts)
+def from_json(facts: SpecFacts) -> Proposal:
+    return Source(str(facts["file"]), str(facts["source"])) if "source" in facts else Spec.model_validate(facts)
 
 
-def shown(facts: Mapping[str, Any]) -> dict[str, Any]:
+def shown(facts: SpecFacts) -> SpecFacts:
     """What tables and MLflow show: a file by its name and digest, not its text."""
     if "source" not in facts:
         return dict(facts)
-    return {"file": facts["file"], "sha256": hashlib.sha256(facts["source"].encode()).hexdigest()[:16]}
+    return {"file": facts["file"], "sha256": hashlib.sha256(str(facts["source"]).encode()).hexdigest()[:16]}
 
 
 def candidate_of(proposal: Proposal, name: str) -> Candidate:

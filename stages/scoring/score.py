@@ -4,16 +4,16 @@ A file runs in a process of its own, with a time limit; target, labels, meter an
 meters said goes to MLflow and to a side file, since CPU time varies from run to run.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from stages import tracking
 from stages.base import paths
+from stages.base.files import save_json
 from stages.base.processes import process_pool
 from stages.contracts.method import Method
 from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
+from stages.contracts.score_result import Meters, ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.loading import method_name
 from stages.interpretation.methods import METHODS
@@ -26,7 +26,7 @@ from stages.scoring.fresh import fresh_gap
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
 from stages.scoring.judge import judge_arms
-from stages.scoring.meters import meter_points
+from stages.scoring.meters import meter_points, meters_of
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
@@ -43,7 +43,7 @@ def score_method(
     only: Sequence[tuple[str, str]] | None = None,
     fresh: bool = True,
     progress: Progress = print,
-) -> dict[str, Any]:
+) -> ScoreResult:
     """Score a method beside the built-in ones.
 
     Args:
@@ -54,13 +54,6 @@ def score_method(
         only: (family, target) of the tasks; None: all of train and validation.
         fresh: compare with instances that are drawn now, from a secret seed.
         progress: told what is being done.
-
-    Returns:
-        {"method", "rows": leaderboard rows of it and the built-in methods, "per_task": its rows, "verdict",
-        "verdict_text", "outcome": ok, failed, void or infra, "reason", "meters": FLOPs of each task by layer,
-        "calibration", "fresh_gap": rows per task}.
-        A result that is void or infra has no rows of its own. The meters also go to MLflow and, as "meters_file" says,
-        to .lensmith/meters/<method>.json.
 
     Raises:
         UserError: the graph has not been run, or there is no sandbox and no ``trust``.
@@ -97,26 +90,26 @@ def score_method(
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
     rows = [*mine, *_built_in_rows()]
     rows.sort(key=lambda row: (row.split, -row.reward_mean, row.method))
-    meters = [{"task": one.task, "outcome": one.answered.status, **one.answered.meters} for one in done.results]
-    return {
-        "method": name,
-        "meters_file": _keep(name, done.outcome, meters, rates),
-        "interpret_bytes": done.n_bytes,
-        "interpret_cpu_s": round(sum(one.cpu_s for one in frozen.values()), 3),
-        "rows": rows,
-        "per_task": [task_row(name, j) for split in judged for j in judged[split]],
-        "outcome": done.outcome,
-        "reason": done.reason,
-        "layer": done.layer,
-        "meters": meters,
-        "fresh_gap": [one.extra.facts() for one in done.results if one.extra is not None],
-        "calibration": rates.facts(),
-        "verdict": mine[-1].verdict if mine else done.outcome,
-        "verdict_text": verdict_text(mine[-1], judged[mine[-1].split])
-        if mine
-        else f"{name} is {done.outcome}, which is no score: {done.reason}."
-        + ("" if done.outcome == "void" else " That is not the method's fault: run it again."),
-    }
+    meters = [meters_of(one.task, one.answered) for one in done.results]
+    text = f"{name} is {done.outcome}, which is no score: {done.reason}."
+    if done.outcome != "void":
+        text += " That is not the method's fault: run it again."
+    return ScoreResult(
+        method=name,
+        outcome=done.outcome,
+        reason=done.reason,
+        layer=done.layer,
+        verdict=mine[-1].verdict if mine else done.outcome,
+        verdict_text=verdict_text(mine[-1], judged[mine[-1].split]) if mine else text,
+        rows=tuple(rows),
+        per_task=tuple(task_row(name, j) for split in judged for j in judged[split]),
+        fresh_gap=tuple(one.extra for one in done.results if one.extra is not None),
+        meters=tuple(meters),
+        meters_file=_keep(name, done.outcome, meters, rates),
+        calibration=rates.facts(),
+        interpret_bytes=done.n_bytes,
+        interpret_cpu_s=round(sum(one.cpu_s for one in frozen.values()), 3),
+    )
 
 
 def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
@@ -143,17 +136,14 @@ def _built_in_rows() -> list[LeaderboardRow]:
     return [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]
 
 
-def _keep(name: str, outcome: str, meters: list[dict[str, Any]], rates: Calibration) -> str:
+def _keep(name: str, outcome: str, meters: Sequence[Meters], rates: Calibration) -> str:
     """Write what the meters said beside the results and to MLflow; returns the file, relative to the working copy."""
     file = paths.meters_file(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"method": name, "outcome": outcome, "meters": meters, "calibration": rates.facts()}
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(file)
+    counted = [one.facts() for one in meters]
+    save_json(file, {"method": name, "outcome": outcome, "meters": counted, "calibration": rates.facts()})
     with tracking.stage_run(f"score {name}", {"method": name}) as log:
         log.tag({"lensmith.kind": "score", "outcome": outcome})
-        log(meter_points([of for of in meters if "flops_a" in of]))
+        log(meter_points(meters))
         log({f"calibration/{key}": value for key, value in rates.facts().items()})
     return file.relative_to(paths.root()).as_posix()
 

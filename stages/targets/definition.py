@@ -1,12 +1,12 @@
 """What a file of the zoo must provide."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from transformer_lens import HookedRootModule
 
-from stages.contracts.target import Component, Corpus, HookSpec
+from stages.contracts.target import Component, Corpus, HookSpec, Layout
 
 __all__ = ["TargetDefinition", "train_loop"]
 
@@ -46,7 +46,7 @@ class TargetDefinition(Protocol):
         """Parts that tasks ablate."""
         ...
 
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> Layout:
         """The remaining fields of ``TargetSpec``: input_shape, n_outputs, tokens, present_channel, unembed, norm."""
         ...
 

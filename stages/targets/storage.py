@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,8 +23,8 @@ __all__ = ["freeze", "load_target", "save_target"]
 def freeze(name: str, model: HookedRootModule, data: dict[str, Corpus]) -> Target:
     """A trained model as a Target, its digest computed."""
     definition = ZOO.find(name)()
-    values: dict[str, Any] = {"name": name, "hooks": definition.hooks(), "components": definition.components()}
-    spec = TargetSpec(**values | definition.layout(), digest="")
+    hooks, components = definition.hooks(), definition.components()
+    spec = TargetSpec(name=name, digest="", hooks=hooks, components=components, **definition.layout())
     state = dict(model.state_dict())
     spec = TargetSpec(**{**spec.__dict__, "digest": digest_of(state, spec.to_json())})
     return Target(spec, model, data)

@@ -7,7 +7,6 @@ that is kept by who gets which path, not by the files themselves.
 """
 
 import sys
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -18,7 +17,7 @@ from stages.errors import UserError
 from stages.targets.storage import load_target
 from stages.tasks.families import FAMILIES, family
 from stages.tasks.generation import instance_keys, make
-from stages.tasks.storage import Split, save_facts, save_task
+from stages.tasks.storage import FamilyFacts, Split, TargetFacts, save_facts, save_task
 
 __all__ = ["Config", "main", "run"]
 
@@ -50,7 +49,7 @@ def run(config: Config, name: str) -> dict[str, float]:
     split = settings.split
     torch.set_num_threads(1)
     n = max(20, round(config.n_instances * made.cost_factor))
-    targets: dict[str, dict[str, Any]] = {}
+    targets: dict[str, TargetFacts] = {}
     with tracking.stage_run(f"tasks {name}", config.model_dump()) as log:
         for target_name in settings.targets:
             target = load_target(target_name)
@@ -60,21 +59,30 @@ def run(config: Config, name: str) -> dict[str, float]:
                 raise RuntimeError(f"{name} on {target_name}: the truth does not vary, so it cannot be scored")
             if len(set(instance_keys(result.instances))) < n:
                 raise RuntimeError(f"{name} on {target_name}: two instances are equal")
-            digests = save_task(name, target_name, result.instances, result.truth)
-            targets[target_name] = digests | {
-                "generation_flops": result.generation_flops,
-                "n": n,
-                "n_items": values.shape[1],
-                "target_digest": target.digest,
-                "truth_flops": result.truth_flops,
-                "truth_mean": round(float(values.mean()), 6),
-                "truth_std": round(float(values.std()), 6),
-            }
-            spread: float = targets[target_name]["truth_std"]
+            public_digest, truth_digest = save_task(name, target_name, result.instances, result.truth)
+            targets[target_name] = TargetFacts(
+                public_digest=public_digest,
+                truth_digest=truth_digest,
+                generation_flops=result.generation_flops,
+                n=n,
+                n_items=values.shape[1],
+                target_digest=target.digest,
+                truth_flops=result.truth_flops,
+                truth_mean=round(float(values.mean()), 6),
+                truth_std=round(float(values.std()), 6),
+            )
+            spread = targets[target_name]["truth_std"]
             print(f"{name} on {target_name}: {n} x {values.shape[1]}, truth std {spread:.3f}", flush=True)
             log({f"{target_name}/truth_std": spread, f"{target_name}/truth_flops": float(result.truth_flops)}, 0)
-        facts = {"name": name, "query_kind": made.query_kind, "seed": config.seed, "split": split, "targets": targets}
-        save_facts(name, facts | {"version": made.version})
+        facts = FamilyFacts(
+            name=name,
+            query_kind=made.query_kind,
+            version=made.version,
+            split=split,
+            seed=config.seed,
+            targets=targets,
+        )
+        save_facts(name, facts)
     return {target_name: float(about["truth_std"]) for target_name, about in targets.items()}
 
 

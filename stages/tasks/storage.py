@@ -6,11 +6,10 @@ what only scoring may. Both are byte-stable. family.json, written last, says wha
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple, TypedDict
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -20,7 +19,7 @@ from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.errors import UserError
 from stages.tasks.families import FAMILIES, family
 
-__all__ = ["Split", "Task", "list_tasks", "load_task", "save_facts", "save_task"]
+__all__ = ["FamilyFacts", "Split", "TargetFacts", "Task", "list_tasks", "load_task", "save_facts", "save_task"]
 
 Split = Literal["train", "validation", "test"]
 VARIANT = "variant."
@@ -50,7 +49,14 @@ class Task:
         return sha.hexdigest()
 
 
-def save_task(name: str, target_name: str, instances: Instances, truth: Truth) -> dict[str, str]:
+class Digests(NamedTuple):
+    """sha256 of the two files of a task."""
+
+    public: str
+    truth: str
+
+
+def save_task(name: str, target_name: str, instances: Instances, truth: Truth) -> Digests:
     """Write the public and the truth file; returns the sha256 of each. What was planted is never written."""
     folder = paths.task_dir(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,10 +65,35 @@ def save_task(name: str, target_name: str, instances: Instances, truth: Truth) -
     public_file, truth_file = _files(folder, target_name)
     save_file(public, public_file)
     save_file({"values": truth.values.contiguous()}, truth_file, {"groups": json.dumps(truth.groups, sort_keys=True)})
-    return {"public_digest": _sha(public_file), "truth_digest": _sha(truth_file)}
+    return Digests(_sha(public_file), _sha(truth_file))
 
 
-def save_facts(name: str, facts: Mapping[str, Any]) -> None:
+class TargetFacts(TypedDict):
+    """What was made of one family on one target."""
+
+    public_digest: str
+    truth_digest: str
+    generation_flops: float
+    n: int
+    n_items: int
+    target_digest: str
+    truth_flops: float
+    truth_mean: float
+    truth_std: float
+
+
+class FamilyFacts(TypedDict):
+    """family.json."""
+
+    name: str
+    query_kind: str
+    version: int
+    split: Split
+    seed: int
+    targets: dict[str, TargetFacts]
+
+
+def save_facts(name: str, facts: FamilyFacts) -> None:
     text = json.dumps(facts, indent=1, sort_keys=True)
     (paths.task_dir(name) / "family.json").write_text(text + "\n", encoding="utf-8")
 
@@ -122,10 +153,10 @@ def list_tasks(split: Split | None = None) -> list[tuple[str, str]]:
     return found
 
 
-def _facts(name: str) -> dict[str, Any]:
+def _facts(name: str) -> FamilyFacts:
     file = paths.require(paths.task_dir(name) / "family.json", "tasks")
     try:
-        facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        facts: FamilyFacts = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON ({error}): delete it and `lensmith run`") from error
     return facts

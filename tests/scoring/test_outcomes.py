@@ -160,7 +160,13 @@ def test_where_nothing_starts_score_says_so_and_blames_no_method(graph, folder):
 @needs_sandbox
 def test_what_the_meters_said_is_kept_beside_the_results(graph, folder):
     result = score_method(folder / "a_honest.py", fresh=False, progress=lambda said: None)
-    kept = json.loads((paths.root() / result["meters_file"]).read_text(encoding="utf-8"))
-    assert kept["outcome"] == result["outcome"] == "ok"
-    assert kept["meters"] == result["meters"] and {"flops_a", "flops_b", "flops_c", "cpu_s"} <= set(kept["meters"][0])
+    kept = json.loads((paths.root() / result.meters_file).read_text(encoding="utf-8"))
+    assert kept["outcome"] == result.outcome == "ok"
+    assert kept["meters"] == [one.facts() for one in result.meters]
+    assert {
+        "flops_a",
+        "flops_b",
+        "flops_c",
+        "cpu_s",
+    } <= set(kept["meters"][0])
     assert kept["calibration"]["dense_flops_per_s"] > 0

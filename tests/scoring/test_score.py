@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.contracts.score_result import ScoreResult
 from stages.errors import MethodError, UserError
 from stages.scoring.score import score_method
 from tests import toy
@@ -31,25 +32,25 @@ def write(folder: Path, body: str) -> Path:
     return path
 
 
-def scored(path: Path, **options: float) -> dict:
+def scored(path: Path, **options: float) -> ScoreResult:
     return score_method(path, progress=lambda said: None, **({"fresh": False} | options))
 
 
 def test_a_method_is_shown_next_to_the_built_in_ones(graph, tmp_path):
     result = scored(toy.ROOT / "examples" / "my_method.py")
-    assert json.loads(json.dumps(result)) == result
+    assert ScoreResult.model_validate_json(json.dumps(result.facts()), strict=True) == result
     for split in ("train", "validation"):
-        assert {row.method for row in result["rows"] if row.split == split} == {*toy.METHODS, "my_method"}
-    assert {row.family for row in result["per_task"]} == {"active_learning", "few_shot_shapley"}
-    assert result["verdict"] in ("better", "not distinguishable", "worse")
-    assert "placebo" in result["verdict_text"] and "noise floor" in result["verdict_text"]
+        assert {row.method for row in result.rows if row.split == split} == {*toy.METHODS, "my_method"}
+    assert {row.family for row in result.per_task} == {"active_learning", "few_shot_shapley"}
+    assert result.verdict in ("better", "not distinguishable", "worse")
+    assert "placebo" in result.verdict_text and "noise floor" in result.verdict_text
 
 
 def test_declining_everything_is_exactly_zero(graph, tmp_path):
     result = scored(write(tmp_path, ""))
-    mine = [row for row in result["rows"] if row.method == "mine"]
+    mine = [row for row in result.rows if row.method == "mine"]
     assert all(row.reward_mean == row.reward_low == row.reward_high == 0.0 for row in mine)
-    assert result["verdict"] == "not distinguishable"
+    assert result.verdict == "not distinguishable"
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,10 @@ def test_failing_to_answer_is_a_result_at_the_baselines_score(graph, tmp_path, b
     import re
 
     result = scored(write(tmp_path, body), timeout_s=2)
-    assert {row.status for row in result["per_task"]} == {"failed"}
-    assert all(re.search(cause, row.reason) for row in result["per_task"])
-    assert all(row.reward_mean <= 0 for row in result["per_task"])
-    assert "It failed on" in result["verdict_text"]
+    assert {row.status for row in result.per_task} == {"failed"}
+    assert all(re.search(cause, row.reason) for row in result.per_task)
+    assert all(row.reward_mean <= 0 for row in result.per_task)
+    assert "It failed on" in result.verdict_text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Random search: the control that every other researcher must beat."""
 
-from typing import Any
-
+from stages.contracts.journal import Choices
 from stages.research.researcher import Researcher
 from stages.research.search_space import new_spec
 from stages.scoring.composed import Spec
@@ -10,5 +9,5 @@ __all__ = ["RandomResearcher"]
 
 
 class RandomResearcher(Researcher):
-    def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
+    def propose(self, iteration: int) -> tuple[Spec, Choices]:
         return new_spec([], self.trials, "random", self.seed, iteration)

@@ -1,7 +1,6 @@
 """A tree-structured Parzen estimator (Bergstra et al. 2011, NeurIPS 24) through Optuna."""
 
-from typing import Any
-
+from stages.contracts.journal import Choices
 from stages.research.researcher import Researcher
 from stages.research.search_space import new_spec
 from stages.scoring.composed import Spec
@@ -13,6 +12,6 @@ class SearchResearcher(Researcher):
     n_startup = 4
     """Random proposals before the estimator is used."""
 
-    def propose(self, iteration: int) -> tuple[Spec, dict[str, Any]]:
+    def propose(self, iteration: int) -> tuple[Spec, Choices]:
         kind = "random" if len(self.trials) < self.n_startup else "tpe"
         return new_spec(self.trials, self.trials, kind, self.seed, iteration)

@@ -5,7 +5,6 @@ H = heads (4), K = d_head (16), M = d_mlp (256), C = labels (4).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from stages.contracts.target import Component, Corpus, HookSpec
+from stages.contracts.target import Component, Corpus, HookSpec, Layout
 from stages.targets.definition import train_loop
 from stages.targets.few_shot_data import (
     N_LABELS,
@@ -172,7 +171,7 @@ class DigitsFewShot:
         tokens = [Component("blocks.0.hook_resid_post", 1, token) for token in range(N_TOKENS)]
         return tuple(heads + tokens)
 
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> Layout:
         return {
             "input_shape": (N_SHOTS + 1, PIXELS + 2),
             "n_outputs": N_LABELS,

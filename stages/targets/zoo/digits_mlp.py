@@ -4,7 +4,6 @@ Shape legend: B = batch, X = pixels (64), H = hidden units (64 then 32), C = dig
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from stages.contracts.target import Component, Corpus, HookSpec
+from stages.contracts.target import Component, Corpus, HookSpec, Layout
 from stages.targets.definition import train_loop
 from stages.targets.few_shot_data import PIXELS, digit_splits
 
@@ -101,7 +100,7 @@ class DigitsMlp:
     def components(self) -> tuple[Component, ...]:
         return tuple(Component(f"layers.{i}.hook_post", 1, unit) for i, w in enumerate(WIDTHS) for unit in range(w))
 
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> Layout:
         return {
             "input_shape": (PIXELS,),
             "n_outputs": N_DIGITS,

@@ -10,7 +10,6 @@ Shape legend: B = batch, S = side of the image, H = height, W = width, K = chann
 import gzip
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from stages.contracts.target import Component, Corpus, HookSpec
+from stages.contracts.target import Component, Corpus, HookSpec, Layout
 from stages.targets.definition import train_loop
 from stages.targets.few_shot_data import digit_splits
 
@@ -142,7 +141,7 @@ class SmallCnn:
     def components(self) -> tuple[Component, ...]:
         return tuple(Component(f"convs.{i}.hook_post", 3, k) for i, n in enumerate(CHANNELS) for k in range(n))
 
-    def layout(self) -> dict[str, Any]:
+    def layout(self) -> Layout:
         return {
             "input_shape": (side(), side()),
             "n_outputs": N_CLASSES,

@@ -8,14 +8,12 @@ Source: zero ablation as in Meyes et al. 2019, arXiv 1901.08644.
 Shape legend: N = instances, M = inputs of a behaviour (16), P = components, C = outputs.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Localise, Query
 from stages.contracts.target import Intervention, Target, TargetAccess
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import (
     CHUNK,
     ask,
@@ -34,7 +32,7 @@ SCALE = 0.1
 LADDER = (0, 1, 4, 8)
 
 
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: Constants = {
     "max_blend": MAX_BLEND,
     "n_inputs": N_INPUTS,
     "grain": GRAIN,

@@ -8,8 +8,6 @@ Source: expected error reduction, evaluated instead of expected (Roy and McCallu
 Shape legend: N = instances, H = held-out inputs, C = outputs.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -17,7 +15,7 @@ from torch.nn import functional as F
 
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, label_features
 from stages.tasks.inputs import draw_inputs, is_few_shot
 
@@ -34,7 +32,7 @@ LADDER = (0, 8, 32, 128)
 N_NEIGHBOURS = 8
 
 
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: Constants = {
     "grain": GRAIN,
     "lr": {"episodes": LR_EPISODE, "images": LR_IMAGE},
     "max_blend": MAX_BLEND,

@@ -10,7 +10,6 @@ Shape legend: N = variants, B = batch, X = pixels (64), C = outputs, Q = probes,
 """
 
 from math import log
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 
 from stages.contracts.method import Compare, Query
 from stages.contracts.target import Target, TargetAccess
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import ask
 from stages.tasks.inputs import draw_inputs
 
@@ -39,7 +38,7 @@ MINIMUM_SUCCESS = 0.8
 MAX_REDRAWS = 8
 
 
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: Constants = {
     "batch": BATCH,
     "kinds": "a third backdoor, a third clean, a sixth of each distractor",
     "lr": [LR_LOW, LR_HIGH],

@@ -14,7 +14,6 @@ Shape legend: N = instances, M = inputs of a behaviour (16), P = components, B =
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 
 from stages.contracts.method import Localise, Query
 from stages.contracts.target import Intervention, Target, TargetAccess
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import CHUNK, ask, label_features
 from stages.tasks.components import decode, draw_behaviours, encode, masked
 
@@ -41,7 +40,7 @@ Loss = Callable[[Tensor], Tensor]
 """(N, P) which components are kept -> (N,) mean loss."""
 
 
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: Constants = {
     "max_blend": MAX_BLEND,
     "n_inputs": N_INPUTS,
     "grain": GRAIN,

@@ -8,14 +8,12 @@ layers.
 Shape legend: N = instances, S = rows of an episode (examples, then the query), P = prefix lengths, C = outputs.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess, keep_segments
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, outputs_of
 from stages.tasks.inputs import draw_inputs
 
@@ -26,7 +24,7 @@ LADDER = ((), (4,), (2, 6), (3, 5))
 """Prefix lengths added at each rung; the full episode comes first."""
 
 
-CONSTANTS: dict[str, Any] = {"confidence": CONFIDENCE}
+CONSTANTS: Constants = {"confidence": CONFIDENCE}
 
 
 class EarlyExit(TaskFamily):

@@ -9,7 +9,6 @@ Shape legend: N = instances, E = examples (8), S = rows (E + query), V = subsets
 """
 
 from math import factorial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from stages.contracts.target import (
     TargetSpec,
     keep_segments,
 )
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import (
     answer_features,
     ask,
@@ -36,7 +35,7 @@ PERMUTATIONS = (2, 4, 8)
 SCALE = 0.1
 
 
-CONSTANTS: dict[str, Any] = {"scale": SCALE}
+CONSTANTS: Constants = {"scale": SCALE}
 
 
 class FewShotShapley(TaskFamily):

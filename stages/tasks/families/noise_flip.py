@@ -7,14 +7,12 @@ Source: the noise stability that randomised smoothing estimates (Cohen, Rosenfel
 Shape legend: N = instances, R = noisy copies, C = outputs.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, outputs_of
 from stages.tasks.inputs import draw_inputs, is_few_shot, noisy_channels
 
@@ -26,7 +24,7 @@ MAX_BLEND = 0.2
 LADDER = (0, 4, 16, 64)
 
 
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: Constants = {
     "draws": {"episodes": DRAWS_EPISODE, "images": DRAWS_IMAGE},
     "max_blend": MAX_BLEND,
     "sigma": {"episodes": SIGMA_EPISODE, "images": SIGMA_IMAGE},

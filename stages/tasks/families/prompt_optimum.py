@@ -9,7 +9,6 @@ Shape legend: N = instances, E = examples (8), S = rows (E + query), P = prompts
 """
 
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from stages.contracts.target import (
     TargetSpec,
     keep_segments,
 )
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import (
     answer_features,
     ask,
@@ -37,7 +36,7 @@ GRAIN = 0.5
 LADDER = (0, 2, 8, 24)
 
 
-CONSTANTS: dict[str, Any] = {"grain": GRAIN, "n_kept": N_KEPT}
+CONSTANTS: Constants = {"grain": GRAIN, "n_kept": N_KEPT}
 
 
 class PromptOptimum(TaskFamily):

@@ -10,8 +10,6 @@ selectivity, Morcos et al. 2018, arXiv 1803.06959.
 Shape legend: N = instances, M = inputs of a behaviour (12), R = ordinary inputs (64), P = components.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from stages.contracts.target import (
     Target,
     TargetAccess,
 )
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import (
     CHUNK,
     ask,
@@ -44,7 +42,7 @@ LADDER = (0, 1, 3, 6)
 ORDINARY = (0, 8, 16, 64)
 
 
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: Constants = {
     "max_blend": MAX_BLEND,
     "n_inputs": N_INPUTS,
     "n_ordinary": N_ORDINARY,

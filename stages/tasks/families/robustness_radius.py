@@ -9,14 +9,12 @@ restarts, then bisection along the segment to the clean input.
 Shape legend: N = instances, A = attacks per instance (classes x restarts), X = pixels, C = outputs.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess
-from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, outputs_of
 from stages.tasks.inputs import draw_inputs
 
@@ -32,7 +30,7 @@ LADDER = (0, 2, 6, 18)
 WEAK_BISECTIONS = 5
 
 
-CONSTANTS: dict[str, Any] = {
+CONSTANTS: Constants = {
     "bisections": BISECTIONS,
     "max_blend": MAX_BLEND,
     "restarts": RESTARTS,
