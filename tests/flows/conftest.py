@@ -52,9 +52,8 @@ from stages import tracking
 from stages.errors import UserError
 
 ROW = {"method": "pca", "split": "validation", "reward_mean": 0.25, "reward_low": 0.1,
-"reward_high": 0.4,
-       "performance_gain": 0.2, "flop_ratio": 0.5, "placebo_reward": 0.0, "n_tasks": 3, "n_seeds":
-       3, "n_instances": 40, "status": "ok"}
+       "reward_high": 0.4, "performance_gain": 0.2, "flop_ratio": 0.5, "placebo_reward": 0.0,
+       "n_tasks": 3, "n_seeds": 3, "n_instances": 40, "status": "ok"}
 
 def note(what):
     with open("executions.log", "a") as log:
@@ -83,15 +82,17 @@ def main():
     out.parent.mkdir(parents=True, exist_ok=True)
     source = pathlib.Path(f"source/{name}.txt")
     if wish == "facts":
-        import random, signal print("facts", json.dumps({"argv": sys.argv, "cwd": os.getcwd(),
-        "mark": os.environ.get("MARK"),
-            "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler, "sigterm":
-            signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "main":
-            sys.modules["__main__"].__spec__.name, "path": sys.path[0], "random": random.random(),
-            "torch": "torch" in sys.modules, "environment": sorted(os.environ), "group":
-            os.getpgrp(), "dvc": "dvc" in sys.modules}), flush=True)
-    out.write_text(json.dumps([ROW]) if name == "join" else f"{name} {source.read_text() if
-    source.exists() else ''}") note("end")
+        import random, signal
+        facts = {"argv": sys.argv, "cwd": os.getcwd(), "mark": os.environ.get("MARK"),
+            "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+            "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+            "main": sys.modules["__main__"].__spec__.name, "path": sys.path[0],
+            "random": random.random(), "torch": "torch" in sys.modules,
+            "environment": sorted(os.environ), "dvc": "dvc" in sys.modules}
+        print("facts", json.dumps(facts), flush=True)
+    text = f"{name} {source.read_text() if source.exists() else ''}"
+    out.write_text(json.dumps([ROW]) if name == "join" else text)
+    note("end")
 """
 
 
