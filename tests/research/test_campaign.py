@@ -79,7 +79,7 @@ def test_every_method_has_a_fresh_instance_gap_and_it_is_a_function_of_what_was_
     assert (graph / "metrics" / "fresh.json").read_bytes() == first
 
 
-SCRIPT = "from stages.errors import run_stage; from stages.research.stage import main; run_stage(main)"
+SCRIPT = "from stages.errors import run_stage; from stages.research.stage import main; run_stage(lambda: main)"
 
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(graph, uninterrupted):
