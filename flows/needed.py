@@ -17,15 +17,16 @@ def make_what_score_needs(progress: Callable[[str], None] = print) -> None:
         UserError: a node failed by the user's mistake, or somebody else is at work here.
         StageFailed: a node failed by ours.
     """
+    from flows.lock import run_lock
     from stages.scoring.needs import score_outputs
 
-    outputs = score_outputs()
+    with run_lock(paths.root(), "lensmith score", shared=True):  # not while a run is at work: it says who
+        outputs = score_outputs()
     missing = [path for path in outputs if not path.exists()]
     if not missing:
         return
     from rich.console import Console
 
-    from flows.lock import run_lock
     from flows.scheduler import RunOptions, raise_failures, run_graph
 
     root = paths.root()
