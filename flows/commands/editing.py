@@ -1,8 +1,12 @@
 """`lensmith editing ...`: take a capability out of a target, and see what else goes with it."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from stages.editing.capability import Removal
+    from stages.editing.measuring import Metric
 
 __all__ = ["COMMANDS", "GROUPS"]
 
@@ -51,15 +55,21 @@ def removal(
     _show(found)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: "Removal") -> None:
     from rich.console import Console
 
     from flows.terminal import print_rows
 
     console = Console()
-    metrics = ("accuracy_target", "accuracy_neighbours", "selectivity", "relearn_steps")
     rows = [
-        {"method": row["method"], "n": row["n"], **{name: _said(row[name]) for name in metrics}}
+        {
+            "method": row["method"],
+            "n": row["n"],
+            "accuracy_target": _said(row["accuracy_target"]),
+            "accuracy_neighbours": _said(row["accuracy_neighbours"]),
+            "selectivity": _said(row["selectivity"]),
+            "relearn_steps": _said(row["relearn_steps"]),
+        }
         for row in found["summary"]
     ]
     print_rows(console, rows, f"{found['target']}: {', '.join(found['before'])} taken away, mean [95% interval]")
@@ -67,11 +77,11 @@ def _show(found: dict[str, Any]) -> None:
         {"circuit less": row["circuit_less"], "selectivity": _said(row["selectivity"])} for row in found["differences"]
     ]
     print_rows(console, gaps, "selectivity of the circuit less that of each other way, paired")
-    second = [{key: row[key] for key in row if key != "circuit_by_site"} for row in found["redundancy"]]
+    second = [{key: value for key, value in row.items() if key != "circuit_by_site"} for row in found["redundancy"]]
     print_rows(console, second, "can a second, disjoint circuit do it? (faithfulness, kept alone)")
 
 
-def _said(metric: dict[str, float] | None) -> str:
+def _said(metric: "Metric | None") -> str:
     if metric is None:
         return "-"
     return f"{metric['value']:.3g} [{metric['low']:.3g}, {metric['high']:.3g}]"

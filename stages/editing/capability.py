@@ -20,7 +20,7 @@ Shape legend: B = inputs, E = edges.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,15 @@ from stages.circuits.engine.zoo import graph_of_target
 from stages.contracts.target import Target
 from stages.editing.behaviours import Behaviour, behaviour_of
 from stages.editing.cutting import SITES, Site, cut, cut_scores, mean_inputs, site_sizes, top
-from stages.editing.measuring import clustered_interval, effect, redundancy, relearn_steps
+from stages.editing.measuring import (
+    Effect,
+    Metric,
+    Redundancy,
+    clustered_interval,
+    effect,
+    redundancy,
+    relearn_steps,
+)
 from stages.editing.removing import BATCH, GONE, HOWS, accuracy, remove
 from stages.errors import UserError
 from stages.targets.zoo import ZOO
@@ -41,7 +49,73 @@ __all__ = ["Settings", "remove_capability"]
 
 RELEARNED_WAYS = ("circuit", "relabel", "scratch", "task-vector", "upstream")
 """The others are judged too, but training them back is what takes the time."""
-METRICS = ("accuracy_target", "accuracy_neighbours", "selectivity")
+MetricName = Literal["accuracy_target", "accuracy_neighbours", "selectivity"]
+
+
+class EditRow(Effect):
+    """One edit."""
+
+    target: str
+    behaviour: str
+    method: str
+    seed: int
+    draw: int
+    """Of random circuits."""
+    n_edges: int | None
+    """Edges cut; None where the edit is training."""
+    relearn_steps: int | None
+    """None where the behaviour was not back within the limit, or the way is not trained back."""
+
+
+class Untouched(TypedDict):
+    """The target before any edit."""
+
+    accuracy_target: Metric
+    accuracy_neighbours: Metric
+    n_target: int
+    n_neighbours: int
+
+
+class Left(Redundancy):
+    """What is left of a behaviour elsewhere."""
+
+    behaviour: str
+    seed: int
+    regrown_overlap: float
+    """What the circuit shares of its union with the one found after it was cut and the behaviour relearned."""
+    circuit_by_site: dict[str, int]
+    """Edges of the circuit in each map."""
+
+
+class SummaryRow(Effect):
+    """One way of editing: means over behaviours, seeds and draws."""
+
+    method: str
+    n: int
+    relearn_steps: Metric | None
+    not_relearned: int | None
+
+
+class DifferenceRow(TypedDict):
+    """Selectivity of the circuit less that of another way, paired."""
+
+    circuit_less: str
+    n: int
+    selectivity: Metric
+
+
+class Removal(TypedDict):
+    """What ``remove_capability`` found."""
+
+    target: str
+    digest: str
+    n_edges_of_target: int
+    seeds: int
+    before: dict[str, Untouched]
+    rows: list[EditRow]
+    summary: list[SummaryRow]
+    differences: list[DifferenceRow]
+    redundancy: list[Left]
 
 
 @dataclass(frozen=True)
@@ -123,7 +197,7 @@ def remove_capability(
     settings: Settings | None = None,
     sites: Sequence[Site] | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> Removal:
     """Take behaviours away in every way, and measure what each way did.
 
     Args:
@@ -155,9 +229,9 @@ def remove_capability(
         raise UserError(f"{settings}: seeds, n_random and n_inputs must be at least 1")
     wanted = list(range(min(3, target.spec.n_outputs))) if answers is None else list(answers)
     behaviours = [behaviour_of(target, answer) for answer in wanted]
-    rows: list[dict[str, Any]] = []
-    before: dict[str, Any] = {}
-    second: list[dict[str, Any]] = []
+    rows: list[EditRow] = []
+    before: dict[str, Untouched] = {}
+    second: list[Left] = []
     for behaviour in behaviours:
         untouched = effect(target.model, target.model, behaviour)
         held = int((behaviour.held_out.labels == behaviour.answer).sum())
@@ -185,20 +259,23 @@ def remove_capability(
     }
 
 
-def _judged(subject: _Subject, seed: int, settings: Settings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _judged(subject: _Subject, seed: int, settings: Settings) -> tuple[list[EditRow], Left]:
     """Rows of one behaviour and seed, and what is left of it elsewhere."""
     target, behaviour = subject.target, subject.behaviour
     generator = torch.Generator().manual_seed(1000 + seed)
     n = subject.size(settings.shares)
-    rows: list[dict[str, Any]] = []
+    rows: list[EditRow] = []
 
     def judge(method: str, edited: nn.Module, n_edges: int | None, draw: int = 0) -> nn.Module:
         steps, back = None, edited
         if method in RELEARNED_WAYS:
             back, steps = relearn_steps(edited, target.model, behaviour, BATCH, torch.Generator().manual_seed(seed))
-        row: dict[str, Any] = {"target": target.name, "behaviour": behaviour.name, "method": method, "seed": seed}
-        row |= {"draw": draw, "n_edges": n_edges, **effect(target.model, edited, behaviour), "relearn_steps": steps}
-        rows.append(row)
+        rows.append(
+            {
+                "target": target.name, "behaviour": behaviour.name, "method": method, "seed": seed, "draw": draw,
+                "n_edges": n_edges, "relearn_steps": steps, **effect(target.model, edited, behaviour),
+            }
+        )  # fmt: skip
         return back
 
     def without(scores: Tensor, means: Mapping[str, Tensor] | None = subject.means) -> nn.Module:
@@ -229,44 +306,52 @@ def _judged(subject: _Subject, seed: int, settings: Settings) -> tuple[list[dict
         judge("scratch", ZOO.find(target.name)().build(generator).eval(), None)
     circuit, regrown = top(subject.scores, n), top(subject.scores_in(back), n)
     found = redundancy(target.model, subject.sites, behaviour, subject.means, subject.shown, generator)
-    found["regrown_overlap"] = round(float((circuit & regrown).sum() / (circuit | regrown).sum()), 4)
+    overlap = round(float((circuit & regrown).sum() / (circuit | regrown).sum()), 4)
     parts = torch.split(circuit, [v * u for v, u in site_sizes(target.model, subject.sites)])
-    found["circuit_by_site"] = {s.module: int(p.sum()) for s, p in zip(subject.sites, parts, strict=True)}
-    return rows, {"behaviour": behaviour.name, "seed": seed} | found
+    by_site = {s.module: int(p.sum()) for s, p in zip(subject.sites, parts, strict=True)}
+    about: Left = {
+        "behaviour": behaviour.name, "seed": seed, "regrown_overlap": overlap, "circuit_by_site": by_site, **found,
+    }  # fmt: skip
+    return rows, about
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _summary(rows: Sequence[EditRow]) -> list[SummaryRow]:
     """A row per way: means over behaviours, seeds and draws; intervals by resampling behaviours, then seeds."""
-    table = []
+    table: list[SummaryRow] = []
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
-        line: dict[str, Any] = {"method": method, "n": len({(row["behaviour"], row["seed"]) for row in mine})}
-        line |= {metric: clustered_interval(_grouped(mine, metric)) for metric in METRICS}
         back = [row for row in mine if row["relearn_steps"] is not None]
         groups = [
-            [row["relearn_steps"] for row in back if row["behaviour"] == name]
+            [float(row["relearn_steps"] or 0) for row in back if row["behaviour"] == name]
             for name in dict.fromkeys(row["behaviour"] for row in back)
         ]
-        line["relearn_steps"] = clustered_interval(groups) if groups else None
-        line["not_relearned"] = len(mine) - len(back) if method in RELEARNED_WAYS else None
-        table.append(line)
+        table.append(
+            {
+                "method": method,
+                "n": len({(row["behaviour"], row["seed"]) for row in mine}),
+                "accuracy_target": clustered_interval(_grouped(mine, "accuracy_target")),
+                "accuracy_neighbours": clustered_interval(_grouped(mine, "accuracy_neighbours")),
+                "selectivity": clustered_interval(_grouped(mine, "selectivity")),
+                "relearn_steps": clustered_interval(groups) if groups else None,
+                "not_relearned": len(mine) - len(back) if method in RELEARNED_WAYS else None,
+            }
+        )
     return table
 
 
-def _differences(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _differences(rows: Sequence[EditRow]) -> list[DifferenceRow]:
     mine = _grouped([row for row in rows if row["method"] == "circuit"], "selectivity")
-    table = []
+    table: list[DifferenceRow] = []
     for method in dict.fromkeys(row["method"] for row in rows):
         if method in ("circuit", "scratch"):
             continue
         theirs = _grouped([row for row in rows if row["method"] == method], "selectivity")
         gaps = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(mine, theirs, strict=True)]
-        line = {"circuit_less": method, "n": sum(map(len, gaps)), "selectivity": clustered_interval(gaps)}
-        table.append(line)
+        table.append({"circuit_less": method, "n": sum(map(len, gaps)), "selectivity": clustered_interval(gaps)})
     return table
 
 
-def _grouped(rows: Sequence[Mapping[str, Any]], metric: str) -> list[list[float]]:
+def _grouped(rows: Sequence[EditRow], metric: MetricName) -> list[list[float]]:
     """For each behaviour the metric at each seed, draws averaged."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:

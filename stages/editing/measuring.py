@@ -4,18 +4,30 @@ Shape legend: B = held-out inputs, E = edges, D = bootstrap draws.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.base.intervals import percentile_interval
 from stages.editing.behaviours import Behaviour
 from stages.editing.cutting import Site, cut, cut_scores, keep_only, margins, top
 from stages.editing.removing import accuracy, minibatch, train_until
 
-__all__ = ["DRAWS", "Metric", "clustered_interval", "effect", "interval", "redundancy", "relearn_steps"]
+__all__ = [
+    "DRAWS",
+    "Effect",
+    "Metric",
+    "Redundancy",
+    "clustered_interval",
+    "effect",
+    "interval",
+    "redundancy",
+    "relearn_steps",
+]
 
 DRAWS = 500
 RELEARNED = 0.9
@@ -27,16 +39,46 @@ FAITHFUL = 0.8
 """Share of the margin that a circuit kept alone must restore to count as one that can do it."""
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
-Metric = dict[str, float]
-"""value, low, high: a mean and its 95% interval."""
+
+class Metric(TypedDict):
+    """A mean and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Effect(TypedDict):
+    """What an edit did, on held-out inputs."""
+
+    accuracy_target: Metric
+    accuracy_neighbours: Metric
+    selectivity: Metric
+    """Share of right answers lost on the behaviour less the share lost on its neighbours."""
+
+
+class Redundancy(TypedDict):
+    """Whether a second circuit can do what the first does; see ``redundancy``."""
+
+    n_edges: int
+    first_is_faithful: bool
+    share: float
+    faithfulness_first: float
+    faithfulness_second: float
+    faithfulness_random: float
+    accuracy_of_the_rest: float
+
+
+def _metric(value: float, draws: npt.ArrayLike) -> Metric:
+    low, high = percentile_interval(draws)
+    return Metric(value=round(value, 4), low=round(low, 4), high=round(high, 4))
 
 
 def interval(values: Sequence[float] | Tensor, seed: int = 0) -> Metric:
     """Mean of independent values with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13)."""
     array = np.asarray(values, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(len(array), size=(DRAWS, len(array)))
-    low, high = np.percentile(array[draws].mean(1), [2.5, 97.5])
-    return {"value": round(float(array.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    return _metric(float(array.mean()), array[draws].mean(1))
 
 
 def clustered_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Metric:
@@ -48,9 +90,7 @@ def clustered_interval(groups: Sequence[Sequence[float]], seed: int = 0) -> Metr
     for _ in range(DRAWS):
         chosen = [arrays[i] for i in rng.integers(len(arrays), size=len(arrays))]
         draws.append(np.mean([group[rng.integers(len(group), size=len(group))].mean() for group in chosen]))
-    low, high = np.percentile(draws, [2.5, 97.5])
-    value = float(np.mean([group.mean() for group in arrays]))
-    return {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+    return _metric(float(np.mean([group.mean() for group in arrays])), draws)
 
 
 def _hits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -59,7 +99,7 @@ def _hits(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     return hits.double()
 
 
-def effect(before: nn.Module, after: nn.Module, behaviour: Behaviour) -> dict[str, Metric]:
+def effect(before: nn.Module, after: nn.Module, behaviour: Behaviour) -> Effect:
     """accuracy_target, accuracy_neighbours after the edit, and selectivity: the share of right answers lost on the
     behaviour less the share lost on its neighbours; 1 = all of it and nothing else. Intervals over held-out inputs."""
     inputs, labels = behaviour.held_out
@@ -73,12 +113,10 @@ def effect(before: nn.Module, after: nn.Module, behaviour: Behaviour) -> dict[st
             shown[rng.integers(len(shown), size=len(shown))].mean()
             - others[rng.integers(len(others), size=len(others))].mean()
         )
-    low, high = np.percentile(selectivity, [2.5, 97.5])
-    value = float(shown.mean() - others.mean())
     return {
         "accuracy_target": interval(now[mine]),
         "accuracy_neighbours": interval(now[~mine]),
-        "selectivity": {"value": round(value, 4), "low": round(float(low), 4), "high": round(float(high), 4)},
+        "selectivity": _metric(float(shown.mean() - others.mean()), selectivity),
     }
 
 
@@ -110,7 +148,7 @@ def redundancy(
     means: Mapping[str, Tensor],
     shown: Tensor,
     generator: torch.Generator,
-) -> dict[str, Any]:
+) -> Redundancy:
     """Can a second circuit, without an edge in common with the first, do what the first does?
 
     The first is the shortest prefix of the ranking that, kept alone, restores ``FAITHFUL`` of the margin between all

@@ -62,7 +62,7 @@ def test_void_results_teach_nothing():
         _, choices = researcher.propose(iteration)
         researcher.update(choices, None)
     fresh = make_researcher("search", 0)
-    fresh.trials = [{"choices": t["choices"], "value": None} for t in researcher.trials]
+    fresh.trials = [trial._replace(value=None) for trial in researcher.trials]
     assert researcher.propose(6) == fresh.propose(6)
 
 
