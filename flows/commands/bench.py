@@ -253,13 +253,14 @@ def metering(*, jobs: int, as_json: bool) -> None:
         console.print(f"{what}: {value:.2f}", highlight=False)
     columns = ("method", "task", "(a) target", "(b) own", "(c) unexplained", "CPU", "outcome")
     layers = Table(*columns, title="FLOPs by layer")
-    for row in result["layers"]:
+    for one in result["layers"]:
+        counted = (one.flops_a, one.flops_b, one.flops_c)
         layers.add_row(
-            row["method"],
-            row["task"],
-            *(f"{row[f'flops_{layer}']:.3g}" for layer in "abc"),
-            f"{1e3 * row['cpu_s']:.1f} ms",
-            row["outcome"],
+            one.method,
+            one.task,
+            *("-" if flops is None else f"{flops:.3g}" for flops in counted),
+            "-" if one.cpu_s is None else f"{1e3 * one.cpu_s:.1f} ms",
+            one.outcome,
         )
     console.print(layers)
     rates = result["calibration"]

@@ -1,9 +1,12 @@
 """`lensmith circuits ...`: find a circuit in a module, list the cards; and what `lensmith bench` says of the
 methods."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from stages.circuits.discovery import Discovery
 
 __all__ = ["COMMANDS", "GROUPS", "measure"]
 
@@ -106,7 +109,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
     print_rows(console, verdicts(rows), "goals; the worst card of each")
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
+def _show(result: "Discovery", as_json: bool) -> None:
     from rich.console import Console
 
     from flows.terminal import print_json, print_rows
@@ -116,11 +119,11 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         return
     console = Console()
     head = ("method", "ablation", "ablation_from", "seeds", "n_edges", "n_inputs", "inputs_per_seed")
-    print_rows(console, [{name: result[name] for name in head}])
+    print_rows(console, [{name: value for name, value in result.items() if name in head}])
     print_rows(console, result["edges"][:30], "edges, best first; all of them with --json")
     print_rows(console, result["per_seed"], "per seed")
-    for part in ("metrics", "cost"):
-        for key, value in result[part].items():
+    for part in (result["metrics"], result["cost"]):
+        for key, value in part.items():
             if not isinstance(value, list):
                 message = f"{value:.4g}" if isinstance(value, float) else str(value)
                 console.print(f"{key}: {message}", highlight=False)

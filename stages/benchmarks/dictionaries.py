@@ -203,7 +203,7 @@ def sae_lens_twin(recipe: Recipe, weights: Weights) -> Any:
 
     name = {"matryoshka": "matryoshka_batchtopk"}.get(recipe.architecture, recipe.architecture)
     warm = recipe.l1_warm_up // recipe.batch
-    by_name: dict[str, dict[str, Any]] = {
+    by_name: dict[str, dict[str, float | str | list[int]]] = {
         "standard": {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": warm},
         "gated": {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": warm},
         "topk": {"k": int(recipe.sparsity)},

@@ -5,15 +5,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Required, TypedDict
 
 import torch
 
 from stages.base import paths
 from stages.contracts.method import Interpretation, Represent
+from stages.contracts.score_result import Meters
 from stages.interpretation.artifact import load_interpretation, pack
 from stages.metering.access import MeteredAccess
-from stages.metering.cpu_time import calibrate
+from stages.metering.cpu_time import Calibration, calibrate
 from stages.metering.ledger import Ledger
 from stages.redteam.red_team import CONTROLS
 from stages.sandbox.bubblewrap import why_unavailable
@@ -21,6 +22,7 @@ from stages.sandbox.host import MethodProcess
 from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.isolated import Isolated
+from stages.scoring.meters import meters_of
 from stages.scoring.score import score_method
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
@@ -52,11 +54,41 @@ class Client(Method):
 """
 
 
-def bench_metering(progress: Callable[[str], None] = lambda said: None) -> dict[str, Any]:
-    """Returns:
-    {"overhead": rows per batch size, "start_up": seconds, "score": inside against outside, "layers": FLOPs of the
-    built-in methods by layer, "calibration"}.
-    """
+class Overhead(TypedDict, total=False):
+    """Forward passes of one batch size: what metering and a process between cost."""
+
+    batch: Required[int]
+    bare_ms: Required[float]
+    metered: Required[float]
+    """Ratio to bare: the median of paired turns, and all but the extreme ones."""
+    metered_low: Required[float]
+    metered_high: Required[float]
+    across: float
+    """Ratio to bare from another process, and from the sandbox where there is one."""
+    across_sandboxed: float
+
+
+class MethodMeters(Meters):
+    """What the meters counted of one built-in method on one task."""
+
+    method: str
+    """Its name."""
+
+
+class MeteringCost(TypedDict):
+    """What ``lensmith bench metering`` says."""
+
+    overhead: list[Overhead]
+    start_up_s: dict[str, float]
+    score: dict[str, float]
+    """Seconds of a whole score inside and outside the sandbox, and their ratio."""
+    layers: list[MethodMeters]
+    """FLOPs of each built-in method on each task, by meter."""
+    calibration: dict[str, float]
+
+
+def bench_metering(progress: Callable[[str], None] = lambda said: None) -> MeteringCost:
+    """Paired ratios of what metering and the sandbox cost."""
     torch.set_num_threads(1)
     trusts = (True,) if why_unavailable() else (True, False)
     progress("forward passes")
@@ -76,7 +108,7 @@ def bench_metering(progress: Callable[[str], None] = lambda said: None) -> dict[
     }
 
 
-def _overhead(batch: int, trusts: tuple[bool, ...]) -> dict[str, Any]:
+def _overhead(batch: int, trusts: tuple[bool, ...]) -> Overhead:
     target = cached_target(TARGET)
     corpus = target.corpus("train").inputs
     inputs = corpus[torch.arange(batch) % len(corpus)]
@@ -99,9 +131,14 @@ def _overhead(batch: int, trusts: tuple[bool, ...]) -> dict[str, Any]:
             for _ in range(max(1, 64 // batch)):
                 work()
             times[name].append((time.perf_counter() - started) / max(1, 64 // batch))
-    row: dict[str, Any] = {"batch": batch, "bare_ms": 1e3 * statistics.median(times["bare"])}
     ratios = sorted(m / b for m, b in zip(times["metered"], times["bare"], strict=True))
-    row |= {"metered": statistics.median(ratios), "metered_low": ratios[1], "metered_high": ratios[-2]}
+    row: Overhead = {
+        "batch": batch,
+        "bare_ms": 1e3 * statistics.median(times["bare"]),
+        "metered": statistics.median(ratios),
+        "metered_low": ratios[1],
+        "metered_high": ratios[-2],
+    }
     for trust in trusts:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "client.py"
@@ -109,7 +146,11 @@ def _overhead(batch: int, trusts: tuple[bool, ...]) -> dict[str, Any]:
             with MethodProcess(path, "client", 120, trust=trust) as process:
                 reply = process.answer(Represent(inputs), Interpretation(), MeteredAccess(target, Ledger()))
         across = float(reply.value[1:].median())
-        row["across" if trust else "across_sandboxed"] = across / statistics.median(times["bare"])
+        ratio = across / statistics.median(times["bare"])
+        if trust:
+            row["across"] = ratio
+        else:
+            row["across_sandboxed"] = ratio
     return row
 
 
@@ -122,7 +163,7 @@ def _start_up(trust: bool) -> float:
     return statistics.median(once() for _ in range(3))
 
 
-def _score(trusts: tuple[bool, ...], progress: Callable[[str], None]) -> dict[str, Any]:
+def _score(trusts: tuple[bool, ...], progress: Callable[[str], None]) -> dict[str, float]:
     walls: dict[str, list[float]] = {}
     for _ in range(2):
         for trust in trusts:
@@ -135,7 +176,7 @@ def _score(trusts: tuple[bool, ...], progress: Callable[[str], None]) -> dict[st
     )
 
 
-def _layers(rates: Any, trust: bool) -> list[dict[str, Any]]:
+def _layers(rates: Calibration, trust: bool) -> list[MethodMeters]:
     chosen, methods = settings()
     rows = []
     tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
@@ -146,5 +187,5 @@ def _layers(rates: Any, trust: bool) -> list[dict[str, Any]]:
             frozen = Frozen(*pack(made, name, "interpret", limit))
             host = Isolated(chosen.interpretation, rates, 60.0, trust)
             answered = host.ask(Candidate(name, name), frozen, task, cached_target(target))
-            rows.append({"method": name, "outcome": answered.status, "task": task.name, **answered.meters})
+            rows.append(MethodMeters(method=name, **dict(meters_of(task.name, answered))))
     return rows

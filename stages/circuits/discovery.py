@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Required, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,70 @@ __all__ = ["Subject", "discover", "load_subject"]
 
 AT_ONCE = 4096
 """Examples of all seeds together in one batch."""
+
+
+class ScoredEdge(TypedDict):
+    """An edge, best first."""
+
+    source: str
+    reader: str
+    score: float
+    """Mean over seeds."""
+    seeds_that_keep_it: int | None
+    """None where the method only ranks."""
+
+
+class ScoredNode(TypedDict):
+    node: str
+    score: float
+    """Of its best edge."""
+
+
+class SeedRow(TypedDict, total=False):
+    """One seed; the last four only where the method finds a circuit."""
+
+    seed: Required[int]
+    seconds: Required[float]
+    forwards: Required[int]
+    backwards: Required[int]
+    size: int
+    loss: float
+    loss_of_random_circuit: float
+    agreement: float
+
+
+class DiscoveryCost(TypedDict):
+    seconds_per_seed: float
+    forwards: float
+    backwards: float
+    flops_of_one_forward: int | None
+    """By the op table; None where an operation has no price."""
+    flops_per_seed: int | None
+
+
+class Findings(TypedDict):
+    """What was found, judged on all of the data."""
+
+    edges: list[ScoredEdge]
+    nodes: list[ScoredNode]
+    per_seed: list[SeedRow]
+    metrics: dict[str, float | list[float] | None]
+    cost: DiscoveryCost
+    validity: list[str]
+    """What to be wary of."""
+
+
+class Discovery(Findings):
+    """The same, and how it was found."""
+
+    method: str
+    ablation: str
+    ablation_from: str
+    """option, target or default."""
+    seeds: int
+    n_edges: int
+    n_inputs: int
+    inputs_per_seed: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +183,7 @@ def discover(
     batch: int = 64,
     settings: Settings | None = None,
     metric: str | None = None,
-) -> dict[str, Any]:
+) -> Discovery:
     """Run a method on several seeds and judge what it finds on all of the data.
 
     Args:
@@ -192,7 +256,7 @@ def _judged(
     graph: Graph,
     subject: Subject,
     size: int,
-) -> dict[str, Any]:
+) -> Findings:
     layout = whole.layout
     scores = torch.stack([one.scores for one in found]).mean(0)
     masks = [one.mask for one in found if one.mask is not None]
@@ -200,19 +264,21 @@ def _judged(
     empty = float(losses(whole, objective, torch.zeros(whole.n_edges)))
     per_seed = []
     for seed, one in enumerate(found):
-        row: dict[str, Any] = {"seed": seed, "seconds": round(one.bill.seconds, 4), "forwards": one.bill.forwards}
-        row["backwards"] = one.bill.backwards
+        row: SeedRow = {
+            "seed": seed,
+            "seconds": round(one.bill.seconds, 4),
+            "forwards": one.bill.forwards,
+            "backwards": one.bill.backwards,
+        }
         if one.mask is not None:
             control = random_mask(whole.n_edges, int(one.mask.sum()), generator)
-            row |= {
-                "size": int(one.mask.sum()),
-                "loss": float(losses(whole, objective, one.mask)),
-                "loss_of_random_circuit": float(losses(whole, objective, control)),
-                "agreement": agreement(whole, one.mask),
-            }
+            row["size"] = int(one.mask.sum())
+            row["loss"] = float(losses(whole, objective, one.mask))
+            row["loss_of_random_circuit"] = float(losses(whole, objective, control))
+            row["agreement"] = agreement(whole, one.mask)
         per_seed.append(row)
     order = scores.argsort(descending=True, stable=True).tolist()
-    edges = [
+    edges: list[ScoredEdge] = [
         {
             "source": layout.edges[place].source,
             "reader": layout.edges[place].reader,
@@ -221,7 +287,10 @@ def _judged(
         }
         for place in order
     ]
-    metrics: dict[str, Any] = {"loss_of_empty_circuit": empty, "iou_of_seeds": seed_agreement(masks)}
+    metrics: dict[str, float | list[float] | None] = {
+        "loss_of_empty_circuit": empty,
+        "iou_of_seeds": seed_agreement(masks),
+    }
     said: tuple[str, ...] = ()
     if empty > 0:
         metrics |= faithfulness_curve(whole, objective, scores)

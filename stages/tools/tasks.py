@@ -4,12 +4,13 @@ Nothing here opens the files of stage ``tasks``: instances are drawn anew from s
 held-out family shows no instance that a result is computed on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from stages.base import paths
@@ -36,10 +37,94 @@ AUDIT_INSTANCES = 160
 """Enough to see a correlation of 0.25 beyond chance (three standard errors)."""
 
 
-def list_families() -> list[dict[str, Any]]:
+class ListedFamily(TypedDict):
+    """One line about a family."""
+
+    name: str
+    split: Split
+    version: int
+    question: str
+    query: str
+    targets: list[str]
+    n_efforts: int
+
+
+class ShownFamily(ListedFamily):
+    """Everything a family says of itself."""
+
+    source: str
+    how_truth_is_made: str
+    constants: dict[str, JsonValue]
+    why_hard_black_box: str
+    why_white_box_helps: str
+    score: str
+
+
+class ShownTarget(TypedDict):
+    name: str
+    digest: str
+    file: str
+    input_shape: list[int]
+
+
+class ShownInstances(TypedDict, total=False):
+    """Instances, enough to recompute the truth; the last four only with the truth."""
+
+    family: Required[str]
+    version: Required[int]
+    seed: Required[int]
+    target: Required[ShownTarget]
+    how_truth_is_made: Required[str]
+    constants: Required[dict[str, JsonValue]]
+    n: Required[int]
+    arrays: Required[dict[str, list[JsonValue]]]
+    variants: Required[dict[str, list[JsonValue]]]
+    components: list[list[str | int]]
+    truth: list[list[float]]
+    planted: dict[str, list[JsonValue]]
+    groups: dict[str, JsonValue]
+    truth_flops: float
+
+
+class LadderScore(TypedDict):
+    """One step of the black-box ladder."""
+
+    effort: int
+    flops_per_instance: float
+    score: float
+
+
+class Hints(TypedDict):
+    order_hint: float
+    order_chance: float
+    array_hint: float
+    array_chance: float
+
+
+class AuditRow(Hints):
+    """One family on one target; see ``audit``."""
+
+    family: str
+    target: str
+    split: Split
+    n: int
+    n_items: int
+    truth_mean: float
+    truth_std: float
+    constant: float
+    truth: float
+    permuted: float
+    overlap: int
+    ladder: list[LadderScore]
+    truth_flops_per_instance: float
+    rises: bool
+    ok: bool
+
+
+def list_families() -> list[ListedFamily]:
     """One row per family: name, split, version, question, query, targets, rungs."""
     config = load("tasks", Config)
-    rows = []
+    rows: list[ListedFamily] = []
     for name in FAMILIES.names():
         made, settings = family(name), settings_of(config, name)
         rows.append(
@@ -56,7 +141,7 @@ def list_families() -> list[dict[str, Any]]:
     return rows
 
 
-def show_family(name: str) -> dict[str, Any]:
+def show_family(name: str) -> ShownFamily:
     """Everything a family says of itself.
 
     Raises:
@@ -80,7 +165,7 @@ def show_family(name: str) -> dict[str, Any]:
     }
 
 
-def make_instances(name: str, n: int, seed: int, target: str | None = None, with_truth: bool = False) -> dict[str, Any]:
+def make_instances(name: str, n: int, seed: int, target: str | None = None, with_truth: bool = False) -> ShownInstances:
     """n fresh instances as JSON values, enough to recompute the truth with other code.
 
     Args:
@@ -101,7 +186,7 @@ def make_instances(name: str, n: int, seed: int, target: str | None = None, with
     torch.set_num_threads(1)
     result = make(made, frozen, settings.split, n, seed, "inspect")
     weights = paths.target_dir(chosen) / "weights.safetensors"
-    shown: dict[str, Any] = {
+    shown: ShownInstances = {
         "family": name,
         "version": made.version,
         "seed": seed,
@@ -120,16 +205,14 @@ def make_instances(name: str, n: int, seed: int, target: str | None = None, with
     if made.query_kind == "Localise":
         shown["components"] = [list(component) for component in frozen.spec.components]
     if with_truth:
-        shown |= {
-            "truth": result.truth.values.tolist(),
-            "planted": _listed(result.instances.planted),
-            "groups": dict(result.truth.groups),
-            "truth_flops": result.truth_flops,
-        }
+        shown["truth"] = result.truth.values.tolist()
+        shown["planted"] = _listed(result.instances.planted)
+        shown["groups"] = dict(result.truth.groups)
+        shown["truth_flops"] = result.truth_flops
     return shown
 
 
-def audit(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def audit(names: Sequence[str] | None = None) -> list[AuditRow]:
     """Check families on fresh instances; one row per family and target.
 
     ``constant``, ``truth`` and ``permuted`` are scores of those predictions; ``overlap`` counts instances shared with
@@ -152,14 +235,15 @@ def audit(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def ladder_scores(made: TaskFamily, target: Target, instances: Instances, truth: Truth) -> list[dict[str, Any]]:
+def ladder_scores(made: TaskFamily, target: Target, instances: Instances, truth: Truth) -> list[LadderScore]:
     """Score and cost of every rung: half the instances calibrate, the other half is scored, both ways round.
 
     The better of two tree ensembles is taken, the same way as an executor would choose.
     """
     from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor
 
-    values, public, rungs = truth.values.numpy(), instances.public(), []
+    values, public = truth.values.numpy(), instances.public()
+    rungs: list[LadderScore] = []
     half = instances.n // 2
     folds = ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half)))
     for effort in range(made.n_efforts):
@@ -183,7 +267,7 @@ def ladder_scores(made: TaskFamily, target: Target, instances: Instances, truth:
     return rungs
 
 
-def _audit_one(made: TaskFamily, target: Target, split: Split, seed: int) -> dict[str, Any]:
+def _audit_one(made: TaskFamily, target: Target, split: Split, seed: int) -> AuditRow:
     n = max(40, round(AUDIT_INSTANCES * made.cost_factor))
     result = make(made, target, split, n, 1, "audit")
     values = result.truth.values.numpy()
@@ -191,7 +275,12 @@ def _audit_one(made: TaskFamily, target: Target, split: Split, seed: int) -> dic
     permuted = float(np.mean([made.score(values[rng.permutation(n)], values)[0] for _ in range(20)]))
     ladder = ladder_scores(made, target, result.instances, result.truth)
     costs, scores = [r["flops_per_instance"] for r in ladder], [r["score"] for r in ladder]
-    row = {
+    constant = float(made.score(np.full_like(values, values.mean()), values)[0])
+    perfect, overlap = float(made.score(values, values)[0]), _overlap(made, target, split, result, seed)
+    hints = _hints(result.instances, values, rng)
+    rises = scores[-1] > scores[0] + 0.02 and all(b > a for a, b in pairwise(costs)) and costs[0] > 0
+    clean = constant == 0.0 and perfect == 1.0 and permuted < 0.05 and overlap == 0
+    return {
         "family": made.name,
         "target": target.name,
         "split": split,
@@ -199,17 +288,16 @@ def _audit_one(made: TaskFamily, target: Target, split: Split, seed: int) -> dic
         "n_items": values.shape[1],
         "truth_mean": round(float(values.mean()), 6),
         "truth_std": round(float(values.std()), 6),
-        "constant": float(made.score(np.full_like(values, values.mean()), values)[0]),
-        "truth": float(made.score(values, values)[0]),
+        "constant": constant,
+        "truth": perfect,
         "permuted": round(permuted, 4),
-        "overlap": _overlap(made, target, split, result, seed),
-        **_hints(result.instances, values, rng),
+        "overlap": overlap,
+        **hints,
         "ladder": ladder,
         "truth_flops_per_instance": result.truth_flops / n,
+        "rises": rises,
+        "ok": bool(rises and clean and hints["order_hint"] <= hints["order_chance"]),
     }
-    rises = scores[-1] > scores[0] + 0.02 and all(b > a for a, b in pairwise(costs)) and costs[0] > 0
-    clean = row["constant"] == 0.0 and row["truth"] == 1.0 and permuted < 0.05 and row["overlap"] == 0
-    return row | {"rises": rises, "ok": bool(rises and clean and row["order_hint"] <= row["order_chance"])}
 
 
 def _overlap(made: TaskFamily, target: Target, split: Split, result: Made, seed: int) -> int:
@@ -226,7 +314,7 @@ def _overlap(made: TaskFamily, target: Target, split: Split, result: Made, seed:
     return 0
 
 
-def _hints(instances: Instances, values: Any, rng: np.random.Generator) -> dict[str, float]:
+def _hints(instances: Instances, values: Any, rng: np.random.Generator) -> Hints:
     mean_N = values.mean(1)
     columns = [np.arange(instances.n, dtype=float)[:, None]]
     for name, array in sorted(instances.arrays.items()):
@@ -255,5 +343,5 @@ def _target_name(name: str, settings: FamilyConfig, target: str | None) -> str:
     return target or settings.targets[0]
 
 
-def _listed(arrays: Any) -> dict[str, Any]:
+def _listed(arrays: Mapping[str, Tensor]) -> dict[str, list[JsonValue]]:
     return {name: array.tolist() for name, array in sorted(arrays.items()) if isinstance(array, Tensor)}
