@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stages.base import paths
+from stages.contracts.journal import Infra
 from stages.errors import UserError
 from stages.metering.cpu_time import Calibration, Unexplained, calibrate
 from stages.redteam.red_team import CONTROLS
@@ -167,7 +168,7 @@ def test_an_edited_journal_is_void(tmp_path):
     path = tmp_path / "events.jsonl"
     journal = Journal(path)
     for iteration in range(4):
-        journal.append("result", iteration=iteration, reward=0.25, pair=(1, 2))
+        journal.append(Infra(iteration=iteration, reason="0.25"))
     assert len(Journal(path).events) == 4
     whole = path.read_text(encoding="utf-8")
     lines = whole.splitlines(keepends=True)
