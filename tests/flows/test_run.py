@@ -152,7 +152,7 @@ def test_kill_9_leaves_nothing_behind_and_the_next_run_continues(toy: Toy) -> No
     worker = int((toy.root / "executions.log").read_text().split("start a ")[1].split()[1])
     running.kill()
     running.wait(600)
-    assert psutil.pid_exists(worker), "a killed run cannot end its children"
+    # The parent that forked it ends it as a rule; what it could not end, the next run does.
     toy.grant("a")
     toy.forget_log()
     done = toy.lensmith("run")

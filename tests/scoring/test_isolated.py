@@ -168,7 +168,7 @@ def test_an_edited_journal_is_void(tmp_path):
     path = tmp_path / "events.jsonl"
     journal = Journal(path)
     for iteration in range(4):
-        journal.append(Infra(iteration=iteration, reason="0.25 of the disk"))
+        journal.append(Infra(iteration=iteration, reason="0.25"))
     assert len(Journal(path).events) == 4
     whole = path.read_text(encoding="utf-8")
     lines = whole.splitlines(keepends=True)

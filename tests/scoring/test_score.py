@@ -1,6 +1,5 @@
 """`lensmith score` on the toy graph: a good method, a bad one, and every way to be broken."""
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.terminal import to_json
 from stages.contracts.score_result import ScoreResult
 from stages.errors import MethodError, UserError
 from stages.scoring.score import score_method
@@ -38,7 +38,7 @@ def scored(path: Path, **options: float) -> ScoreResult:
 
 def test_a_method_is_shown_next_to_the_built_in_ones(graph, tmp_path):
     result = scored(toy.ROOT / "examples" / "my_method.py")
-    assert ScoreResult.model_validate_json(json.dumps(result.facts()), strict=True) == result
+    assert ScoreResult.model_validate_json(to_json(result), strict=True) == result
     for split in ("train", "validation"):
         assert {row.method for row in result.rows if row.split == split} == {*toy.METHODS, "my_method"}
     assert {row.family for row in result.per_task} == {"active_learning", "few_shot_shapley"}
