@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flows.environment import state_dir
 from flows.outcome import Outcome
+from stages.base.files import save_json
 
 __all__ = ["Durations", "LastRun", "NodeDuration", "load_durations", "save_durations"]
 
@@ -69,8 +70,5 @@ def save_durations(root: Path, outcomes: Sequence[Outcome], wall_s: float, jobs:
         failed=states.count("failed"),
         finished_at=now,
     )
-    path = state_dir(root) / "durations.json"
-    half = path.with_suffix(".half")
-    half.write_text(json.dumps(asdict(durations), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    half.replace(path)
+    save_json(state_dir(root) / "durations.json", asdict(durations))
     return durations

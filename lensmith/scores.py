@@ -15,6 +15,7 @@ from stages.contracts.score_result import ScoreResult
 
 __all__ = ["Score", "score"]
 
+HEADS = ("method", "reward [95%]", "gain", "FLOP ratio", "placebo", "verdict")
 ROW, LEFT, WIDTH = 22, 190, 720
 """Pixels of the plot: height of a row, room for names, width in all."""
 
@@ -43,18 +44,9 @@ class Score:
         return list(self.facts.per_task)
 
     def table(self) -> Table:
-        table = Table("method", "reward [95%]", "gain", "FLOP ratio", "placebo", "verdict", title="held-out families")
+        table = Table(*HEADS, title="held-out families")
         for row in self.rows:
-            mine = row.method == self.method
-            table.add_row(
-                row.method,
-                f"{row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]",
-                f"{row.performance_gain:+.3f}",
-                f"{row.flop_ratio:.2f}",
-                f"{row.placebo_reward:+.3f}",
-                row.verdict,
-                style="bold" if mine else "",
-            )
+            table.add_row(*_cells(row), style="bold" if row.method == self.method else "")
         return table
 
     def __str__(self) -> str:
@@ -66,20 +58,11 @@ class Score:
         return out.getvalue().rstrip()
 
     def _repr_html_(self) -> str:
-        heads = ("method", "reward [95%]", "gain", "FLOP ratio", "placebo", "verdict")
         body = []
         for row in self.rows:
-            cells = (
-                row.method,
-                f"{row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]",
-                f"{row.performance_gain:+.3f}",
-                f"{row.flop_ratio:.2f}",
-                f"{row.placebo_reward:+.3f}",
-                row.verdict,
-            )
             weight = ' style="font-weight:bold"' if row.method == self.method else ""
-            body.append(f"<tr{weight}>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-        table = "<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>" + "".join(body) + "</table>"
+            body.append(f"<tr{weight}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>")
+        table = "<table><tr>" + "".join(f"<th>{head}</th>" for head in HEADS) + "</tr>" + "".join(body) + "</table>"
         return f"<p>{html.escape(self.verdict_text)}</p>{self.svg()}{table if body else ''}"
 
     def svg(self) -> str:
@@ -110,6 +93,18 @@ class Score:
                 f'<circle cx="{x(row.reward_mean):.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>',
             ]
         return "".join([*parts, "</svg>"])
+
+
+def _cells(row: LeaderboardRow) -> tuple[str, ...]:
+    """One line of the table; see ``HEADS``."""
+    return (
+        row.method,
+        f"{row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]",
+        f"{row.performance_gain:+.3f}",
+        f"{row.flop_ratio:.2f}",
+        f"{row.placebo_reward:+.3f}",
+        row.verdict,
+    )
 
 
 def score(

@@ -5,9 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UserError
-
-__all__ = ["load_json", "save_bytes", "save_json", "save_text"]
+__all__ = ["save_bytes", "save_json", "save_text"]
 
 
 def save_bytes(path: Path, content: bytes) -> None:
@@ -34,17 +32,3 @@ def save_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """
     separators = (",", ": ") if indent else (",", ":")
     save_text(path, json.dumps(value, indent=indent, sort_keys=True, separators=separators, allow_nan=False) + "\n")
-
-
-def load_json(path: Path) -> Any:
-    """Read JSON values.
-
-    Raises:
-        UserError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: `lensmith run` makes it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run `lensmith run`") from error

@@ -35,7 +35,6 @@ from stages.contracts.target import (
 __all__ = ["Pooling", "answer_with", "component_values", "corpus_vectors", "hook_names", "readout", "vectors"]
 
 Pooling = Literal["readout", "mean", "max"]
-Encoder = Mapping[str, Tensor]
 
 CORPUS_INPUTS = 1000
 """Inputs of the corpus a representation is fitted on."""

@@ -8,12 +8,12 @@ A proposal ends ``ok``, ``failed``, ``void`` or ``infra``. The last two are no s
 researcher, and what failed for the machinery's sake is tried again before it is given up.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stages.base.files import save_json
 from stages.base.processes import process_pool
 from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, SpecFacts, Started
 from stages.contracts.score_result import Meters
@@ -145,10 +145,7 @@ class Campaign:
         return replace(trial, reason=f"the machinery failed {ATTEMPTS} times: {trial.reason}")
 
     def _save_theta(self) -> None:
-        text = json.dumps(self.researcher.theta(), indent=1, sort_keys=True) + "\n"
-        partial = self.folder / ".theta.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.folder / "theta.json")
+        save_json(self.folder / "theta.json", self.researcher.theta())
 
 
 def _result(proposed: Proposed, trial: Evaluation[None]) -> Result:

@@ -4,7 +4,7 @@ Each opening of the seal is an event of the journal.
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 from joblib import delayed
 
@@ -45,16 +45,6 @@ def _baseline(name: str, settings: Settings) -> Baseline:
     """The baseline arm of a test task: no stage writes it. Workers find it in the store."""
     family, _, target = name.partition(".")
     return baseline_of(cached_task(family, target), cached_target(target), settings.execution)
-
-
-class _TestBaseline:
-    """``_baseline`` with its settings; a class, so that it can be sent to workers."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def __call__(self, name: str) -> Baseline:
-        return _baseline(name, self._settings)
 
 
 class _Truth:
@@ -100,7 +90,7 @@ def score_test_split(
                 settings.execution,
                 pool=pool,
                 frozen=frozen,
-                baseline=_TestBaseline(settings),
+                baseline=partial(_baseline, settings=settings),
             )
             if found.scored:
                 arms[name] = found.arms

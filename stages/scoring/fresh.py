@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from joblib import delayed
 
+from stages.base.intervals import percentile_interval
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
 from stages.contracts.journal import CAMPAIGN
@@ -97,7 +98,7 @@ def _gap(task: Task, draws: FloatArray, fresh: Task, chosen: Settings) -> FreshR
 
 def _numbers(draws: FloatArray) -> dict[str, float]:
     gap = draws[0] - draws[1]
-    low, high = np.quantile(gap[1:], [0.025, 0.975])
+    low, high = percentile_interval(gap[1:])
     named = {"old": draws[0][0], "fresh": draws[1][0], "gap": gap[0], "gap_low": low, "gap_high": high}
     return {name: round(float(value), 6) for name, value in named.items()}
 

@@ -18,8 +18,6 @@ from stages.tasks.inputs import draw_inputs, is_few_shot
 
 __all__ = ["decode", "draw_behaviours", "encode", "masked", "zeroed"]
 
-Hooks = list[tuple[str, Callable[[Tensor, Any], Tensor]]]
-
 
 def draw_behaviours(
     target: Target, n: int, rng: torch.Generator, *, n_inputs: int, pool: int, max_blend: float, grain: float
