@@ -9,6 +9,8 @@ for byte; deleting the folder loses time and nothing else.
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,10 +57,16 @@ def arms_key(
     return _digest("arms", *_common(task, config, seed), sha.hexdigest(), *price, str(placebo))
 
 
+@cache
+def _libraries() -> str:
+    """Versions of what computes an arm: code of theirs that changed is as good as code of ours that did."""
+    return " ".join(f"{name}=={version(name)}" for name in ("lightgbm", "numpy", "torch"))
+
+
 def _common(task: Task, config: ExecutorConfig, seed: int) -> tuple[str, ...]:
     code = code_digest("stages.execution.runs", type(task.family).__module__)
     settings = json.dumps(config.model_dump(exclude={"n_seeds"}), sort_keys=True)
-    return task.name, str(task.family.version), task.digest, code, settings, str(seed)
+    return task.name, str(task.family.version), task.digest, code, _libraries(), settings, str(seed)
 
 
 def _digest(*parts: str) -> str:

@@ -119,3 +119,14 @@ def test_an_answer_without_a_score_has_no_arms(task: Task, mlp: Target) -> None:
     baseline = runs.baseline_of(task, mlp, CONFIG)
     with pytest.raises(ValueError, match="no arms"):
         runs.arms_of(task, baseline, Answered("void", None, 0.0, 0.0, "it cheated"), CONFIG)
+
+
+def test_another_version_of_a_library_is_another_key(task: Task, mlp: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store.baseline_key(task, mlp.digest, CONFIG, 0)
+    assert store.baseline_key(task, mlp.digest, CONFIG, 0) == before
+    store._libraries.cache_clear()
+    monkeypatch.setattr(store, "version", lambda name: "0.0.0")
+    try:
+        assert store.baseline_key(task, mlp.digest, CONFIG, 0) != before
+    finally:
+        store._libraries.cache_clear()
