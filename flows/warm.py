@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows import lock_file
 from stages.__main__ import WARM, load_stage, read_number, request_fork
 
 __all__ = ["WarmChild", "WarmParents", "supported", "warm_parents"]
@@ -368,6 +369,8 @@ def main() -> None:
     for library in STAGE_LIBRARIES if kind == "stages" else DVC_LIBRARIES:
         with contextlib.suppress(ImportError):  # the command that needs it says so
             importlib.import_module(library)
+    if kind == "dvc":
+        lock_file.install()
     gc.collect()
     gc.freeze()  # so that the forks' collectors leave the shared pages alone
     request = _serve(listener, lifeline)

@@ -19,6 +19,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from stages.base.params import names
 from stages.contracts.arms import Kind
 from stages.execution.answering import ask_in_process
 from stages.execution.arms import split
@@ -101,7 +102,7 @@ class CalibratorRow:
 
 def bench_calibrator(progress: Callable[[str], None] = print) -> list[CalibratorRow]:
     """One row per task, and one over all."""
-    chosen, methods = settings()
+    chosen, methods = settings(), names("reward", "methods")
     config, rows, everything = chosen.execution, list[CalibratorRow](), list[tuple[float, ...]]()
     for family, target_name in [task for name in ("train", "validation") for task in list_tasks(name)]:
         task, target = cached_task(family, target_name), cached_target(target_name)

@@ -10,9 +10,11 @@ from typing import Required, TypedDict
 import torch
 
 from stages.base import paths
+from stages.base.params import names
 from stages.contracts.method import Interpretation, Represent
 from stages.contracts.score_result import Meters
 from stages.interpretation.artifact import load_interpretation, pack
+from stages.interpretation.methods import METHODS
 from stages.metering.access import MeteredAccess
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.metering.ledger import Ledger
@@ -20,7 +22,7 @@ from stages.redteam.red_team import CONTROLS
 from stages.sandbox.bubblewrap import why_unavailable
 from stages.sandbox.host import MethodProcess
 from stages.scoring.cached import cached_target, cached_task
-from stages.scoring.candidate import Candidate, Frozen
+from stages.scoring.candidate import Candidate, Frozen, Source
 from stages.scoring.isolated import Isolated
 from stages.scoring.meters import meters_of
 from stages.scoring.score import score_method
@@ -177,15 +179,16 @@ def _score(trusts: tuple[bool, ...], progress: Callable[[str], None]) -> dict[st
 
 
 def _layers(rates: Calibration, trust: bool) -> list[MethodMeters]:
-    chosen, methods = settings()
+    chosen, methods = settings(), names("reward", "methods")
     rows = []
     tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
     for name in methods:
+        candidate = Candidate(name, Source.of(METHODS.folder / f"{name}.py"))
         for family, target in tasks:
             task, limit = cached_task(family, target), chosen.interpretation.max_bytes
             made = load_interpretation(paths.interpretation_dir(name), target)
             frozen = Frozen(*pack(made, name, "interpret", limit))
             host = Isolated(chosen.interpretation, rates, 60.0, trust)
-            answered = host.ask(Candidate(name, name), frozen, task, cached_target(target))
+            answered = host.ask(candidate, frozen, task, cached_target(target))
             rows.append(MethodMeters(method=name, **dict(meters_of(task.name, answered))))
     return rows

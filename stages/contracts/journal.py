@@ -11,7 +11,6 @@ from stages.contracts.reward_rows import LeaderboardRow, TaskRow, TestRow
 __all__ = [
     "CAMPAIGN",
     "EVENT",
-    "BuiltIn",
     "CampaignSummary",
     "Choices",
     "Ended",
@@ -21,7 +20,6 @@ __all__ = [
     "Incumbent",
     "Infra",
     "Iteration",
-    "Opening",
     "Proposed",
     "Result",
     "SpecFacts",
@@ -225,24 +223,6 @@ class Incumbent(Record):
     """Whether it passed the gate; else it is the one with the best feedback."""
 
 
-class BuiltIn(Record):
-    """The best built-in method."""
-
-    method: str
-    """Its name."""
-    reward_mean: float
-    """Its mean reward on validation families."""
-
-
-class Opening(Record):
-    """One opening of the sealed test split."""
-
-    campaign: str
-    """Name of the campaign."""
-    methods: tuple[str, ...]
-    """Contenders."""
-
-
 class CampaignSummary(Record):
     """metrics/campaign.json."""
 
@@ -256,10 +236,6 @@ class CampaignSummary(Record):
     """Every proposal, in order."""
     incumbent: Incumbent | None
     """The best method; null where all proposals failed."""
-    best_built_in: BuiltIn | None
-    """The best built-in method, to compare with."""
-    openings: tuple[Opening, ...]
-    """Openings of the sealed test split."""
 
 
 CAMPAIGN = ResultFile("campaign", CampaignSummary, "research", "the research campaign")

@@ -209,7 +209,7 @@ def red_team(
     """
     if file is not None and not file.is_file():
         raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
-    chosen, _ = settings()
+    chosen = settings()
     cases, rates = _cases(chosen), calibrate()
     exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
     controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]

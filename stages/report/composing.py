@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from stages.contracts.circuit_rows import CircuitDrawing
 from stages.contracts.dictionary_rows import DictionaryRow, ProxyRow
-from stages.contracts.journal import BuiltIn, CampaignSummary, Incumbent, Opening
+from stages.contracts.journal import CampaignSummary, Incumbent
 from stages.contracts.reward_rows import FreshRow, LeaderboardRow, SensitivityTable, TaskRow, TestRow
 from stages.report import circuits, exploring, latents, listing, proxies, sweeps, wording
 from stages.report.comparing import arms, cost_curve, forest, pareto, pareto_front, task_caption
@@ -59,7 +59,7 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         task_table=listing.task_table(per_task) if per_task else None,
         pareto=_pareto(board, results.per_task),
         costs=_costs(per_task, [row.method for row in board]),
-        campaign=_campaign(results.campaign) if results.campaign else None,
+        campaign=_campaign(results.campaign, results.best_built_in) if results.campaign else None,
         test=_test(results),
         sensitivity=_sensitivity(results.sensitivity) if results.sensitivity else None,
         controls=listing.controls_table(results.controls) if results.controls else None,
@@ -114,7 +114,7 @@ def _facts(results: Results, board: Sequence[LeaderboardRow]) -> list[Fact]:
         facts.append(Fact(f"worst task, {best.method}", wording.signed(best.worst_task_reward), worst))
     campaign = results.campaign
     if campaign and campaign.incumbent:
-        built_in = campaign.best_built_in
+        built_in = results.best_built_in
         against = f"; best built-in {wording.signed(built_in.reward_mean)}" if built_in else ""
         ends = next(
             (
@@ -245,16 +245,16 @@ class CampaignSection(NamedTuple):
     incumbent: Incumbent | None
     incumbent_reward: str
     incumbent_spec: str
-    built_in: BuiltIn | None
+    built_in: LeaderboardRow | None
     built_in_reward: str
 
 
-def _campaign(campaign: CampaignSummary) -> CampaignSection | None:
-    iterations, incumbent, built_in = campaign.iterations, campaign.incumbent, campaign.best_built_in
+def _campaign(campaign: CampaignSummary, built_in: LeaderboardRow | None) -> CampaignSection | None:
+    iterations, incumbent = campaign.iterations, campaign.incumbent
     if not iterations:
         return None
     return CampaignSection(
-        _drawn(exploring.campaign_curve(campaign)),
+        _drawn(exploring.campaign_curve(campaign, built_in)),
         listing.campaign_table(iterations),
         len(iterations),
         sum(one.status == "ok" for one in iterations),
@@ -274,7 +274,6 @@ class TestSection(NamedTuple):
     plot: Drawn
     summary: tuple[str, str]
     table: Table
-    openings: tuple[Opening, ...]
     last: int
     """How many times the split was opened."""
     found: str | None
@@ -304,7 +303,6 @@ def _test(results: Results) -> TestSection | None:
         _drawn(forest(rows)),
         wording.summary(rows),
         listing.leaderboard_table(every, "Methods on the sealed test families", [opening]),
-        results.campaign.openings if results.campaign else (),
         last,
         found,
         wording.change(oracle.estimate("reward")) if oracle else "",

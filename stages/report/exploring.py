@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from stages.contracts.journal import CampaignSummary
+from stages.contracts.reward_rows import LeaderboardRow
 from stages.report.drawing import Plot
 from stages.report.scales import Scale, linear
 from stages.report.wording import interval, signed
@@ -10,11 +11,10 @@ from stages.report.wording import interval, signed
 __all__ = ["campaign_curve"]
 
 
-def campaign_curve(campaign: CampaignSummary) -> Plot:
+def campaign_curve(campaign: CampaignSummary, built_in: LeaderboardRow | None) -> Plot:
     """Each iteration's validation reward with its interval, the best so far, and the best built-in method."""
     iterations = campaign.iterations
     scored = [one for one in iterations if one.status == "ok"]
-    built_in = campaign.best_built_in
     known = [end for one in scored for end in (one.validation_low, one.validation_high, one.validation_reward)]
     known += [one.best_so_far for one in iterations]
     y = linear(known, include=[0.0, *([built_in.reward_mean] if built_in else [])])

@@ -65,6 +65,11 @@ class Results:
     drawings: Sequence[CircuitDrawing] = ()
     missing: Sequence[Missing] = ()
 
+    @property
+    def best_built_in(self) -> LeaderboardRow | None:
+        """The first of the leaderboard."""
+        return self.leaderboard[0] if self.leaderboard else None
+
     def lacks(self, name: str) -> Missing | None:
         """The note for a result that is not there; None if it is."""
         return next((note for note in self.missing if note.name == name), None)

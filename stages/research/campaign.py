@@ -19,7 +19,7 @@ from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, SpecF
 from stages.contracts.score_result import Meters
 from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
-from stages.research.journal import Journal
+from stages.research.journal import Journal, incumbent
 from stages.research.researcher import Researcher
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.scoring.evaluate import Evaluation, evaluate
@@ -82,11 +82,6 @@ class Campaign:
             self._save_theta()
             on_result(result, meters)
 
-    def incumbent(self) -> Result | None:
-        """The result that last passed the gate."""
-        accepted = [result for result in self.journal.of(Result) if result.accepted]
-        return accepted[-1] if accepted else None
-
     def judged(self, iteration: int, split: str) -> list[Judged]:
         """Judged arms of a finished iteration, read from disk."""
         folder = self.folder / "arms" / f"{iteration:04d}"
@@ -113,7 +108,7 @@ class Campaign:
             save_arms(of_task, folder, name)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
         validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
-        best = self.incumbent()
+        best = incumbent(self.journal)
         rival = None if best is None else self.judged(best.iteration, "validation")
         gate = Gate(self.budget, used=len(self.journal.of(Result)))
         decision = gate.decide(validation, rival)

@@ -11,7 +11,7 @@ from pydantic import JsonValue, ValidationError
 from stages.contracts.journal import EVENT, Event, Fingerprint, Infra, Proposed, Result, Started, TestOpened, TestResult
 from stages.errors import UserError
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "best_found", "incumbent"]
 
 EventT = TypeVar("EventT", Fingerprint, Started, Proposed, Result, Infra, TestOpened, TestResult)
 
@@ -83,3 +83,18 @@ class Journal:
 
     def first(self, kind: type[EventT]) -> EventT | None:
         return next(iter(self.of(kind)), None)
+
+
+def incumbent(journal: Journal) -> Result | None:
+    """The result that last passed the gate."""
+    accepted = [result for result in journal.of(Result) if result.accepted]
+    return accepted[-1] if accepted else None
+
+
+def best_found(journal: Journal) -> Result | None:
+    """I*: the incumbent, else the proposal with the best feedback (marked as not accepted); None where all failed."""
+    best = incumbent(journal)
+    if best is not None:
+        return best
+    fine = [result for result in journal.of(Result) if result.status == "ok"]
+    return max(fine, key=lambda result: (result.feedback or 0.0, result.objective or 0.0), default=None)

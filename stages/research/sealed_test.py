@@ -1,43 +1,44 @@
-"""The sealed test split: scored once a campaign, for the best method found, every built-in one and every control.
+"""Stage ``sealed_test``: the test split, for the best method of the campaign, every built-in one and the oracle.
 
-Each opening of the seal is an event of the journal.
+Writes data/research/sealed_test/events.jsonl, which is the campaign's journal and each opening of the seal, and
+metrics/test.json and test_per_task.json. Cut short and run again, it goes on with the same opening.
 """
 
-from collections.abc import Sequence
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from joblib import delayed
 
+from stages.base import paths
+from stages.base.files import save_bytes
+from stages.base.params import names
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, Baseline, MethodArms
-from stages.contracts.journal import Ended, Result, TestOpened, TestResult
-from stages.contracts.reward_rows import TestRow
+from stages.contracts.journal import Ended, Fingerprint, TestOpened, TestResult
+from stages.contracts.reward_rows import TEST, TEST_PER_TASK, TestRow
 from stages.contracts.target import Target
 from stages.execution.runs import baseline_of
 from stages.execution.stage import oracle
-from stages.research.campaign import Campaign
+from stages.interpretation.loading import built_in
+from stages.research.journal import Journal, best_found
+from stages.research.projection import Projection
 from stages.reward.judging import judge, leaderboard_row, task_row
-from stages.scoring.cached import cached_target, cached_task
+from stages.scoring.cached import cached_target, cached_task, jobs
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate
 from stages.scoring.judge import host_of
 from stages.scoring.proposals import candidate_of, from_json, shown
-from stages.scoring.settings import Settings
+from stages.scoring.settings import Settings, settings
 from stages.scoring.stage import stage_frozen
-from stages.tasks.storage import Task
+from stages.tasks.storage import Task, list_tasks
 
-__all__ = ["best_found", "score_test_split"]
+__all__ = ["main", "run", "score_test_split"]
 
 ORACLE = "oracle"
-
-
-def best_found(campaign: Campaign) -> Result | None:
-    """I*: the incumbent, else the proposal with the best feedback (marked as not accepted); None where all failed."""
-    incumbent = campaign.incumbent()
-    if incumbent is not None:
-        return incumbent
-    fine = [result for result in campaign.journal.of(Result) if result.status == "ok"]
-    return max(fine, key=lambda result: (result.feedback or 0.0, result.objective or 0.0), default=None)
+Progress = Callable[[str], None]
 
 
 @cache
@@ -58,47 +59,41 @@ class _Truth:
 
 
 def score_test_split(
-    campaign: Campaign, methods: Sequence[str], tasks: Sequence[TaskName], settings: Settings
+    journal: Journal, methods: Sequence[str], tasks: Sequence[TaskName], settings: Settings, progress: Progress
 ) -> TestResult:
     """Rows of the test split, computed once and written into the journal."""
-    done = campaign.journal.first(TestResult)
-    if done is not None:
-        return done
-    star = best_found(campaign)
-    contenders = {name: Candidate(name, name) for name in (*methods, ORACLE)}
+    star = best_found(journal)
+    contenders = {name: Candidate(name, built_in(name)) for name in methods}
     if star is not None:
         contenders[star.name] = candidate_of(from_json(star.spec), star.name)
     # An opening that was cut short goes on with the same contenders; other contenders are a second opening.
-    asked = TestOpened(methods=tuple(sorted(contenders)), found=None if star is None else shown(star.spec))
-    opened = campaign.journal.of(TestOpened)
+    asked = TestOpened(methods=tuple(sorted([*contenders, ORACLE])), found=None if star is None else shown(star.spec))
+    opened, done = journal.of(TestOpened), journal.of(TestResult)
     if not opened or (opened[-1].methods, opened[-1].found) != (asked.methods, asked.found):
-        campaign.journal.append(asked)
-    campaign.progress(f"scoring {len(contenders)} methods on the sealed test split, {len(tasks)} tasks")
+        journal.append(asked)
+    elif done and len(done) == len(opened):
+        return done[-1]
+    progress(f"scoring {len(contenders) + 1} methods on the sealed test split, {len(tasks)} tasks")
     names, targets = [f"{family}.{target}" for family, target in tasks], sorted({target for _, target in tasks})
     arms: dict[str, dict[str, MethodArms]] = {}
     ended: dict[str, Ended] = {}
-    with process_pool(campaign.jobs) as pool:
+    with process_pool(jobs()) as pool:
         pool(delayed(_baseline)(name, settings) for name in names)  # into the store, on every core
+        run = partial(
+            evaluate, tasks=tasks, config=settings.execution, pool=pool, baseline=partial(_baseline, settings=settings)
+        )
         for name, candidate in contenders.items():
-            frozen = None
-            if isinstance(candidate.what, str) and name != ORACLE:
-                frozen = stage_frozen(name, targets)
-            found: Evaluation[None] = evaluate(
-                candidate,
-                tasks,
-                _Truth() if name == ORACLE else host_of(candidate, settings),
-                settings.execution,
-                pool=pool,
-                frozen=frozen,
-                baseline=partial(_baseline, settings=settings),
-            )
+            frozen = stage_frozen(name, targets) if name in methods else None
+            found: Evaluation[None] = run(candidate, host=host_of(candidate, settings), frozen=frozen)
             if found.scored:
                 arms[name] = found.arms
             else:
                 ended[name] = Ended(status=found.outcome, reason=found.reason)
-                campaign.progress(f"{name} is {found.outcome} on the test split: {found.reason}")
+                progress(f"{name} is {found.outcome} on the test split: {found.reason}")
+        truth: Evaluation[None] = run(Candidate(ORACLE, built_in("nothing")), host=_Truth())
+        arms[ORACLE] = truth.arms
     rows, per_task = [], []
-    openings = len(campaign.journal.of(TestOpened))
+    openings = len(journal.of(TestOpened))
     for name, of_method in arms.items():
         judged = [
             judge(cached_task(*task), _baseline(task_name, settings), of_method[task_name], settings.reward)
@@ -108,4 +103,30 @@ def score_test_split(
         rows.append(TestRow(**dict(row), opening=openings, found=star is not None and name == star.name).voided())
         per_task += [task_row(name, j) for j in judged]
     rows.sort(key=lambda row: (-row.reward_mean, row.method))
-    return campaign.journal.append(TestResult(rows=tuple(rows), per_task=tuple(per_task), unscored=ended))
+    return journal.append(TestResult(rows=tuple(rows), per_task=tuple(per_task), unscored=ended))
+
+
+def run(progress: Progress = print) -> TestResult:
+    """Open the test split for the campaign of the graph."""
+    campaign = paths.require(paths.campaign_dir("campaign") / "events.jsonl", "research")
+    facts = campaign.read_bytes()
+    folder = paths.work_dir() / "sealed" / hashlib.sha256(facts).hexdigest()[:16]
+    if not (folder / "events.jsonl").exists():
+        save_bytes(folder / "events.jsonl", facts)
+    journal = Journal(folder / "events.jsonl")
+    result = score_test_split(journal, names("reward", "methods"), list_tasks("test"), settings(), progress)
+    fingerprint = journal.first(Fingerprint)
+    assert fingerprint is not None, "a campaign begins with its fingerprint"
+    Projection(fingerprint.key, {"campaign": "campaign"}).test(result.rows)
+    out = paths.campaign_dir("sealed_test")
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(journal.path, out / "events.jsonl")
+    TEST.save(result.rows)
+    TEST_PER_TASK.save(result.per_task)
+    shutil.rmtree(folder)
+    return result
+
+
+def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    run()

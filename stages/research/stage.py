@@ -1,8 +1,8 @@
-"""Stage ``research``: one campaign over the search space, then the sealed test split, once.
+"""Stage ``research``: one campaign over the search space.
 
-Writes data/research/campaign/ (events.jsonl, theta.json), metrics/campaign.json and metrics/test.json. DVC deletes a
-stage's outputs before it runs, so a campaign works in .lensmith/campaigns/<fingerprint>/ and is copied out when it is
-complete: killed and run again with nothing changed, it continues; complete, it is a new one.
+Writes data/research/campaign/ (events.jsonl, theta.json) and metrics/campaign.json. DVC deletes a stage's outputs
+before it runs, so a campaign works in .lensmith/campaigns/<fingerprint>/ and is copied out when it is complete: killed
+and run again with nothing changed, it continues; complete, it is a new one.
 """
 
 import hashlib
@@ -19,25 +19,21 @@ from stages.base.code import code_digest
 from stages.base.params import Params, load
 from stages.contracts.journal import (
     CAMPAIGN,
-    BuiltIn,
     CampaignSummary,
     Fingerprint,
     Incumbent,
     Iteration,
-    Opening,
     Result,
     Started,
-    TestOpened,
 )
-from stages.contracts.reward_rows import LEADERBOARD, TEST, TEST_PER_TASK
 from stages.contracts.score_result import Meters
 from stages.errors import UserError
 from stages.research.campaign import Campaign, Progress
 from stages.research.files_researcher import FilesResearcher
+from stages.research.journal import best_found
 from stages.research.projection import Projection
 from stages.research.researcher import Researcher
 from stages.research.researchers import RESEARCHERS, make_researcher
-from stages.research.sealed_test import best_found, score_test_split
 from stages.sandbox.host import require_sandbox
 from stages.scoring.cached import jobs
 from stages.scoring.proposals import shown
@@ -81,7 +77,7 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
 def _conduct(
     researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str
 ) -> tuple[Campaign, Projection]:
-    chosen, _ = settings()
+    chosen = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
     one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs())
     started = one.journal.first(Started)
@@ -129,7 +125,7 @@ def summary(one: Campaign, name: str) -> CampaignSummary:
                 best_so_far=best,
             )
         )
-    star, leaders = best_found(one), LEADERBOARD.load()
+    star = best_found(one.journal)
     found = None
     if star is not None:
         found = Incumbent(
@@ -145,8 +141,6 @@ def summary(one: Campaign, name: str) -> CampaignSummary:
         seed=one.researcher.seed,
         iterations=tuple(iterations),
         incumbent=found,
-        best_built_in=BuiltIn(method=leaders[0].method, reward_mean=leaders[0].reward_mean) if leaders else None,
-        openings=tuple(Opening(campaign=name, methods=event.methods) for event in one.journal.of(TestOpened)),
     )
 
 
@@ -168,29 +162,25 @@ def campaign(
     if isinstance(author, FilesResearcher):
         budget = min(budget, len(author.files))
         require_sandbox(f"{methods} holds code nobody has reviewed")
-    chosen, _ = settings()
+    chosen = settings()
     key = fingerprint(author, 1, chosen)  # a larger budget continues the same campaign
     one, _ = _conduct(author, budget, paths.campaign_dir(name), progress, key)
     return summary(one, name)
 
 
 def run(config: Config, progress: Progress = print) -> CampaignSummary:
-    """The campaign of the graph, and the sealed test split."""
-    chosen, methods = settings()
+    """The campaign of the graph."""
+    chosen = settings()
     author = make_researcher(config.researcher, config.seed)
     key = fingerprint(author, config.budget, chosen)
     folder = paths.work_dir() / "campaigns" / key[:16]
-    one, projection = _conduct(author, config.budget, folder, progress, key)
-    test = score_test_split(one, methods, list_tasks("test"), chosen)
-    projection.test(test.rows)
+    one, _ = _conduct(author, config.budget, folder, progress, key)
     out = paths.campaign_dir("campaign")
     out.mkdir(parents=True, exist_ok=True)
     for file in ("events.jsonl", "theta.json"):
         shutil.copyfile(folder / file, out / file)
     result = summary(one, "campaign")
     CAMPAIGN.save(result)
-    TEST.save(test.rows)
-    TEST_PER_TASK.save(test.per_task)
     shutil.rmtree(folder)
     return result
 

@@ -9,7 +9,6 @@ from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Target
 from stages.interpretation.artifact import unpack
-from stages.interpretation.loading import built_in
 from stages.tasks.storage import Task
 
 __all__ = ["Candidate", "Frozen", "Host", "Source"]
@@ -33,8 +32,8 @@ class Candidate:
     """A method and its name in tables."""
 
     name: str
-    what: str | Method | Source
-    """Name of a built-in method, an instance of reviewed code (a composed method, say), or unreviewed source."""
+    what: Method | Source
+    """An instance of reviewed code (a built-in method, a composed one), or unreviewed source."""
 
     @property
     def reviewed(self) -> bool:
@@ -44,12 +43,11 @@ class Candidate:
         """The method itself, to be run in this process.
 
         Raises:
-            UserError: no such built-in method.
             ValueError: it is source: only a host with a sandbox runs that.
         """
         if isinstance(self.what, Source):
             raise ValueError(f"{self.name} is source that nobody has reviewed: give it to an isolated host")
-        return built_in(self.what) if isinstance(self.what, str) else self.what
+        return self.what
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from joblib import delayed
 
 from stages.base.intervals import percentile_interval
+from stages.base.params import names
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
 from stages.contracts.journal import CAMPAIGN
@@ -26,6 +27,7 @@ from stages.contracts.reward_rows import FRESH, FreshRow
 from stages.contracts.target import Target
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
+from stages.interpretation.loading import built_in
 from stages.scoring.cached import cached_target, cached_task, jobs
 from stages.scoring.candidate import Candidate, Frozen, Host
 from stages.scoring.in_process import InProcess
@@ -58,7 +60,7 @@ def fresh_gap(
     """
     if old.status != "ok" or old.rows is None:
         return None
-    chosen, _ = settings()
+    chosen = settings()
     fresh = fresh_task(task, target)
     new = host.ask(candidate, frozen, fresh, target)
     if new.status != "ok" or new.rows is None:
@@ -127,10 +129,10 @@ def run() -> tuple[FreshRow, ...]:
 
     The row of all tasks is the mean over the tasks the method answered; instances are resampled within each task.
     """
-    chosen, methods = settings()
+    chosen, methods = settings(), names("reward", "methods")
     tasks = [task for split_name in ("train", "validation") for task in list_tasks(split_name)]
     targets = sorted({target for _, target in tasks})
-    contenders = [Candidate(name, name) for name in methods]
+    contenders = [Candidate(name, built_in(name)) for name in methods]
     frozen = {name: stage_frozen(name, targets) for name in methods}
     star = CAMPAIGN.load().incumbent
     if star is not None:

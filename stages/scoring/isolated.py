@@ -70,7 +70,7 @@ class TargetGuard:
 
 @dataclass(frozen=True)
 class Isolated:
-    """See ``Host``. Built-in methods can be run here too, by name."""
+    """See ``Host``."""
 
     config: InterpretationConfig
     """Limits of the free phase."""
@@ -148,14 +148,11 @@ class Isolated:
 
 
 @contextmanager
-def _file_of(candidate: Candidate) -> Iterator[str | Path]:
-    """What a method's process is started with: a file of its own, or the name of a built-in method."""
-    if isinstance(candidate.what, str):
-        yield candidate.what
-    elif isinstance(candidate.what, Source):
-        with tempfile.TemporaryDirectory(prefix="lensmith-method-") as folder:
-            file = Path(folder) / "method.py"
-            file.write_text(candidate.what.text, encoding="utf-8")
-            yield file
-    else:
-        raise ValueError(f"{candidate.name} is an instance: only source and built-in methods run isolated")
+def _file_of(candidate: Candidate) -> Iterator[Path]:
+    """The file that a method's process is started with."""
+    if not isinstance(candidate.what, Source):
+        raise ValueError(f"{candidate.name} is an instance: only source runs isolated")
+    with tempfile.TemporaryDirectory(prefix="lensmith-method-") as folder:
+        file = Path(folder) / "method.py"
+        file.write_text(candidate.what.text, encoding="utf-8")
+        yield file

@@ -61,7 +61,7 @@ def score_method(
         InfraError: no method starts here, or a worker process was killed. (On a single task it is a result.)
     """
     candidate = _candidate(method)
-    chosen, _ = settings()
+    chosen = settings()
     splits = {
         split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
     }

@@ -6,7 +6,6 @@ from stages.base.params import load
 from stages.execution.settings import Config as ExecutionConfig
 from stages.execution.settings import ExecutorConfig
 from stages.interpretation.settings import Config as InterpretationConfig
-from stages.reward.settings import Config as RewardStageConfig
 from stages.reward.settings import RewardConfig
 
 __all__ = ["Settings", "settings"]
@@ -21,9 +20,10 @@ class Settings:
     reward: RewardConfig
 
 
-def settings() -> tuple[Settings, tuple[str, ...]]:
-    """The stages' configurations, and the methods on the leaderboard."""
-    reward = load("reward", RewardStageConfig)
+def settings() -> Settings:
+    """The stages' configurations."""
     return Settings(
-        load("interpretation", InterpretationConfig), load("execution", ExecutionConfig), reward
-    ), reward.methods
+        load("interpretation", InterpretationConfig),
+        load("execution", ExecutionConfig),
+        load("reward", RewardConfig, part=True),
+    )

@@ -10,6 +10,7 @@ from stages.base.params import load
 from stages.errors import UserError
 from stages.execution.results import save_arms
 from stages.execution.settings import Config, ExecutorConfig
+from stages.interpretation.loading import built_in
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.in_process import InProcess
@@ -35,8 +36,9 @@ def run(config: ExecutorConfig, method: str) -> None:
     """All train and validation tasks of one method."""
     tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
     frozen = stage_frozen(method, sorted({target for _, target in tasks}))
+    candidate = Candidate(method, built_in(method))
     for one in tasks:  # one after the other: this node runs beside those of other methods
-        done: Evaluation[None] = evaluate(Candidate(method, method), [one], InProcess(), config, frozen=frozen)
+        done: Evaluation[None] = evaluate(candidate, [one], InProcess(), config, frozen=frozen)
         result = done.results[0]
         arms = result.arms
         if arms is None:

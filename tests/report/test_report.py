@@ -58,7 +58,7 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
         ("sensitivity", "dvc repro reward"),
         ("controls", "dvc repro reward"),
         ("campaign", "dvc repro research"),
-        ("test", "dvc repro research"),
+        ("test", "dvc repro sealed_test"),
         ("test_per_task", "dvc repro research"),
         ("fresh", "dvc repro fresh"),
         ("dictionaries", "dvc repro proxies"),

@@ -13,9 +13,10 @@ import pytest
 
 from stages.base import paths
 from stages.base.params import load
-from stages.contracts.journal import Result
+from stages.contracts.journal import Result, TestOpened
 from stages.contracts.reward_rows import FRESH
 from stages.errors import UserError
+from stages.research import sealed_test
 from stages.research.journal import Journal
 from stages.research.stage import Config, campaign, run
 from stages.scoring import fresh
@@ -26,47 +27,52 @@ def outputs(root: Path) -> dict[str, bytes]:
     files = [
         *(root / "metrics" / f"{name}.json" for name in ("campaign", "test", "test_per_task")),
         *(root / "data" / "research" / "campaign" / name for name in ("events.jsonl", "theta.json")),
+        root / "data" / "research" / "sealed_test" / "events.jsonl",
     ]
-    return {file.name: file.read_bytes() for file in files}
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(built: Path) -> dict[str, bytes]:
     with toy.rooted(built):
         run(load("research", Config), progress=lambda said: None)
+        sealed_test.run(progress=lambda said: None)
         return outputs(built)
 
 
 def test_campaign_writes_what_it_promises(uninterrupted):
-    events = [json.loads(line) for line in uninterrupted["events.jsonl"].decode().splitlines()]
+    events = [json.loads(line) for line in uninterrupted["data/research/campaign/events.jsonl"].decode().splitlines()]
     kinds = [event["event"] for event in events]
-    assert kinds == ["fingerprint", "started", *["proposed", "result"] * 3, "test_opened", "test_result"]
-    rows = json.loads(uninterrupted["test.json"])
+    assert kinds == ["fingerprint", "started", *["proposed", "result"] * 3]
+    opened = uninterrupted["data/research/sealed_test/events.jsonl"]
+    assert opened.startswith(uninterrupted["data/research/campaign/events.jsonl"])
+    assert [json.loads(line)["event"] for line in opened.splitlines()[len(events) :]] == ["test_opened", "test_result"]
+    rows = json.loads(uninterrupted["metrics/test.json"])
     methods = {row["method"] for row in rows}
     assert {*toy.METHODS, "oracle"} < methods and len(methods) == len(toy.METHODS) + 2
     assert sum(row["found"] for row in rows) == 1
     assert {row["opening"] for row in rows} == {1}
     assert all(row["split"] == "test" for row in rows)
-    theta = json.loads(uninterrupted["theta.json"])
+    theta = json.loads(uninterrupted["data/research/campaign/theta.json"])
     assert len(theta["trials"]) == 3
-    summary = json.loads(uninterrupted["campaign.json"])
+    summary = json.loads(uninterrupted["metrics/campaign.json"])
     assert [i["iteration"] for i in summary["iterations"]] == [0, 1, 2]
-    assert len(summary["openings"]) == 1
 
 
 def test_nothing_of_the_test_split_is_in_what_a_researcher_learns(uninterrupted):
-    events = [json.loads(line) for line in uninterrupted["events.jsonl"].decode().splitlines()]
+    events = [json.loads(line) for line in uninterrupted["data/research/campaign/events.jsonl"].decode().splitlines()]
     learned = (
-        json.dumps([e for e in events if e["event"] in ("proposed", "result")]) + uninterrupted["theta.json"].decode()
+        json.dumps([e for e in events if e["event"] in ("proposed", "result")])
+        + uninterrupted["data/research/campaign/theta.json"].decode()
     )
     for family, split in toy.FAMILIES.items():
         assert (family in learned) == (split["split"] != "test")
 
 
 def test_every_method_has_a_fresh_instance_gap_and_it_is_a_function_of_what_was_frozen(graph, uninterrupted):
-    (graph / "metrics" / "campaign.json").write_bytes(uninterrupted["campaign.json"])
+    (graph / "metrics" / "campaign.json").write_bytes(uninterrupted["metrics/campaign.json"])
     rows = fresh.run()
-    found = json.loads(uninterrupted["campaign.json"])["incumbent"]["name"]
+    found = json.loads(uninterrupted["metrics/campaign.json"])["incumbent"]["name"]
     over_all = {row.method: row for row in rows if row.task == "all"}
     assert set(over_all) == {*toy.METHODS, found}
     assert over_all["nothing"].outcome == "declined" and over_all["nothing"].n_tasks == 0
@@ -79,7 +85,14 @@ def test_every_method_has_a_fresh_instance_gap_and_it_is_a_function_of_what_was_
     assert (graph / "metrics" / "fresh.json").read_bytes() == first
 
 
-SCRIPT = "from stages.errors import run_stage; from stages.research.stage import main; run_stage(lambda: main)"
+SCRIPT = """
+from stages.base import paths
+from stages.errors import run_stage
+from stages.research import sealed_test, stage
+if not paths.metrics_file("campaign").exists():  # a node that is done is not run again
+    run_stage(lambda: stage.main)
+run_stage(lambda: sealed_test.main)
+"""
 
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(graph, uninterrupted):
@@ -107,6 +120,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(graph, uninterrupted
     subprocess.run([sys.executable, "-c", SCRIPT], cwd=toy.ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     assert outputs(graph) == uninterrupted
     assert not list((graph / ".lensmith" / "campaigns").iterdir())
+    assert not list((graph / ".lensmith" / "sealed").iterdir())
 
 
 def test_a_campaign_of_ones_own_continues_with_a_larger_budget_and_never_opens_the_test_split(graph):
@@ -115,9 +129,9 @@ def test_a_campaign_of_ones_own_continues_with_a_larger_budget_and_never_opens_t
     again = campaign("random", 2, 0, "mine", said.append)
     assert again.iterations[0] == first.iterations[0]
     assert any("continuing after iteration 1" in line for line in said)
-    assert not again.openings
     events = Journal(paths.campaign_dir("mine") / "events.jsonl")
     assert [event.iteration for event in events.of(Result)] == [0, 1]
+    assert not events.of(TestOpened)
 
 
 def test_other_settings_under_the_same_name_are_refused(graph):

@@ -42,7 +42,7 @@ class Mine(Method):
 def asked(tmp_path, body: str, timeout: float = 30.0):
     path = tmp_path / "mine.py"
     path.write_text(HEAD + textwrap.indent(textwrap.dedent(body), "    "), encoding="utf-8")
-    chosen, _ = settings()
+    chosen = settings()
     candidate, host = Candidate("mine", Source.of(path)), Isolated(chosen.interpretation, calibrate(), timeout, TRUST)
     frozen = host.freeze(candidate, [CASE[1]])[CASE[1]]
     task, target = cached_task(*CASE), cached_target(CASE[1])

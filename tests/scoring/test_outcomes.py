@@ -138,7 +138,7 @@ def few_files():
 
 @needs_sandbox
 def test_a_task_the_machinery_fails_on_is_infra_and_no_score(graph, folder):
-    chosen, _ = settings()
+    chosen = settings()
     source, case = folder / "a_honest.py", ("few_shot_shapley", "digits_few_shot")
     candidate, host = Candidate("honest", Source.of(source)), Isolated(chosen.interpretation, calibrate(), 60.0)
     frozen = host.freeze(candidate, [case[1]])
