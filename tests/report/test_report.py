@@ -59,7 +59,7 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
         ("controls", "dvc repro reward"),
         ("campaign", "dvc repro research"),
         ("test", "dvc repro sealed_test"),
-        ("test_per_task", "dvc repro research"),
+        ("test_per_task", "dvc repro sealed_test"),
         ("fresh", "dvc repro fresh"),
         ("dictionaries", "dvc repro proxies"),
         ("proxies", "dvc repro proxies"),

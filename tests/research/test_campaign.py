@@ -61,10 +61,8 @@ def test_campaign_writes_what_it_promises(uninterrupted):
 
 def test_nothing_of_the_test_split_is_in_what_a_researcher_learns(uninterrupted):
     events = [json.loads(line) for line in uninterrupted["data/research/campaign/events.jsonl"].decode().splitlines()]
-    learned = (
-        json.dumps([e for e in events if e["event"] in ("proposed", "result")])
-        + uninterrupted["data/research/campaign/theta.json"].decode()
-    )
+    theta = uninterrupted["data/research/campaign/theta.json"].decode()
+    learned = json.dumps([e for e in events if e["event"] in ("proposed", "result")]) + theta
     for family, split in toy.FAMILIES.items():
         assert (family in learned) == (split["split"] != "test")
 
