@@ -10,10 +10,12 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
 from joblib import Parallel
+from joblib.externals.loky import reusable_executor
 
 from stages.base.fanout import SCHEDULER, cluster_pool
 
@@ -70,10 +72,18 @@ def _watch() -> None:
     os.close(read)
     _watched = os.getpid()
     atexit.register(_done, write, os.getpid())
+    # Before joblib's own, which is called where threads are joined, earlier than what atexit holds.
+    threading._register_atexit(_end_workers)  # type: ignore[attr-defined]
 
 
 def _done(pipe: int, pid: int) -> None:
-    """Ended in good order: joblib's own clean-up follows, and nobody is to be killed."""
+    """Ended in good order: nobody is to be killed from outside."""
     if os.getpid() == pid:
         with contextlib.suppress(OSError):
             os.write(pipe, b"done")
+
+
+def _end_workers() -> None:
+    """They have nothing left to do. joblib would wait for each to take its interpreter apart, which takes a second."""
+    if (pool := reusable_executor._executor) is not None:
+        pool.shutdown(wait=False, kill_workers=True)
