@@ -7,15 +7,14 @@ not do: one that is still starting when the parent dies waits for it for ever.
 
 import atexit
 import contextlib
+import gc
 import os
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
 from joblib import Parallel
-from joblib.externals.loky import reusable_executor
 
 from stages.base.fanout import SCHEDULER, cluster_pool
 
@@ -52,7 +51,7 @@ def process_pool(n_jobs: int, **options: Any) -> Parallel:
         return cluster_pool(n_jobs, **options)
     if n_jobs > 1:
         _watch()
-    return Parallel(n_jobs=n_jobs, **options)
+    return Parallel(n_jobs=n_jobs, initializer=_leave_at_once, **options)
 
 
 def _watch() -> None:
@@ -72,8 +71,6 @@ def _watch() -> None:
     os.close(read)
     _watched = os.getpid()
     atexit.register(_done, write, os.getpid())
-    # Before joblib's own, which is called where threads are joined, earlier than what atexit holds.
-    threading._register_atexit(_end_workers)  # type: ignore[attr-defined]
 
 
 def _done(pipe: int, pid: int) -> None:
@@ -83,7 +80,7 @@ def _done(pipe: int, pid: int) -> None:
             os.write(pipe, b"done")
 
 
-def _end_workers() -> None:
-    """They have nothing left to do. joblib would wait for each to take its interpreter apart, which takes a second."""
-    if (pool := reusable_executor._executor) is not None:
-        pool.shutdown(wait=False, kill_workers=True)
+def _leave_at_once() -> None:
+    """In a worker: its memory ends with it, so the interpreter need not look at every object of every library again,
+    for a second, while joblib waits for it."""
+    atexit.register(gc.freeze)
