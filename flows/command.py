@@ -17,6 +17,7 @@ from flows.commands import (
     dictionaries,
     editing,
     nights,
+    packs,
     redteam,
     results,
     running,
@@ -56,6 +57,7 @@ _MODULES: tuple[ModuleType, ...] = (
     editing,
     dictionaries,
     nights,
+    packs,
     bench,
     redteam,
 )
