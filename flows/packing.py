@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flows.graph import stage_of
 from flows.lock_file import read, write
 from stages.base import paths
+from stages.base.files import save_text
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,8 +138,7 @@ def fetch(
         progress(f"everything wanted of {place} is here already")
         return Fetched((), (), found)
     progress(f"fetching {len(nodes)} nodes from {place}")
-    _enter(root, {node: entries[node] for node in nodes})
-    with _repository(root, place) as repository:
+    with _entered(root, {node: entries[node] for node in nodes}), _repository(root, place) as repository:
         repository.fetch(targets=nodes, remote="pack")
         for stage in repository.index.stages:
             if stage.addressing in nodes:
@@ -176,14 +176,22 @@ def _writes(outs: Iterable[Path], wanted: Iterable[Path]) -> bool:
     return any(out == path or path in out.parents or out in path.parents for out in outs for path in wanted)
 
 
-def _enter(root: Path, entries: dict[str, Any]) -> None:
-    """Into dvc.lock: what DVC then fetches and checks out."""
-    from stages.base.files import save_text
-
+@contextmanager
+def _entered(root: Path, entries: dict[str, Any]) -> Iterator[None]:
+    """In dvc.lock, for DVC to fetch and check out; where that fails, the lock is as it was."""
     file = root / LOCK
-    lock = read(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before = file.read_text(encoding="utf-8") if file.exists() else None
+    lock = read(before) if before else {}
     merged = {**lock, "schema": lock.get("schema", "2.0"), "stages": {**lock.get("stages", {}), **entries}}
     save_text(file, write(merged))
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            file.unlink()
+        else:
+            save_text(file, before)
+        raise
 
 
 def _check(out: Any, place: str) -> None:
