@@ -49,8 +49,8 @@ def write_params(root: Path) -> None:
     change("research", budget=3)
 
 
-def build(root: Path) -> None:
-    """Targets, tasks, I(M), all arms and metrics under ``root``."""
+def build(root: Path, targets: Path | None = None) -> None:
+    """Targets, tasks, I(M), all arms and metrics under ``root``; ``targets``: the toy whose targets are taken."""
     from stages.base.params import load
     from stages.execution.stage import Config as ExecutionConfig
     from stages.execution.stage import run as execute
@@ -69,7 +69,10 @@ def build(root: Path) -> None:
     with rooted(root):
         # Half trained: its attention already says something about its answers, in a tenth of the time.
         for name, steps in (("digits_mlp", 400), ("digits_few_shot", 900)):
-            save_target(make_target(name, steps), paths.target_dir(name))
+            if targets is None:
+                save_target(make_target(name, steps), paths.target_dir(name))
+            else:
+                shutil.copytree(targets / "data" / "targets" / name, paths.target_dir(name))
             (paths.dictionaries_dir(name)).mkdir(parents=True)
         for family in FAMILIES:
             make_tasks(load("tasks", TasksConfig), family)

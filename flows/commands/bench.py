@@ -272,8 +272,40 @@ def metering(*, jobs: int, as_json: bool) -> None:
     )
 
 
+def calibrator(*, jobs: int, as_json: bool) -> None:
+    """Held-out score and time of the executor's calibrator beside scikit-learn's, fit by fit."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.terminal import print_json
+    from stages.benchmarks.calibrator import bench_calibrator
+
+    console = Console(stderr=as_json)
+    rows = bench_calibrator(lambda text: console.print(text, highlight=False))
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    titles = ("task", "fits", "score", "scikit-learn's", "difference", "CPU", "scikit-learn's", "ratio")
+    table = Table(*titles, title="calibrators, held-out score")
+    for row in rows:
+        table.add_row(
+            row.task,
+            str(row.n),
+            f"{row.score:.3f}",
+            f"{row.reference:.3f}",
+            f"[{row.difference_low:+.3f}, {row.difference_high:+.3f}]".replace("[", r"\["),
+            f"{row.ms:.1f} ms",
+            f"{row.reference_ms:.0f} ms",
+            f"{row.reference_ms / row.ms:.1f}x",
+        )
+    console.print(table)
+
+
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "cache": dictionaries.measure_cache,
+    "calibrator": calibrator,
     circuits.__name__.rpartition(".")[2]: circuits.measure,
     dictionaries.__name__.rpartition(".")[2]: dictionaries.measure_training,
     "metering": metering,
@@ -283,12 +315,14 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="cache, circuits, dictionaries, metering, pipeline or synthetic.")],
+    name: Annotated[
+        str, typer.Argument(help="cache, calibrator, circuits, dictionaries, metering, pipeline or synthetic.")
+    ],
     jobs: Jobs = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Measure speed: `pipeline` copies the working copy without results and times cold, warm and
-    one-method runs; `metering` measures what the meters and the sandbox cost; `dictionaries` trains
+    one-method runs; `calibrator` compares the executor's with scikit-learn's; `metering` measures what the meters and the sandbox cost; `dictionaries` trains
     ours and SAELens's in turn; `cache` reads and writes activations; `synthetic` trains
     dictionaries where the features are known; `circuits` looks for circuits that are known.
 
