@@ -315,16 +315,15 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
 
 
 def bench(
-    name: Annotated[
-        str, typer.Argument(help="cache, calibrator, circuits, dictionaries, metering, pipeline or synthetic.")
-    ],
+    name: Annotated[str, typer.Argument(help="Which one: see above.")],
     jobs: Jobs = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Measure speed: `pipeline` copies the working copy without results and times cold, warm and
-    one-method runs; `calibrator` compares the executor's with scikit-learn's; `metering` measures what the meters and the sandbox cost; `dictionaries` trains
-    ours and SAELens's in turn; `cache` reads and writes activations; `synthetic` trains
-    dictionaries where the features are known; `circuits` looks for circuits that are known.
+    one-method runs; `calibrator` compares the executor's with scikit-learn's; `metering` measures
+    what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
+    reads and writes activations; `synthetic` trains dictionaries where the features are known;
+    `circuits` looks for circuits that are known.
 
     Example: lensmith bench pipeline
     """
