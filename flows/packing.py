@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from flows.graph import stage_of
 from flows.lock_file import read, write
-from stages.base import paths
 from stages.base.files import save_text
 from stages.errors import UserError
 
@@ -211,9 +210,3 @@ def parts(nodes: Iterable[str]) -> str:
     for node in nodes:
         counts[stage_of(node)] = counts.get(stage_of(node), 0) + 1
     return ", ".join(f"{stage} {n}" if n > 1 else stage for stage, n in counts.items())
-
-
-def score_inputs() -> tuple[Path, ...]:
-    """What `lensmith score` reads: targets, tasks, the baseline arm and dictionaries."""
-    kinds = (paths.target_dir("x"), paths.task_dir("x"), paths.dictionaries_dir("x"))
-    return (*(path.parent for path in kinds), paths.execution_dir("baseline"))

@@ -48,8 +48,9 @@ def fetch(
 
     from flows.lock import run_lock
     from flows.packing import fetch as out_of
-    from flows.packing import parts, score_inputs
+    from flows.packing import parts
     from stages.base import paths
+    from stages.scoring.needs import score_inputs
 
     console, root = Console(), paths.root()
     with run_lock(root, "lensmith fetch"):

@@ -6,10 +6,16 @@ from stages.base import paths
 from stages.base.params import load
 from stages.interpretation.settings import Config
 
-__all__ = ["score_outputs"]
+__all__ = ["score_inputs", "score_outputs"]
 
 
 def score_outputs() -> tuple[Path, ...]:
     """The baseline arm of every task, and the dictionaries that a method may look into."""
     targets = load("interpretation", Config).targets
     return (paths.execution_dir("baseline"), *(paths.dictionaries_dir(target) for target in targets))
+
+
+def score_inputs() -> tuple[Path, ...]:
+    """What scoring reads: targets, tasks, the baseline arm and dictionaries; files and whole folders."""
+    kinds = (paths.target_dir("any"), paths.task_dir("any"), paths.dictionaries_dir("any"))
+    return (*(path.parent for path in kinds), paths.execution_dir("baseline"))

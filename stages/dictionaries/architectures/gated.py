@@ -27,7 +27,14 @@ __all__ = ["gated", "jump"]
 
 
 def gated(weights: Weights, x: Tensor, l1: float) -> Outcome:
-    """One step of a gated dictionary; ``weights.b_enc`` is the gate's bias, "r_mag" and "b_mag" the magnitude's."""
+    """One step of a gated dictionary; ``weights.b_enc`` is the gate's bias, "r_mag" and "b_mag" the magnitude's.
+
+    With q = E (x - b_dec), gate pre-activation q + b_enc, size pre-activation h = q e^r + m, z = relu(h) [gate > 0]:
+    dL/dh = <back, w_i> where z > 0, so dL/dm = dL/dh, dL/dr = dL/dh q e^r and dL/dq has the part dL/dh e^r. The gate
+    itself (a step) has no gradient; it learns from the penalty and from its own error, whose dL/dx^ is ``by_gate``:
+    dL/dgate = <by_gate, w_i> + l1/n ||w_i|| where it is open. Decoder rows and b_dec get both errors' parts, as in
+    ``standard``.
+    """
     n, centred = len(x), x - weights.b_dec
     norms, scale = weights.decoder.norm(dim=1), weights.extra["r_mag"].exp()
     b_mag = weights.extra["b_mag"]
@@ -93,6 +100,10 @@ def gated(weights: Weights, x: Tensor, l1: float) -> Outcome:
 
 def jump(weights: Weights, x: Tensor, target_l0: float, coefficient: float, bandwidth: float) -> Outcome:
     """One step of a JumpReLU dictionary; "threshold" is among ``weights.extra``.
+
+    z = pre [pre > t], so dz/dpre = [pre > t]. The step has no slope in t; in its place stands that of a window of width
+    w (2407.14435, section 3): d[pre > t]/dt = -1/w where |pre - t| < w/2. Hence dL/dt = -1/w sum over those entries of
+    (t <back, w_i> + dP/dl0), where the penalty P = 2 c/t0 mean_n (l0_n - t0)^2 has dP/dl0_n = 4 c/t0/n (l0_n - t0).
 
     Args:
         target_l0: latents per row to aim at.

@@ -58,7 +58,12 @@ def choose(
 
 
 def pursue(weights: Weights, x: Tensor, iterations: int, threshold: float) -> Outcome:
-    """One step: loss and gradients of decoder and bias; the encoder's are empty."""
+    """One step: loss and gradients of decoder and bias; the encoder's are empty.
+
+    Backwards through r_t = r - v w, with r = r_{t-1}, w the chosen row, v = relu(<r, w>), up = dL/dr_t and slope =
+    -<up, w> [v > 0], which is dL/d<r, w>, the choice adds slope r - v up to dL/dw, and dL/dr = up + slope w. r itself
+    is r_t + v w, so no residual but the last is kept. r_0 = x - b, so dL/db = -sum dL/dr_0.
+    """
     n, decoder = len(x), weights.decoder
     centred = x - weights.b_dec
     steps, residual = choose(centred, decoder, iterations, threshold)

@@ -88,6 +88,11 @@ class Outcome:
 def standard(weights: Weights, x: Tensor, l1: float, p: float = 1.0, target: Tensor | None = None) -> Outcome:
     """ReLU with a penalty on (z_i ||w_i||)^p: L1 by default.
 
+    With c = x - b_dec, z = relu(E c + b_enc), x^ = z D + b_dec, w_i row i of D, and means over the n rows of the batch:
+    back = dL/dx^ = 2 (x^ - x) / n; dL/dz_i = <back, w_i> + l1/n ||w_i||, which is dL/dpre_i where z_i > 0 and 0
+    elsewhere; dL/dE = dpre^T c; dL/db_enc = sum dpre; dL/dw_i = sum z_i back + l1/n sum z_i w_i/||w_i||; dL/db_dec =
+    sum back - (sum dpre) E. With p < 1 the penalty's slopes carry the factor p (z_i ||w_i|| + eps)^(p-1).
+
     Args:
         x: (B, D).
         l1: coefficient of the penalty.
@@ -205,6 +210,13 @@ def top(
     target: Tensor | None = None,
 ) -> Outcome:
     """TopK and its kin, with AuxK: dead latents are to predict what the live ones leave over.
+
+    With s = ||w_i|| and u = w_i/s, latent i is z = s (E_i c + b_i) where it is selected, and x^ = sum z u. So with
+    back = dL/dx^ as in ``standard``: dL/dz = <back, u> at the selected entries; of the scaled encoder s E_i it is g_E =
+    sum dz c, of the scaled bias g_b = sum dz, of the unit row g_u = sum z back. Then dL/dE_i = s g_E, dL/db_i = s g_b,
+    and since ds/dw = u and du/dw = (1 - u u^T)/s: dL/dw_i = (g_u - <g_u, u> u)/s + (<g_E, E_i> + g_b b_i) u. Selection
+    has no gradient. A Matryoshka level's latents are in its own error and in all wider ones: their ``back`` is the sum
+    of those.
 
     Args:
         k: latents per row.
