@@ -373,6 +373,8 @@ def main() -> None:
         lock_file.install()
     gc.collect()
     gc.freeze()  # so that the forks' collectors leave the shared pages alone
+    if kind == "dvc":
+        gc.disable()  # its forks end within a second, and what they build has no circles worth looking for
     request = _serve(listener, lifeline)
     if request is None:
         return
