@@ -18,7 +18,10 @@ from typing import Any
 
 from stages.base.files import save_text
 
-__all__ = ["install"]
+__all__ = ["Lock", "install", "read", "write"]
+
+Lock = dict[str, Any]
+"""What a dvc.lock holds, or a part of it: DVC gives it no type."""
 
 
 def install() -> None:
@@ -27,14 +30,14 @@ def install() -> None:
 
     slow = dvcfile.modify_yaml
 
-    def modify(path: str, fs: object = None) -> AbstractContextManager[dict[str, Any]]:
+    def modify(path: str, fs: object = None) -> AbstractContextManager[Lock]:
         return _modify(Path(path)) if os.path.basename(path) == dvcfile.LOCK_FILE else slow(path, fs=fs)  # noqa: PTH119
 
     dvcfile.modify_yaml = modify
 
 
 @contextmanager
-def _modify(path: Path) -> Iterator[dict[str, Any]]:
+def _modify(path: Path) -> Iterator[Lock]:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     entries = _Entries.of(text)
     if entries is None:
@@ -55,7 +58,7 @@ _SHARED = re.compile(r"[:-] [&*]id\d+")
 """A value that several places share, so that their texts do not stand for themselves."""
 
 
-class _Entries(dict[str, Any]):
+class _Entries(Lock):
     """The nodes of a lock by name; each is text until it is asked for."""
 
     @classmethod
@@ -82,11 +85,11 @@ class _Entries(dict[str, Any]):
         return self._texts.values()
 
 
-def read(text: str) -> dict[str, Any]:
+def read(text: str) -> Lock:
     """What the text of a dvc.lock holds."""
     from dvc.utils.serialize import parse_yaml
 
-    found: dict[str, Any] = parse_yaml(text, "dvc.lock")
+    found: Lock = parse_yaml(text, "dvc.lock")
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from flows.graph import stage_of
-from flows.lock_file import read, write
+from flows.lock_file import Lock, read, write
 from stages.base.files import save_text
 from stages.errors import UserError
 
@@ -159,7 +159,7 @@ def _differs(changes: object) -> bool:
     return False
 
 
-def _entries(text: bytes, place: str) -> dict[str, Any]:
+def _entries(text: bytes, place: str) -> Lock:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import MultipleInvalid
 
@@ -167,7 +167,7 @@ def _entries(text: bytes, place: str) -> dict[str, Any]:
         checked = COMPILED_LOCKFILE_SCHEMA(read(text.decode()))
     except (MultipleInvalid, UnicodeDecodeError) as error:
         raise UserError(f"{place}: its {LOCK} is damaged ({error}); pack it again") from error
-    stages: dict[str, Any] = checked.get("stages", {})
+    stages: Lock = checked.get("stages", {})
     return stages
 
 
@@ -176,7 +176,7 @@ def _writes(outs: Iterable[Path], wanted: Iterable[Path]) -> bool:
 
 
 @contextmanager
-def _entered(root: Path, entries: dict[str, Any]) -> Iterator[None]:
+def _entered(root: Path, entries: Lock) -> Iterator[None]:
     """In dvc.lock, for DVC to fetch and check out; where that fails, the lock is as it was."""
     file = root / LOCK
     before = file.read_text(encoding="utf-8") if file.exists() else None
