@@ -10,7 +10,8 @@ Conventions (the same as counting by hand):
   charged because a masked score is computed and thrown away;
 - moving, indexing, comparing or making data is 0;
 - a convolution is 2 per output element and weight of its channel group, its backward the same per gradient asked for;
-- batch and group norm are 8 per element; pooling 1 per input element, bilinear interpolation 8 per output element;
+- batch and group norm are 8 per element; average pooling is its window per output element, bilinear interpolation 8;
+- adding into places (index_add, scatter_add, index_put that accumulates, bincount, fold) is 1 per element added;
 - decompositions, transforms, distances, sparse and recurrent layers: see ``decompositions.py``;
 - list ops (``_foreach_*``) are 1 per element of their first list, the fused Adam step 12 per parameter.
 
@@ -22,6 +23,7 @@ from collections.abc import Callable, Mapping
 from math import ceil, log2, prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,6 +75,46 @@ def _addmm(args: tuple[Any, ...], out: Any) -> int:
     return int(2 * out.numel() * int(args[1].shape[-1]) + out.numel())
 
 
+def _addbmm(args: tuple[Any, ...], out: Any) -> int:
+    """Products of a whole batch, summed into one matrix."""
+    return int((2 * args[1].shape[0] * args[1].shape[-1] + 1) * out.numel())
+
+
+def _accumulate(index: int, factor: int = 1) -> Price:
+    """Adding into places: ``factor`` per element that is added, however small what they are added to."""
+    return lambda args, out: factor * _numel(args[index])
+
+
+def _index_put(args: tuple[Any, ...], out: Any) -> int:
+    """Moving, unless it accumulates: then one addition per element addressed. A mask counts in full."""
+    if not (len(args) > 3 and args[3]):
+        return 0
+    shape, rest, dim, masked = args[0].shape, 1, 0, 1
+    shapes = []
+    for index in args[1]:
+        if index is None:
+            rest *= shape[dim]
+        elif index.dtype == torch.bool:
+            masked = max(masked, index.numel())
+        else:
+            shapes.append(index.shape)
+        dim += index.dim() if index is not None and index.dtype == torch.bool else 1
+    addressed = max(masked, prod(torch.broadcast_shapes(*shapes)))  # type: ignore[no-untyped-call]
+    return int(addressed * rest * prod(shape[dim:]))
+
+
+def _window(kernel: int, dims: int, value: int | None = None) -> Price:
+    """Average pooling over ``dims`` dimensions: the window's elements are added and divided once, for each element of
+    the output (or of the gradient, which is argument ``value``)."""
+
+    def price(args: tuple[Any, ...], out: Any) -> int:
+        given = args[kernel]
+        size = [given] * dims if isinstance(given, int) else list(given) * (dims if len(given) == 1 else 1)
+        return _numel(out if value is None else args[value]) * prod(size)
+
+    return price
+
+
 def _dot(args: tuple[Any, ...], out: Any) -> int:
     return 2 * int(args[0].numel())
 
@@ -118,32 +160,32 @@ nonzero normal_ one_hot ones ones_like permute rand rand_like randint randn rand
 scalar_tensor scatter scatter_ searchsorted select select_backward set_ slice slice_backward slice_scatter
 select_scatter split split_with_sizes split_with_sizes_copy squeeze squeeze_ stack t t_ transpose tril triu uniform_
 unbind unfold unique_dim _unique2 unsqueeze unsqueeze_ unsafe_split view view_as where zero_ zeros zeros_like
-index_put index_put_ _index_put_impl_ embedding_dense_backward random_ exponential_ multinomial _linalg_check_errors
+random_ exponential_ multinomial _linalg_check_errors
 _to_dense _to_sparse _to_sparse_csr _coalesce _indices
-_nnz _values block_diag col_indices crow_indices histc histogram index_fill index_fill_ isneginf isposinf logical_and_
-logical_not_ logical_or_ narrow_copy nextafter pixel_shuffle poisson promote_types put reflection_pad1d reflection_pad2d
-replication_pad1d replication_pad2d rot90 signbit sparse_resize_ take transpose_ triu_ tril_ unfold_backward
+_nnz _values block_diag col_indices crow_indices index_fill index_fill_ isneginf isposinf logical_and_
+logical_not_ logical_or_ narrow_copy nextafter pixel_shuffle poisson promote_types reflection_pad1d reflection_pad2d
+replication_pad1d replication_pad2d rot90 signbit sparse_resize_ take transpose_ triu_ tril_
 upsample_nearest1d upsample_nearest2d upsample_nearest1d_backward upsample_nearest2d_backward normal
-max_pool2d_with_indices_backward adaptive_max_pool2d_backward values indices col2im im2col complex real imag conj _conj
+values indices im2col complex real imag conj _conj
 _conj_physical _neg_view view_as_real view_as_complex _sparse_coo_tensor_with_dims_and_tensors
 _sparse_coo_tensor_unsafe _sparse_csr_tensor_unsafe coalesce tril_indices
-triu_indices bincount scatter_value
+triu_indices scatter_value
 """.split()
 _POINTWISE = """
 abs add add_ addcdiv addcdiv_ addcmul addcmul_ atan2 ceil clamp clamp_ clamp_max clamp_min clamp_min_ cos cosh
 cumsum cumprod div div_ elu erf exp exp_ exp2 expm1 floor floor_divide fmod gelu hardtanh heaviside leaky_relu lerp
 log log10 log1p log2 masked_scatter maximum minimum mul mul_ neg neg_ pow pow_ reciprocal relu relu_ remainder round
 rsqrt rsub sigmoid sigmoid_ sign silu sin sinh softplus sqrt sqrt_ sub sub_ tan tanh tanh_ threshold trunc rsqrt_
-hypot acos acosh addbmm_ addr angle asin asinh atan atanh avg_pool3d ceil_ celu copysign cummax cummin deg2rad digamma
+hypot acos acosh angle asin asinh atan atanh ceil_ celu copysign cummax cummin deg2rad digamma
 erfc erfinv fmax fmin frac glu hardshrink hardsigmoid hardswish i0 ldexp lerp_ lgamma linalg_cross log_
 log_sigmoid_forward logcumsumexp logaddexp logaddexp2 logit mish nan_to_num nan_to_num_ polar prelu _prelu_kernel
 rad2deg round_ sgn sinc softshrink special_entr special_erfcx special_i1 special_log_ndtr special_ndtri square xlogy
 selu trunc_ sign_ cos_ sin_ abs_ exp2_ log1p_ cumsum_ masked_scatter_
-index_add index_add_ scatter_add scatter_add_ scatter_reduce floor_ dropout native_dropout avg_pool2d
+floor_ dropout native_dropout
 """.split()
 _BACKWARD = """
 elu_backward gelu_backward leaky_relu_backward sigmoid_backward silu_backward tanh_backward threshold_backward
-softplus_backward hardtanh_backward avg_pool2d_backward hardswish_backward mish_backward log_sigmoid_backward
+softplus_backward hardtanh_backward hardswish_backward mish_backward log_sigmoid_backward
 glu_backward hardsigmoid_backward _prelu_kernel_backward _adaptive_avg_pool2d_backward
 """.split()
 _REDUCE = """
@@ -170,6 +212,19 @@ def _default_prices() -> dict[str, Price]:
     prices |= {"var": _per_input(3), "std": _per_input(3), "var_mean": _per_input(3), "std_mean": _per_input(3)}
     prices |= dict.fromkeys(("sort", "argsort", "topk", "kthvalue", "msort"), _sort)
     prices |= {"mm": _mm, "bmm": _mm, "mv": _mm, "addmm": _addmm, "baddbmm": _addmm, "addmv": _addmm}
+    prices |= {"addmm_": _addmm, "baddbmm_": _addmm, "addmv_": _addmm, "addbmm": _addbmm, "addbmm_": _addbmm}
+    prices |= dict.fromkeys(("addr", "addr_"), _per_output(2))
+    prices |= dict.fromkeys(("index_add", "index_add_"), _accumulate(3))
+    prices |= dict.fromkeys(("scatter_add", "scatter_add_"), _accumulate(2))
+    # By mean it is a sum, a count and a division.
+    prices |= dict.fromkeys(("scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_"), _accumulate(3, 3))
+    prices |= dict.fromkeys(("put", "put_"), _accumulate(2))
+    prices |= dict.fromkeys(("index_put", "index_put_", "_index_put_impl_"), _index_put)
+    added = ("bincount", "histc", "histogram", "embedding_dense_backward", "unfold_backward", "col2im")
+    prices |= dict.fromkeys(added, _accumulate(0))
+    prices |= dict.fromkeys(("max_pool2d_with_indices_backward", "adaptive_max_pool2d_backward"), _accumulate(0))
+    prices |= {"avg_pool2d": _window(1, 2), "avg_pool3d": _window(1, 3)}
+    prices |= {"avg_pool2d_backward": _window(2, 2, 0), "avg_pool3d_backward": _window(2, 3, 0)}
     prices |= {"dot": _dot, "vdot": _dot}
     prices |= {
         "_softmax": _per_output(5),
@@ -233,8 +288,16 @@ class OpTable:
         Raises:
             UnknownOpError: the op has no price.
         """
+        return self.priced(op)(args, out)
+
+    def priced(self, op: Any) -> Price:
+        """The price of an op that has one: to be asked before it runs, since what an op in place has written stays.
+
+        Raises:
+            UnknownOpError: the op has no price.
+        """
         if op._schema.name in _BOOKKEEPING:
-            return 0
+            return _free
         namespace, _, name = op._schema.name.partition("::")
         function = self._prices.get(name) if namespace == "aten" else None
         if function is None:
@@ -242,7 +305,7 @@ class OpTable:
                 f"op {op._schema.name} has no price, so it may not be used: compute it from priced ops,"
                 " or add a price with a test in stages/metering/op_table.py"
             )
-        return function(args, out)
+        return function
 
 
 class count_flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -263,8 +326,9 @@ class count_flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        price = self._table.priced(func)
         out = func(*args, **(kwargs or {}))
-        self.flops += self._table.price(func, args, out)
+        self.flops += price(args, out)
         self.ops += 1
         self.seen = max(self.seen, self.flops)
         return out
