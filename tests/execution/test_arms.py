@@ -217,3 +217,20 @@ def test_methods_get_an_access_without_the_free_phase(task, mlp):
     assert isinstance(seen[0], MeteredAccess)
     with pytest.raises(ValueError, match="open in interpret"):
         seen[0].corpus()
+
+
+def test_an_answer_is_paid_for_wherever_it_is_used(task, baseline):
+    """The truth at a price: what is used costs it, alone or with a rung, and what cannot be paid is not used."""
+    tight = {r.seed: r.budget_flops for r in baseline.first if r.budget == "tight"}
+    price = 0.5 * min(tight.values())
+    arms = arms_of(task, baseline, Answered("ok", task.truth.values.numpy()[..., None], price, 0.0), CONFIG)
+    rungs = {seed: {step.effort: step.flops for step in steps} for seed, steps in enumerate(baseline.rungs)}
+    assert any(r.used_answer for r in arms.assisted)
+    for r in arms.assisted:
+        by_hand = price * r.used_answer + rungs[r.seed].get(r.effort, 0.0)
+        assert r.flops == pytest.approx(by_hand)
+    own = arms_of(task, baseline, Answered("ok", task.truth.values.numpy()[..., None], 0.0, price), CONFIG)
+    assert [r.flops for r in own.assisted] == [r.flops for r in arms.assisted], "the method's own ops cost the same"
+    dear = 1.01 * max(tight.values())
+    arms = arms_of(task, baseline, Answered("ok", task.truth.values.numpy()[..., None], dear, 0.0), CONFIG)
+    assert not any(r.used_answer for r in arms.assisted if r.budget == "tight")

@@ -137,3 +137,17 @@ def test_a_variant_runs_its_own_weights_on_the_same_ledger(mlp):
     assert torch.allclose(same, access.forward(inputs).outputs, atol=1e-6)
     assert bool((zeroed == 0).all())
     assert ledger.flops == 3 * by_hand_mlp(3)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_gradients_cost_the_forward_pass_and_the_way_back_by_hand(mlp, batch):
+    """With respect to the input each layer's way back is one product; ReLUs 2 an element; the loss on top."""
+    corpus, ledger = mlp.corpus("train"), Ledger()
+    access = MeteredAccess(mlp, ledger)
+    access.gradients(corpus.inputs[:batch], Objective("loss", corpus.labels[:batch]), ["input"])
+    back = sum(2 * batch * d_in * d_out for d_in, d_out in [(64, 64), (64, 32), (32, 10)]) + 2 * batch * (64 + 32)
+    least = by_hand_mlp(batch) + back
+    assert least <= ledger.flops <= least + 40 * batch * 10, "log-softmax and its way back: at most 40 an output"
+    before = ledger.flops
+    access.gradients(corpus.inputs[:batch], Objective("loss", corpus.labels[:batch]), ["input"])
+    assert ledger.flops == 2 * before, "the second time the price is looked up"
