@@ -35,10 +35,14 @@ from stages.contracts.target import (
     TargetSpec,
 )
 
-__all__ = ["Disconnected", "MessageError", "TimedOut", "decode", "encode", "receive", "send"]
+__all__ = ["MAX_FROM_METHOD", "Disconnected", "MessageError", "TimedOut", "decode", "encode", "receive", "send"]
 
 MAX_BYTES = 1 << 30
 """Largest message: a method that sends more is stopped, rather than our memory filled."""
+MAX_TEXT = 8 << 20
+"""Largest JSON part: as Python objects it takes up to 30 times its length."""
+MAX_FROM_METHOD = 256 << 20
+"""Largest message that a method may send us; we send it corpora, which may be larger."""
 RECORDS: dict[str, Any] = {
     record.__name__: record
     for record in (
@@ -92,6 +96,10 @@ def decode(text: bytes, blob: bytes) -> Any:
     Raises:
         MessageError: they are no message.
     """
+    # A safetensors file begins with the length of its header, which is JSON as well.
+    n_header = int.from_bytes(blob[:8], "little")
+    if n_header > MAX_TEXT:
+        raise MessageError(f"tensors with a header of {n_header:,} bytes; at most {MAX_TEXT:,} are taken")
     try:
         tensors = load(blob) if blob else {}
         return _rich(json.loads(text), tensors)
@@ -110,18 +118,21 @@ def send(connection: socket.socket, value: Any) -> None:
         raise TimedOut("it does not read what is sent to it") from error
 
 
-def receive(connection: socket.socket, deadline: float | None = None) -> Any:
-    """The next message.
+def receive(connection: socket.socket, deadline: float | None = None, max_bytes: int = MAX_BYTES) -> Any:
+    """The next message. One that is too large is neither read nor parsed.
 
     Args:
         deadline: on ``time.monotonic()``'s clock; None: wait for ever.
+        max_bytes: of the whole message.
 
     Raises:
         TimedOut, Disconnected, MessageError: as named.
     """
     n_text, n_blob = _HEAD.unpack(_read(connection, _HEAD.size, deadline))
-    if n_text + n_blob > MAX_BYTES:
-        raise MessageError(f"a message of {n_text + n_blob:,} bytes; at most {MAX_BYTES:,} are taken")
+    if n_text + n_blob > max_bytes:
+        raise MessageError(f"a message of {n_text + n_blob:,} bytes; at most {max_bytes:,} are taken")
+    if n_text > MAX_TEXT:
+        raise MessageError(f"a message with {n_text:,} bytes of text; at most {MAX_TEXT:,} are taken: use tensors")
     return decode(_read(connection, n_text, deadline), _read(connection, n_blob, deadline))
 
 

@@ -24,7 +24,7 @@ from stages.contracts.target import Intervention, Objective
 from stages.errors import InfraError, MethodError, UserError
 from stages.metering.access import MeteredAccess
 from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
-from stages.sandbox.codec import Disconnected, MessageError, TimedOut, receive, send
+from stages.sandbox.codec import MAX_FROM_METHOD, Disconnected, MessageError, TimedOut, receive, send
 from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
 from stages.sandbox.limits import LAYERS, MESSAGE, METER
 
@@ -258,7 +258,7 @@ class MethodProcess:
     def _receive(self, place: str, deadline: float, limit: float) -> dict[str, Any]:
         try:
             self._watch(place, deadline)
-            message = receive(self._connection, deadline)
+            message = receive(self._connection, deadline, MAX_FROM_METHOD)
         except TimedOut as error:
             cause = f"it took longer than {limit:g} s and was stopped"
             raise MethodError(self.name, place, cause, "Make it faster, or raise --timeout.", "wall limit") from error

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from stages.contracts.method import Interpretation, Represent
 from stages.contracts.target import Intervention, Objective
-from stages.sandbox.codec import Disconnected, MessageError, TimedOut, decode, encode, receive, send
+from stages.sandbox.codec import (
+    MAX_FROM_METHOD,
+    Disconnected,
+    MessageError,
+    TimedOut,
+    decode,
+    encode,
+    receive,
+    send,
+)
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -97,6 +106,36 @@ def test_an_oversized_message_is_refused_before_it_is_read():
     theirs.sendall(struct.pack("!QQ", 1 << 40, 0))
     with pytest.raises(MessageError, match="at most"):
         receive(ours)
+
+
+@pytest.mark.parametrize(("text", "blob"), [(60 << 20, 0), ((8 << 20) + 1, 0), (10, 1 << 40)])
+def test_text_that_would_fill_memory_is_refused_before_it_is_read(text, blob):
+    """60 MB of JSON are 1.5 GB of Python objects."""
+    ours, theirs = socket.socketpair()
+    theirs.sendall(struct.pack("!QQ", text, blob))
+    with pytest.raises(MessageError, match="at most"):
+        receive(ours)
+
+
+def test_a_method_may_send_less_than_it_is_sent():
+    ours, theirs = socket.socketpair()
+    theirs.sendall(struct.pack("!QQ", 10, 300 << 20))
+    with pytest.raises(MessageError, match="at most"):
+        receive(ours, max_bytes=MAX_FROM_METHOD)
+
+
+def test_a_header_of_tensors_that_would_fill_memory_is_refused_before_it_is_parsed():
+    with pytest.raises(MessageError, match="header"):
+        decode(b'{"tensor": "0"}', (60 << 20).to_bytes(8, "little") + b"{" + b" " * 100)
+
+
+def test_the_largest_interpretation_that_is_allowed_still_passes():
+    made = Interpretation({"a": torch.zeros(1_000_000)}, {"text": "x" * 4_000_000})
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=send, args=(theirs, made))
+    thread.start()
+    assert receive(ours, time.monotonic() + 30, MAX_FROM_METHOD).data == made.data
+    thread.join()
 
 
 def test_a_silent_peer_times_out_and_a_dead_one_is_noticed():
