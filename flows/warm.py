@@ -39,7 +39,7 @@ are.
 """
 
 STAGE_LIBRARIES = (
-    "yaml",
+    "ruamel.yaml",
     "jinja2",
     "psutil",
     "threadpoolctl",

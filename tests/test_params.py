@@ -103,3 +103,31 @@ def test_the_active_profile_lies_over_the_values(tmp_path, monkeypatch):
     (folder / "profiles" / "small.yaml").write_text("research: 3\n")
     with pytest.raises(UserError, match="research = 3 is no mapping"):
         load("research", config_of("research"))
+
+
+def test_a_key_written_twice_is_refused(tmp_path):
+    file = tmp_path / "research.yaml"
+    file.write_text("researcher: search\nbudget: 3\nseed: 0\nbudget: 30\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 4: duplicate key .budget. .*keep one") as caught:
+        load("research", config_of("research"), file)
+    assert "\n" not in str(caught.value) and "http" not in str(caught.value)
+
+
+def test_values_mean_what_they_mean_to_dvc(tmp_path):
+    """YAML 1.1 reads 1e-3 as text, and `on` and `no` as truth values; DVC, which watches the keys, reads 1.2."""
+    file = tmp_path / "reward.yaml"
+    file.write_text("methods: [on, no, yes]\nflop_weight: 1e-3\nflop_weights: [1e-2, .5]\n", encoding="utf-8")
+    config = load("reward", config_of("reward"), file)
+    assert config.methods == ("on", "no", "yes")
+    assert config.flop_weight == 1e-3 and config.flop_weights == (0.01, 0.5)
+
+
+@pytest.mark.parametrize(
+    "content", [b"budget: \xff\xfe", b"budget: [1, 2", b"- 1\n- 2\n", b"budget: !!python/object:os.system x"]
+)
+def test_what_is_no_params_file_is_one_line_that_names_it(tmp_path, content):
+    file = tmp_path / "research.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"research\.yaml") as caught:
+        load("research", config_of("research"), file)
+    assert "\n" not in str(caught.value)

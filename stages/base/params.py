@@ -7,8 +7,10 @@ files. `lensmith run --profile full` points it to another one.
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
 from stages.base import paths
 from stages.errors import UserError
@@ -70,9 +72,16 @@ def _values(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: restore it with `git checkout -- {path.name}`")
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        # YAML 1.2, as DVC reads the same files: `on` and `no` are words, 1e-3 is a number.
+        values: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        said = str(error.problem).removeprefix("found ")
+        raise UserError(f"{path} line {line}: {said}: keep one of them") from error
+    except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; mend the line it names") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, not keys and values; write `key: value` lines")
     return values
