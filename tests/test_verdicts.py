@@ -54,10 +54,10 @@ def test_on_the_same_targets_every_verdict_is_the_same(built: Path, tmp_path: Pa
 
 
 def test_on_targets_that_are_trained_again_no_verdict_is_reversed(built: Path, tmp_path: Path) -> None:
-    """Training multiplies last digits, so these are other targets, as another seed's would be: intervals overlap, but
-    one that ends near the noise floor may end on its other side."""
+    """Training multiplies last digits, so these are other targets, as another seed's would be. Intervals are about the
+    target at hand and say nothing of others: they need not overlap, and "worse" may become "not distinguishable".
+    """
     here, there = rows(built), rebuilt(tmp_path, "", threads=1)
+    assert here.keys() == there.keys()
     for key, row in here.items():
-        other = there[key]
-        assert {row["verdict"], other["verdict"]} != {"better", "worse"}, key
-        assert row["reward_low"] <= other["reward_high"] and other["reward_low"] <= row["reward_high"], key
+        assert {row["verdict"], there[key]["verdict"]} != {"better", "worse"}, key
