@@ -3,7 +3,7 @@ stage.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -18,7 +18,7 @@ from stages.errors import UserError
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-__all__ = ["Graph", "headline_metrics", "ordered", "read_graph", "read_state", "stage_of"]
+__all__ = ["Graph", "headline_metrics", "ordered", "read_graph", "read_state", "repository", "stage_of"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,18 @@ class Graph:
 
 
 @contextmanager
-def _repository(root: Path) -> "Iterator[Repo]":
+def repository(
+    root: Path,
+    what: str,
+    remedy: str = "fix it (`lensmith doctor` looks around), then try again",
+    config: Mapping[str, object] | None = None,
+) -> "Iterator[Repo]":
     """DVC in this process: a new interpreter would cost a second.
+
+    Args:
+        root: the working copy.
+        what, remedy: who refused, and what to do then, for the message.
+        config: settings on top of .dvc/config.
 
     Raises:
         UserError: DVC refused, with its reason.
@@ -77,39 +87,37 @@ def _repository(root: Path) -> "Iterator[Repo]":
     try:
         # One lock for all questions: DVC forgets the graph it has read when it gives up the lock.
         # DVC names stages as seen from the current folder.
-        with chdir(root), Repo(_wait_for_lock=True) as repository, lock_repo(repository):
-            yield repository
+        with chdir(root), Repo(config=config, _wait_for_lock=True) as opened, lock_repo(opened):
+            yield opened
     except LockError as error:
         raise UserError(
             f"another DVC command is at work in {root}: wait for it to end, or stop it, then try again"
         ) from error
     except DvcException as error:
         cause = " ".join(str(error).split())[:400] or type(error).__name__
-        raise UserError(
-            f"DVC cannot read {root}: {cause}; fix it (`lensmith doctor` looks around), then try again"
-        ) from error
+        raise UserError(f"{what}: {cause}; {remedy}") from error
 
 
 def read_graph(root: Path) -> Graph:
     """Nodes and edges, as ``dvc dag --dot`` prints them."""
-    with _repository(root) as repository:
-        return _graph_of(repository)
+    with repository(root, f"DVC cannot read {root}") as opened:
+        return _graph_of(opened)
 
 
 def read_state(root: Path) -> tuple[Graph, set[str]]:
     """The graph, and its stale nodes: those whose dependencies, parameters, command or outputs are
     not those of dvc.lock. What follows from them is not included.
     """
-    with _repository(root) as repository:
-        changes: dict[str, object] = repository.status()
-        graph = _graph_of(repository)
+    with repository(root, f"DVC cannot read {root}") as opened:
+        changes: dict[str, object] = opened.status()
+        graph = _graph_of(opened)
     return graph, {node for node, changed in changes.items() if changed and node in graph.parents}
 
 
-def _graph_of(repository: "Repo") -> Graph:
+def _graph_of(opened: "Repo") -> Graph:
     parents: dict[str, set[str]] = {}
     outs: dict[str, frozenset[Path]] = {}
-    edges = repository.index.graph
+    edges = opened.index.graph
     for stage in edges.nodes:
         outs[stage.addressing] = frozenset(Path(out.fs_path) for out in stage.outs)
         # DVC's edges point from a stage to what it depends on.

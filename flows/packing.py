@@ -8,12 +8,12 @@ and the lock against the digest that `lensmith pack` printed, if that is given.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from flows.graph import stage_of
+from flows.graph import repository, stage_of
 from flows.lock_file import Lock, read, write
 from stages.base.files import save_text
 from stages.errors import UserError
@@ -48,31 +48,28 @@ class Fetched:
 
 
 @contextmanager
-def _repository(root: Path, place: str) -> "Iterator[Repo]":
+def _opened(root: Path, place: str) -> "Iterator[Repo]":
     """DVC with the pack as its remote.
 
     Raises:
         UserError: DVC or the place refused, with the reason.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
     url = place if "://" in place else str(Path(place).expanduser().absolute())
     # Verified: what arrives is hashed, instead of being believed to be what it is called.
     remote = {"remote": {"pack": {"url": url, "verify": True}}}
+    what, remedy = f"pack {place}", "see that it can be reached, then run the same again"
     try:
-        with chdir(root), Repo(str(root), config=remote, _wait_for_lock=True) as repository:
-            yield repository
-    except (DvcException, OSError) as error:
-        cause = " ".join(str(error).split())[:400] or type(error).__name__
-        raise UserError(f"pack {place}: {cause}; see that it can be reached, then run the same again") from error
+        with repository(root, what, remedy, remote) as opened:
+            yield opened
+    except OSError as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())[:400]}; {remedy}") from error
 
 
-def _lock_of(repository: "Repo") -> tuple[Any, str]:
+def _lock_of(repo: "Repo") -> tuple[Any, str]:
     """(file system, path) of the pack's lock."""
     from dvc.fs import get_cloud_fs
 
-    kind, options, folder = get_cloud_fs(repository.config, name="pack")
+    kind, options, folder = get_cloud_fs(repo.config, name="pack")
     system = kind(**options)
     return system, system.join(folder, LOCK)
 
@@ -83,20 +80,20 @@ def pack(root: Path, place: str, progress: Progress = print) -> Packed:
     Raises:
         UserError: nothing is up to date, or the place cannot be written to.
     """
-    with _repository(root, place) as repository:
-        stale = {node for node, changes in repository.status().items() if changes}
-        stages = [stage for stage in repository.index.stages if stage.addressing not in stale and stage.outs]
+    with _opened(root, place) as repo:
+        stale = {node for node, changes in repo.status().items() if changes}
+        stages = [stage for stage in repo.index.stages if stage.addressing not in stale and stage.outs]
         if not stages:
             raise UserError(f"nothing in {root} is up to date: make it with `lensmith run`, then pack it")
         nodes = tuple(sorted(stage.addressing for stage in stages))
         if stale:
             progress(f"left out, since it is not up to date: {', '.join(sorted(stale))}")
         progress(f"packing {len(nodes)} nodes into {place}")
-        repository.push(targets=list(nodes), remote="pack")
+        repo.push(targets=list(nodes), remote="pack")
         lock = read((root / LOCK).read_text(encoding="utf-8"))
         entries = {node: lock["stages"][node] for node in nodes}
         text = write({"schema": lock["schema"], "stages": entries}).encode()
-        system, path = _lock_of(repository)
+        system, path = _lock_of(repo)
         system.makedirs(system.parent(path), exist_ok=True)
         system.pipe_file(path, text)
     sizes = [out.get("size", 0) for entry in entries.values() for out in entry["outs"]]
@@ -115,8 +112,8 @@ def fetch(
     Raises:
         UserError: there is no such pack, it is damaged or not the one that was meant, or has nothing that is wanted.
     """
-    with _repository(root, place) as repository:
-        system, path = _lock_of(repository)
+    with _opened(root, place) as repo:
+        system, path = _lock_of(repo)
         try:
             text: bytes = system.cat_file(path)
         except FileNotFoundError as error:
@@ -125,10 +122,10 @@ def fetch(
         if digest and digest != found:
             raise UserError(f"{place} has digest {found}, not {digest}: it is not the pack that was meant")
         entries = _entries(text, place)
-        stale = {node for node, changes in repository.status().items() if _differs(changes)}
+        stale = {node for node, changes in repo.status().items() if _differs(changes)}
         nodes = sorted(
             stage.addressing
-            for stage in repository.index.stages
+            for stage in repo.index.stages
             if stage.addressing in entries
             and stage.addressing in stale
             and (wanted is None or _writes(map(Path, (out.fs_path for out in stage.outs)), wanted))
@@ -137,14 +134,14 @@ def fetch(
         progress(f"everything wanted of {place} is here already")
         return Fetched((), (), found)
     progress(f"fetching {len(nodes)} nodes from {place}")
-    with _entered(root, {node: entries[node] for node in nodes}), _repository(root, place) as repository:
-        repository.fetch(targets=nodes, remote="pack")
-        for stage in repository.index.stages:
+    with _entered(root, {node: entries[node] for node in nodes}), _opened(root, place) as repo:
+        repo.fetch(targets=nodes, remote="pack")
+        for stage in repo.index.stages:
             if stage.addressing in nodes:
                 for out in stage.outs:
                     _check(out, place)
-        repository.checkout(targets=nodes, force=True)
-        changes = repository.status(targets=nodes)
+        repo.checkout(targets=nodes, force=True)
+        changes = repo.status(targets=nodes)
     return Fetched(tuple(nodes), tuple(sorted(node for node in nodes if _differs(changes.get(node, [])))), found)
 
 

@@ -282,16 +282,8 @@ class OpTable:
         """Changes when any price does."""
         return hash(tuple(sorted((name, id(price)) for name, price in self._prices.items())))
 
-    def price(self, op: Any, args: tuple[Any, ...], out: Any) -> int:
-        """FLOPs of one call.
-
-        Raises:
-            UnknownOpError: the op has no price.
-        """
-        return self.priced(op)(args, out)
-
-    def priced(self, op: Any) -> Price:
-        """The price of an op that has one: to be asked before it runs, since what an op in place has written stays.
+    def price(self, op: Any) -> Price:
+        """FLOPs of a call, given its arguments and output. Ask before the op runs: what one in place wrote stays.
 
         Raises:
             UnknownOpError: the op has no price.
@@ -326,7 +318,7 @@ class count_flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        price = self._table.priced(func)
+        price = self._table.price(func)
         out = func(*args, **(kwargs or {}))
         self.flops += price(args, out)
         self.ops += 1

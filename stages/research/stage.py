@@ -74,9 +74,7 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
     return sha.hexdigest()
 
 
-def _conduct(
-    researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str
-) -> tuple[Campaign, Projection]:
+def _conduct(researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str) -> Campaign:
     chosen = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
     one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs())
@@ -99,7 +97,7 @@ def _conduct(
         projection.iteration(result, judged, meters)
 
     one.run(project)
-    return one, projection
+    return one
 
 
 def summary(one: Campaign, name: str) -> CampaignSummary:
@@ -164,7 +162,7 @@ def campaign(
         require_sandbox(f"{methods} holds code nobody has reviewed")
     chosen = settings()
     key = fingerprint(author, 1, chosen)  # a larger budget continues the same campaign
-    one, _ = _conduct(author, budget, paths.campaign_dir(name), progress, key)
+    one = _conduct(author, budget, paths.campaign_dir(name), progress, key)
     return summary(one, name)
 
 
@@ -174,7 +172,7 @@ def run(config: Config, progress: Progress = print) -> CampaignSummary:
     author = make_researcher(config.researcher, config.seed)
     key = fingerprint(author, config.budget, chosen)
     folder = paths.work_dir() / "campaigns" / key[:16]
-    one, _ = _conduct(author, config.budget, folder, progress, key)
+    one = _conduct(author, config.budget, folder, progress, key)
     out = paths.campaign_dir("campaign")
     out.mkdir(parents=True, exist_ok=True)
     for file in ("events.jsonl", "theta.json"):
