@@ -39,7 +39,7 @@ class MethodError(UserError):
     """
 
     def __init__(self, method: str, place: str, cause: str, remedy: str, layer: str = "answer check") -> None:
-        super().__init__(f"method {method!r} failed in {place}: {cause}. {remedy}")
+        super().__init__(f"method {method!r} failed in {place}: {cause}{'.' * bool(remedy)} {remedy}".rstrip())
         self.method, self.place, self.cause, self.remedy, self.layer = method, place, cause, remedy, layer
 
     def __reduce__(self) -> tuple[type["MethodError"], tuple[str, str, str, str, str]]:

@@ -12,8 +12,8 @@ import typer
 import yaml
 
 from stages.contracts.method import Attribute, Budget, Represent
+from stages.contracts.method_file import from_file
 from stages.contracts.target import Target
-from stages.interpretation.loading import from_file
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.storage import save_target

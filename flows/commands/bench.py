@@ -222,7 +222,7 @@ def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
 
 
 def metering(*, jobs: int, as_json: bool) -> None:
-    """What the meters and the sandbox cost, and the built-in methods' FLOPs by layer."""
+    """What recording, pricing and the sandbox cost."""
     from rich.console import Console
     from rich.table import Table
 
@@ -235,41 +235,25 @@ def metering(*, jobs: int, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    titles = ("batch", "bare", "metered", "across processes", "across the sandbox")
-    table = Table(*titles, title="forward passes")
-    for row in result["overhead"]:
-        sandboxed = row.get("across_sandboxed")
+    table = Table("batch", "bare", "metered", title="forward passes")
+    for row in result.overhead:
         table.add_row(
-            str(row["batch"]),
-            f"{row['bare_ms']:.2f} ms",
-            f"{row['metered']:.3f}x [{row['metered_low']:.3f}, {row['metered_high']:.3f}]",
-            f"{row['across']:.2f}x",
-            "-" if sandboxed is None else f"{sandboxed:.2f}x",
+            str(row.batch),
+            f"{row.bare_ms:.2f} ms",
+            f"{row.metered:.3f}x [{row.metered_low:.3f}, {row.metered_high:.3f}]",
         )
     console.print(table)
-    for name, value in (result["start_up_s"] | result["score"]).items():
-        what = f"score {name}" if "_s" in name else f"start-up {name}"
-        what = "ratio of whole scores" if name == "ratio" else what
-        console.print(f"{what}: {value:.2f}", highlight=False)
-    columns = ("method", "task", "(a) target", "(b) own", "(c) unexplained", "CPU", "outcome")
-    layers = Table(*columns, title="FLOPs by layer")
-    for one in result["layers"]:
-        counted = (one.flops_a, one.flops_b, one.flops_c)
-        layers.add_row(
-            one.method,
-            one.task,
-            *("-" if flops is None else f"{flops:.3g}" for flops in counted),
-            "-" if one.cpu_s is None else f"{1e3 * one.cpu_s:.1f} ms",
-            one.outcome,
-        )
-    console.print(layers)
-    rates = result["calibration"]
-    console.print(
-        f"calibration: {rates['dense_flops_per_s'] / 1e9:.0f} GFLOP/s dense"
-        f" (spread {rates['spread']:.0%}, n = {rates['n']:.0f}),"
-        f" {rates['pointwise_flops_per_s'] / 1e9:.1f} pointwise",
-        highlight=False,
-    )
+    titles = ("task", "method", "operations", "recorded in", "priced in", "direct", "run / direct", "in the sandbox")
+    answers = Table(*titles, title="recorded answers")
+    for one in result.answers:
+        sandboxed = "-" if one.sandboxed_ratio is None else f"{one.sandboxed_ratio:.2f}x"
+        answers.add_row(
+            one.task, one.method, str(one.operations), f"{one.record_s:.3f} s", f"{one.check_s:.3f} s",
+            f"{1e3 * one.direct_s:.1f} ms", f"{one.ratio:.2f}x [{one.ratio_low:.2f}, {one.ratio_high:.2f}]", sandboxed,
+        )  # fmt: skip
+    console.print(answers)
+    for name, value in (result.start_up_s | result.score_s).items():
+        console.print(f"{name}: {value:.2f} s", highlight=False)
 
 
 def calibrator(*, jobs: int, as_json: bool) -> None:

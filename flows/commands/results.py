@@ -74,7 +74,6 @@ def score(
             print_leaderboard(console, rows, f"{result.method} beside the built-in methods, {split} families")
     print_per_task(console, result.per_task, f"{result.method}, per task")
     console.print(f"verdict: {result.verdict_text}", highlight=False, soft_wrap=True)
-    console.print(f"FLOPs by meter: {result.meters_file}", highlight=False, soft_wrap=True)
     if out is not None:
         _write_json(out, result)
     if result.outcome == "infra":

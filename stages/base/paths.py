@@ -18,7 +18,6 @@ __all__ = [
     "downstream_file",
     "execution_dir",
     "interpretation_dir",
-    "meters_file",
     "metrics_file",
     "mlruns_dir",
     "params_file",
@@ -128,11 +127,6 @@ def work_dir() -> Path:
 def arms_store() -> Path:
     """Arms of every (task, seed, answer) that was computed here; see stages/execution/store.py."""
     return work_dir() / "arms"
-
-
-def meters_file(method: str) -> Path:
-    """What the meters said when a method was scored last; no output of a stage, since CPU time varies."""
-    return work_dir() / "meters" / f"{method}.json"
 
 
 def require(path: Path, made_by: str) -> Path:

@@ -1,116 +1,107 @@
-"""What metering and the sandbox cost: every claim of speed as a paired ratio that can be measured again."""
+"""What recording, pricing and the sandbox cost: every claim of speed as a paired ratio that can be measured again."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Required, TypedDict
+from dataclasses import dataclass
 
 import torch
 
 from stages.base import paths
 from stages.base.params import names
-from stages.contracts.method import Interpretation, Represent
-from stages.contracts.score_result import Meters
-from stages.interpretation.artifact import load_interpretation, pack
-from stages.interpretation.methods import METHODS
+from stages.contracts.method import Interpretation
+from stages.execution.answering import asked_of
+from stages.interpretation.artifact import load_interpretation
+from stages.interpretation.loading import built_in
 from stages.metering.access import MeteredAccess
-from stages.metering.cpu_time import Calibration, calibrate
 from stages.metering.ledger import Ledger
+from stages.metering.op_table import OpTable
 from stages.redteam.red_team import CONTROLS
 from stages.sandbox.bubblewrap import why_unavailable
 from stages.sandbox.host import MethodProcess
 from stages.scoring.cached import cached_target, cached_task
-from stages.scoring.candidate import Candidate, Frozen, Source
-from stages.scoring.isolated import Isolated
-from stages.scoring.meters import meters_of
 from stages.scoring.score import score_method
-from stages.scoring.settings import settings
-from stages.tasks.storage import list_tasks
+from stages.tasks.storage import Task, list_tasks
+from stages.tracing.checking import check
+from stages.tracing.program import Program, Ref, tensors_of
+from stages.tracing.recording import record
+from stages.tracing.running import run
 
-__all__ = ["bench_metering"]
+__all__ = ["MeteringCost", "bench_metering"]
 
 BATCHES = (1, 16, 64, 256)
 TARGET = "digits_few_shot"
 ROUNDS = 15
-CLIENT = """
-import time
-
-import torch
-
-from stages.interpretation import Interpretation, Method
+CONTROL = "gradient_times_input"
 
 
-class Client(Method):
-    def interpret(self, target, budget):
-        return Interpretation()
+@dataclass(frozen=True)
+class Overhead:
+    """Forward passes of one batch size."""
 
-    def answer(self, query, interpretation, target):
-        times = []
-        for _ in range(%d):
-            started = time.perf_counter()
-            target.forward(query.inputs)
-            times.append(time.perf_counter() - started)
-        return torch.tensor(times)
-"""
-
-
-class Overhead(TypedDict, total=False):
-    """Forward passes of one batch size: what metering and a process between cost."""
-
-    batch: Required[int]
-    bare_ms: Required[float]
-    metered: Required[float]
+    batch: int
+    bare_ms: float
+    metered: float
     """Ratio to bare: the median of paired turns, and all but the extreme ones."""
-    metered_low: Required[float]
-    metered_high: Required[float]
-    across: float
-    """Ratio to bare from another process, and from the sandbox where there is one."""
-    across_sandboxed: float
+    metered_low: float
+    metered_high: float
 
 
-class MethodMeters(Meters):
-    """What the meters counted of one built-in method on one task."""
+@dataclass(frozen=True)
+class AnswerCost:
+    """One built-in method's answer to one task."""
 
+    task: str
     method: str
-    """Its name."""
+    operations: int
+    record_s: float
+    check_s: float
+    direct_s: float
+    """CPU seconds of calling ``answer`` on the data."""
+    ratio: float
+    """CPU time of running the recorded answer over that: the median of paired turns, and all but the extreme ones."""
+    ratio_low: float
+    ratio_high: float
+    sandboxed_ratio: float | None
+    """Wall time in the confined process, everything sent there and back, over the direct one's; None: no sandbox."""
 
 
-class MeteringCost(TypedDict):
+@dataclass(frozen=True)
+class MeteringCost:
     """What ``lensmith bench metering`` says."""
 
     overhead: list[Overhead]
+    answers: list[AnswerCost]
     start_up_s: dict[str, float]
-    score: dict[str, float]
-    """Seconds of a whole score inside and outside the sandbox, and their ratio."""
-    layers: list[MethodMeters]
-    """FLOPs of each built-in method on each task, by meter."""
-    calibration: dict[str, float]
+    """Wall seconds until a method's process is ready."""
+    score_s: dict[str, float]
+    """Wall seconds of a whole score."""
 
 
 def bench_metering(progress: Callable[[str], None] = lambda said: None) -> MeteringCost:
-    """Paired ratios of what metering and the sandbox cost."""
     torch.set_num_threads(1)
     trusts = (True,) if why_unavailable() else (True, False)
     progress("forward passes")
-    overhead = [_overhead(batch, trusts) for batch in BATCHES]
-    progress("start-up")
-    start_up = {("outside" if trust else "inside"): _start_up(trust) for trust in trusts}
-    progress("whole scores")
-    score = _score(trusts, progress)
-    progress("FLOPs by layer")
-    rates = calibrate()
-    return {
-        "overhead": overhead,
-        "start_up_s": start_up,
-        "score": score,
-        "layers": _layers(rates, trusts[-1]),
-        "calibration": rates.facts(),
-    }
+    overhead = [_overhead(batch) for batch in BATCHES]
+    answers = []
+    confined = None if why_unavailable() else MethodProcess(None, "bench", 600.0)
+    try:
+        for family, target in list_tasks("train") + list_tasks("validation"):
+            for method in names("reward", "methods"):
+                progress(f"{method} on {family}.{target}")
+                found = _answer(method, cached_task(family, target), confined)
+                if found is not None:
+                    answers.append(found)
+    finally:
+        if confined is not None:
+            confined.close()
+    progress("start-up and whole scores")
+    start_up = {f"start-up {'outside' if trust else 'inside'} the sandbox": _start_up(trust) for trust in trusts}
+    score = {f"score {'outside' if trust else 'inside'} the sandbox": _score(trust, progress) for trust in trusts}
+    return MeteringCost(overhead, answers, start_up, score)
 
 
-def _overhead(batch: int, trusts: tuple[bool, ...]) -> Overhead:
+def _overhead(batch: int) -> Overhead:
     target = cached_target(TARGET)
     corpus = target.corpus("train").inputs
     inputs = corpus[torch.arange(batch) % len(corpus)]
@@ -123,72 +114,92 @@ def _overhead(batch: int, trusts: tuple[bool, ...]) -> Overhead:
     def metered() -> None:
         access.forward(inputs)
 
-    times: dict[str, list[float]] = {"bare": [], "metered": []}
-    for work in (bare, metered):
-        work()
+    ratios, first = _paired(metered, bare, max(1, 64 // batch))
+    return Overhead(batch, 1e3 * first, statistics.median(ratios), ratios[1], ratios[-2])
+
+
+def _paired(work: Callable[[], object], against: Callable[[], object], times: int) -> tuple[list[float], float]:
+    """Sorted ratios of CPU time, and the median seconds of ``against``. The two take turns, so that a busy machine
+    slows both."""
+    work()
+    against()
+    ratios, seconds = [], []
     for _ in range(ROUNDS):
-        # Paired: the two take turns, so that a busy machine slows both.
-        for name, work in (("bare", bare), ("metered", metered)):
-            started = time.perf_counter()
-            for _ in range(max(1, 64 // batch)):
-                work()
-            times[name].append((time.perf_counter() - started) / max(1, 64 // batch))
-    ratios = sorted(m / b for m, b in zip(times["metered"], times["bare"], strict=True))
-    row: Overhead = {
-        "batch": batch,
-        "bare_ms": 1e3 * statistics.median(times["bare"]),
-        "metered": statistics.median(ratios),
-        "metered_low": ratios[1],
-        "metered_high": ratios[-2],
-    }
-    for trust in trusts:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "client.py"
-            path.write_text(CLIENT % (ROUNDS + 1), encoding="utf-8")
-            with MethodProcess(path, "client", 120, trust=trust) as process:
-                reply = process.answer(Represent(inputs), Interpretation(), MeteredAccess(target, Ledger()))
-        across = float(reply.value[1:].median())
-        ratio = across / statistics.median(times["bare"])
-        if trust:
-            row["across"] = ratio
-        else:
-            row["across_sandboxed"] = ratio
-    return row
+        spent = []
+        for one in (work, against):
+            started = time.thread_time()
+            for _ in range(times):
+                one()
+            spent.append(max(1e-9, time.thread_time() - started) / times)
+        ratios.append(spent[0] / spent[1])
+        seconds.append(spent[1])
+    return sorted(ratios), statistics.median(seconds)
+
+
+def _answer(method: str, task: Task, confined: MethodProcess | None) -> AnswerCost | None:
+    """None where the method declines."""
+    target, made = cached_target(task.target_name), built_in(method)
+    frozen = load_interpretation(paths.interpretation_dir(method), task.target_name)
+    asked, query = asked_of(task), task.family.query(task.instances)
+    started = time.thread_time()
+    program = record(made, asked.question, frozen, target.spec, asked.n_variants)
+    record_s = time.thread_time() - started
+    if program.output is None:
+        return None
+    access = MeteredAccess(target, Ledger(), variants=task.instances.variants)
+    inputs = {Ref("query", key): value for key, value in tensors_of(query).items()}
+    inputs |= {Ref("array", key): value for key, value in frozen.arrays.items()}
+    started = time.thread_time()
+    plan = check(program, inputs, access, OpTable(), 1 << 30)
+    check_s = time.thread_time() - started
+
+    def direct() -> None:
+        with torch.no_grad():
+            made.answer(query, Interpretation(frozen.arrays, frozen.data), access)
+
+    direct()
+    quick = time.thread_time()
+    direct()
+    times = max(1, min(20, int(0.02 / max(1e-6, time.thread_time() - quick))))
+    ratios, seconds = _paired(lambda: run(program, plan.dead, inputs, access), direct, times)
+    sandboxed = None
+    if confined is not None:
+        sandboxed = _confined(confined, program, plan.dead, inputs, access) / seconds
+    return AnswerCost(
+        task.name, method, len(program.nodes), record_s, check_s, seconds,
+        statistics.median(ratios), ratios[1], ratios[-2], sandboxed,
+    )  # fmt: skip
+
+
+def _confined(
+    process: MethodProcess,
+    program: Program,
+    dead: tuple[tuple[int, ...], ...],
+    inputs: dict[Ref, torch.Tensor],
+    access: MeteredAccess,
+) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        process.run(program, dead, inputs, access)
+        return time.perf_counter() - started
+
+    once()
+    return statistics.median(once() for _ in range(3))
 
 
 def _start_up(trust: bool) -> float:
     def once() -> float:
         started = time.perf_counter()
-        MethodProcess("nothing", "nothing", 60, trust=trust).close()
+        MethodProcess(CONTROLS / f"{CONTROL}.py", CONTROL, 60, trust=trust).close()
         return time.perf_counter() - started
 
     return statistics.median(once() for _ in range(3))
 
 
-def _score(trusts: tuple[bool, ...], progress: Callable[[str], None]) -> dict[str, float]:
-    walls: dict[str, list[float]] = {}
-    for _ in range(2):
-        for trust in trusts:
-            started = time.perf_counter()
-            score_method(CONTROLS / "gradient_times_input.py", trust=trust, progress=progress)
-            walls.setdefault("outside" if trust else "inside", []).append(time.perf_counter() - started)
-    best = {name: min(found) for name, found in walls.items()}
-    return {f"{name}_s": value for name, value in best.items()} | (
-        {"ratio": best["inside"] / best["outside"]} if len(best) == 2 else {}
-    )
+def _score(trust: bool, progress: Callable[[str], None]) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        score_method(CONTROLS / f"{CONTROL}.py", trust=trust, progress=progress)
+        return time.perf_counter() - started
 
-
-def _layers(rates: Calibration, trust: bool) -> list[MethodMeters]:
-    chosen, methods = settings(), names("reward", "methods")
-    rows = []
-    tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
-    for name in methods:
-        candidate = Candidate(name, Source.of(METHODS.folder / f"{name}.py"))
-        for family, target in tasks:
-            task, limit = cached_task(family, target), chosen.interpretation.max_bytes
-            made = load_interpretation(paths.interpretation_dir(name), target)
-            frozen = Frozen(*pack(made, name, "interpret", limit))
-            host = Isolated(chosen.interpretation, rates, 60.0, trust)
-            answered = host.ask(candidate, frozen, task, cached_target(target))
-            rows.append(MethodMeters(method=name, **dict(meters_of(task.name, answered))))
-    return rows
+    return min(once() for _ in range(2))

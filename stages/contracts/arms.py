@@ -3,8 +3,7 @@
 Shape legend: N = instances, E = evaluation instances, I = items, K = features.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -52,8 +51,9 @@ class Answered:
     reason: str = ""
     layer: str = ""
     """Which limit or check stopped it; empty where none did."""
-    meters: Mapping[str, float] = field(default_factory=dict)
-    """FLOPs by meter, CPU seconds and calls, where it ran in a process of its own. Not an output: CPU time varies."""
+    unseen_flops: float = 0.0
+    """Per instance: what could have been computed without being seen. 0 for an answer that was recorded and priced;
+    above for one of an ``adaptive`` method, which is metered by CPU time."""
 
     @property
     def flops(self) -> float:
@@ -106,6 +106,8 @@ class MethodArms:
     reason: str
     target_flops: float
     own_flops: float
+    unseen_flops: float
+    """See ``Answered``."""
     assisted: list[ArmResult]
     """One per seed and budget, in the order of the baseline's."""
     placebo: list[ArmResult]

@@ -140,6 +140,10 @@ class Method(ABC):
 
     name: str = ""
     """Shown in every table; empty: the class name in snake case."""
+    adaptive: bool = False
+    """Whether ``answer`` needs the values of tensors in Python. An answer that does not is recorded once on shapes and
+    priced exactly. One that does runs in the sandbox and is charged by CPU time: its rows say so, and it is called
+    better only where what such a meter could miss is below 1% of the tight budget."""
 
     @abstractmethod
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
@@ -148,10 +152,16 @@ class Method(ABC):
 
     @abstractmethod
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
-        """Features for the query, or None to decline. Everything it asks of the target is charged."""
+        """Features for the query, or None to decline. Everything it asks of the target and computes is charged.
+
+        Unless the method is ``adaptive`` it is called with tensors that have shapes and no values, and what it does
+        with them is written down: so Python cannot look at values (no ``item``, ``if tensor``, numpy), and loops over
+        items belong onto a batch axis. ``interpretation.data`` is there as it was stored."""
 
 
 def segment_sums(values: Tensor, segments: Sequence[Sequence[int]]) -> Tensor:
     """(n, L, ...) per-position values -> (n, S) sums over each segment's positions and all further axes."""
     flat = values.flatten(2).sum(-1) if values.dim() > 2 else values
+    if len({len(segment) for segment in segments}) == 1:  # all at once: a loop makes a recorded answer long
+        return flat[:, torch.tensor([list(segment) for segment in segments])].sum(-1)
     return torch.stack([flat[:, list(segment)].sum(-1) for segment in segments], dim=1)

@@ -109,6 +109,10 @@ class TaskRow(Record):
     """FLOPs per answer spent in the target by the method."""
     flops_answer_own: float
     """FLOPs per answer of the method's own operations."""
+    unseen_share: float = 0.0
+    """FLOPs per answer that its meter could miss, as a share of the tight budget: 0 where the answer was recorded and
+    priced exactly, above where the method is ``adaptive`` and metered by CPU time. Above 0.01 nothing is called
+    better."""
     flop_ratio: float = Field(title="FLOP ratio")
     """FLOPs with the method over FLOPs without it, each as shares of the budget plus 1%."""
     used_answer: float = Field(title="answer used")
@@ -198,6 +202,8 @@ class LeaderboardRow(Record):
     """Lower end of its 95% interval."""
     placebo_high: float
     """Upper end of its 95% interval."""
+    unseen_share: float = 0.0
+    """The largest over its tasks of what its meter could miss, as a share of the tight budget; 0: priced exactly."""
     noise_floor: float
     """Size that the reward of two identical arms stays below in 95% of resamples."""
     worst_task: str

@@ -1,40 +1,28 @@
-"""What `lensmith score` says of one method: its rows beside the built-in ones, and what the meters counted."""
-
-from collections.abc import Mapping
+"""What `lensmith score` says of one method: its rows beside the built-in ones, and what its answers were charged."""
 
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Record
 from stages.contracts.reward_rows import FreshRow, LeaderboardRow, TaskRow
 
-__all__ = ["METERS", "Meters", "ScoreResult"]
+__all__ = ["Meters", "ScoreResult"]
 
 
 class Meters(Record):
-    """What the three meters counted on one task. CPU time varies from run to run, so this is in no result file."""
+    """What one answer was charged, over all instances of a task."""
 
     task: str
     """<family>.<target>."""
     outcome: Outcome
     """What came of the query."""
-    flops_a: float | None = None
-    """FLOPs of the target, counted on the trusted side; left out, like all below, where no process was metered."""
-    flops_b: float | None = None
-    """FLOPs of the method's own operations, counted inside its process."""
-    flops_c: float | None = None
-    """FLOPs that its CPU time beyond the allowance would pay for."""
-    charged_flops: float | None = None
-    """FLOPs charged."""
-    cpu_s: float | None = None
-    """CPU seconds of the method's process."""
-    cpu_allowed_s: float | None = None
-    """CPU seconds that its counted operations explain."""
-    calls: int | None = None
-    """Calls to the target."""
-    ops: int | None = None
-    """Operations counted inside the method's process."""
-
-
-METERS = tuple(name for name in Meters.model_fields if name not in ("task", "outcome"))
+    flops_target: float
+    """FLOPs of the target that it asked for."""
+    flops_own: float
+    """FLOPs of its own operations: priced before they ran, or what its CPU time could have computed where the method is
+    adaptive."""
+    exact: bool
+    """Whether that is a price, the same on every machine; else it is CPU time, which varies."""
+    flops_unseen: float
+    """FLOPs that could have gone unseen; 0 where it is exact."""
 
 
 class ScoreResult(Record):
@@ -59,11 +47,7 @@ class ScoreResult(Record):
     fresh_gap: tuple[FreshRow, ...]
     """Its scores on instances drawn just now, per task."""
     meters: tuple[Meters, ...]
-    """What the meters counted on each task."""
-    meters_file: str
-    """Where that is kept, relative to the working copy."""
-    calibration: Mapping[str, float]
-    """Speed of this machine that the CPU-time meter goes by."""
+    """What its answer to each task was charged."""
     interpret_bytes: int
     """Size of I(M) on all targets."""
     interpret_cpu_s: float

@@ -184,6 +184,11 @@ class TargetAccess(Protocol):
         """A modified copy of the target, where the query is about variants. Same spec, own meter entries."""
         ...
 
+    def variants(self, indices: Sequence[int]) -> "TargetAccess":
+        """Several modified copies asked at once: every result of ``forward`` and ``gradients`` has one more axis in
+        front, one entry per index. Costs what asking them one by one costs."""
+        ...
+
     def weights(self) -> dict[str, Tensor]:
         """All weights by name. Free phase (``interpret``) only."""
         ...

@@ -38,6 +38,7 @@ __all__ = [
     "BUDGETS",
     "as_rows",
     "budgets_of",
+    "rows_shape",
     "run_ladder",
     "shuffle_rows",
     "solve",
@@ -189,17 +190,23 @@ def shuffle_rows(answer: FloatArray, name: str, seed: int) -> FloatArray:
     return np.asarray(rows[order].reshape(answer.shape))
 
 
-def as_rows(answer: Tensor, n: int, items: int) -> FloatArray:
-    """An answer of shape (n, k), (n, items) or (n, items, k) as (n, items, k).
+def rows_shape(shape: Sequence[int], n: int, items: int) -> tuple[int, int, int]:
+    """The shape (n, items, k) that an answer of shape (n, k), (n, items) or (n, items, k) stands for.
 
     Raises:
         ValueError: any other shape.
     """
-    if answer.dim() == 3 and tuple(answer.shape[:2]) == (n, items):
-        return answer.double().numpy()
-    if answer.dim() == 2 and items > 1 and tuple(answer.shape) == (n, items):
-        return answer.double().numpy()[..., None]
-    if answer.dim() in (1, 2) and items == 1 and answer.shape[0] == n:
-        return answer.double().numpy().reshape(n, 1, -1)
+    found = tuple(shape)
+    if len(found) == 3 and found[:2] == (n, items):
+        return n, items, found[2]
+    if len(found) == 2 and items > 1 and found == (n, items):
+        return n, items, 1
+    if len(found) in (1, 2) and items == 1 and found[0] == n:
+        return n, 1, found[1] if len(found) == 2 else 1
     wanted = f"({n}, k)" if items == 1 else f"({n}, {items}) or ({n}, {items}, k)"
-    raise ValueError(f"it has shape {tuple(answer.shape)}, the query wants {wanted}")
+    raise ValueError(f"it has shape {found}, the query wants {wanted}")
+
+
+def as_rows(answer: Tensor, n: int, items: int) -> FloatArray:
+    """An answer as (n, items, k); see ``rows_shape``."""
+    return answer.double().numpy().reshape(rows_shape(answer.shape, n, items))

@@ -79,7 +79,7 @@ def load_baseline(folder: Path, task: str) -> Baseline:
 
 def save_arms(arms: MethodArms, folder: Path, task: str) -> None:
     facts = {"assisted": _rows(arms.assisted), "placebo": _rows(arms.placebo)}
-    facts |= {key: getattr(arms, key) for key in ("status", "reason", "target_flops", "own_flops")}
+    facts |= {key: getattr(arms, key) for key in ("status", "reason", "target_flops", "own_flops", "unseen_flops")}
     _write(folder, task, _arrays("assisted", arms.assisted) | _arrays("placebo", arms.placebo), facts)
 
 

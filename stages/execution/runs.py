@@ -103,5 +103,11 @@ def _arms_of(
 
 def _arms(answered: Answered, assisted: Sequence[ArmResult], placebo: Sequence[ArmResult]) -> MethodArms:
     return MethodArms(
-        answered.status, answered.reason, answered.target_flops, answered.own_flops, list(assisted), list(placebo)
+        answered.status,
+        answered.reason,
+        answered.target_flops,
+        answered.own_flops,
+        answered.unseen_flops,
+        list(assisted),
+        list(placebo),
     )

@@ -53,7 +53,13 @@ def arms_key(
         sha.update(repr((result.budget, result.flops, result.effort)).encode() + result.predictions.tobytes())
     if answered.rows is not None:
         sha.update(repr(answered.rows.shape).encode() + np.ascontiguousarray(answered.rows, "<f8").tobytes())
-    price = (answered.status, answered.reason, repr(answered.target_flops), repr(answered.own_flops))
+    price = (
+        answered.status,
+        answered.reason,
+        repr(answered.target_flops),
+        repr(answered.own_flops),
+        repr(answered.unseen_flops),
+    )
     return _digest("arms", *_common(task, config, seed), sha.hexdigest(), *price, str(placebo))
 
 

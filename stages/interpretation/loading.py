@@ -1,24 +1,9 @@
-"""From a name or a file to a method."""
-
-import importlib
-import importlib.util
-import inspect
-import re
-import sys
-from pathlib import Path
-from types import ModuleType
+"""From a name to a built-in method."""
 
 from stages.contracts.method import Method
-from stages.errors import MethodError, UserError
 from stages.interpretation.methods import METHODS
 
-__all__ = ["built_in", "from_file", "method_name"]
-
-
-def method_name(method: Method) -> str:
-    """Its ``name``, else its class name in snake case; letters, digits, dots, dashes and underscores only."""
-    name = method.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(method).__name__).lower()
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", str(name))[:64]
+__all__ = ["built_in"]
 
 
 def built_in(name: str) -> Method:
@@ -30,53 +15,3 @@ def built_in(name: str) -> Method:
     made = METHODS.find(name)()
     assert isinstance(made, Method)
     return made
-
-
-def from_file(path: Path) -> Method:
-    """The one method that a Python file defines.
-
-    Raises:
-        UserError: no such file.
-        MethodError: it does not import, or does not define exactly one Method that can be made without arguments.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: give the path of a Python file with one Method in it")
-    spec = importlib.util.spec_from_file_location(f"lensmith_method_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        raise MethodError(
-            path.name, "import", f"{type(error).__name__}: {error}", "Mend the file; it must import."
-        ) from error
-    return _only_method(module, path.name)
-
-
-def _only_method(module: ModuleType, name: str) -> Method:
-    classes = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
-    ]
-    public = [value for value in classes if not inspect.isabstract(value) and not value.__name__.startswith("_")]
-    if len(public) != 1:
-        found = ", ".join(value.__name__ for value in public) or "none"
-        why = ""
-        if classes and not public:
-            missing = sorted(set().union(*(value.__abstractmethods__ for value in classes)))
-            why = f" ({classes[0].__name__} lacks {', '.join(missing)})" if missing else ""
-        raise MethodError(
-            name, "import", f"it defines {found}{why}", "Define one subclass of Method, with interpret and answer."
-        )
-    try:
-        return public[0]()
-    except Exception as error:
-        raise MethodError(
-            name,
-            "construction",
-            f"{type(error).__name__}: {error}",
-            "A method must be constructible without arguments.",
-        ) from error

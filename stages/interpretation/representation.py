@@ -10,7 +10,7 @@ A representation maps the activation vectors of some hook points to features. Fr
 Shape legend: n = inputs, T = token positions, D = width, F = features, S = segments, P = components.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -32,7 +32,16 @@ from stages.contracts.target import (
     TargetSpec,
 )
 
-__all__ = ["Pooling", "answer_with", "component_values", "corpus_vectors", "hook_names", "readout", "vectors"]
+__all__ = [
+    "Pooling",
+    "answer_with",
+    "by_component",
+    "component_values",
+    "corpus_vectors",
+    "hook_names",
+    "readout",
+    "vectors",
+]
 
 Pooling = Literal["readout", "mean", "max"]
 
@@ -63,14 +72,34 @@ def corpus_vectors(target: TargetAccess, names: Sequence[str]) -> dict[str, Tens
     return {name: vectors(captured[name], target.spec.hook(name)).flatten(0, 1) for name in names}
 
 
+def by_component(components: Sequence[Component], of: Callable[[str, int, Tensor], Tensor]) -> Tensor:
+    """One row per component, computed for all that share a hook point and axis together: a loop over them would make
+    the program of an answer as long as they are many.
+
+    Args:
+        of: (hook point, axis, indices) -> (indices, ...), one row per index.
+
+    Returns:
+        (P, ...), in the order of the components.
+    """
+    groups: dict[tuple[str, int], list[int]] = {}
+    for place, (hook_point, axis, _) in enumerate(components):
+        groups.setdefault((hook_point, axis), []).append(place)
+    rows = [of(*key, torch.tensor([components[place].index for place in places])) for key, places in groups.items()]
+    order = [place for places in groups.values() for place in places]
+    back = torch.tensor(sorted(range(len(order)), key=order.__getitem__))
+    return torch.cat(rows).index_select(0, back)
+
+
 def component_values(spec: TargetSpec, captured: Mapping[str, Tensor], components: Sequence[Component]) -> Tensor:
     """(n, P, 3): mean, mean absolute value and Euclidean norm of each component's activation."""
-    columns = []
-    for hook_point, axis, index in components:
-        part = captured[hook_point].select(axis, index)
-        flat = part.reshape(part.shape[0], -1)
-        columns.append(torch.stack([flat.mean(-1), flat.abs().mean(-1), (flat * flat).sum(-1).sqrt()], dim=-1))
-    return torch.stack(columns, dim=1)
+
+    def sizes(hook_point: str, axis: int, indices: Tensor) -> Tensor:
+        part = captured[hook_point].index_select(axis, indices).movedim(axis, 0)
+        flat = part.flatten(2) if part.dim() > 2 else part.unsqueeze(-1)
+        return torch.stack([flat.mean(-1), flat.abs().mean(-1), (flat * flat).sum(-1).sqrt()], dim=-1)
+
+    return by_component(components, sizes).transpose(0, 1)
 
 
 def answer_with(
@@ -128,7 +157,7 @@ def _attribute(encode: Encode, names: Sequence[str], query: Attribute, target: T
         features = encode(name, vectors(captured[name], spec.hook(name)))
         last = features[:, readout(spec)]
         for place in (0, -1):  # a segment's first and last token: what it shows, and what was made of it
-            at = torch.stack([features[:, spec.tokens[segment[0]][place]] for segment in query.segments], dim=1)
+            at = features[:, torch.tensor([spec.tokens[segment[0]][place] for segment in query.segments])]
             product = (at * last.unsqueeze(1)).sum(-1)
             sizes = (at * at).sum(-1).sqrt()
             out += [product, product / (sizes * (last * last).sum(-1, keepdim=True).sqrt() + 1e-6), sizes]
@@ -149,23 +178,26 @@ def _compare(encode: Encode, names: Sequence[str], query: Compare, target: Targe
 
     def features(access: TargetAccess) -> dict[str, Tensor]:
         captured = access.forward(query.inputs, capture=names).captured
-        return {n: _pool(encode(n, vectors(captured[n], spec.hook(n))), spec, pooling) for n in names}
+        found = {}
+        for n in names:
+            front = captured[n].shape[: captured[n].dim() - len(spec.hook(n).shape)]  # variants and inputs, or inputs
+            flat = captured[n].reshape(-1, *spec.hook(n).shape)
+            pooled = _pool(encode(n, vectors(flat, spec.hook(n))), spec, pooling)
+            found[n] = pooled.reshape(*front, pooled.shape[-1])
+        return found
 
-    original = features(target)
-    rows = []
-    for index in query.variants:
-        changed = features(target.variant(index))
-        row = []
-        for name in names:
-            change = changed[name] - original[name]
-            shift, spread = change.mean(0), change.abs().mean(0)
-            top = spread.sort(descending=True).values[:3]
-            row += [
-                (shift * shift).sum().sqrt().reshape(1),
-                spread.mean().reshape(1),
-                shift.amax().reshape(1),
-                shift.amin().reshape(1),
-                torch.cat([top, top.new_zeros(3 - len(top))]),
-            ]
-        rows.append(torch.cat(row))
-    return torch.stack(rows)
+    original, changed = features(target), features(target.variants(query.variants))
+    columns = []
+    for name in names:
+        change = changed[name] - original[name]  # (V, m, F)
+        shift, spread = change.mean(1), change.abs().mean(1)
+        top = spread.sort(descending=True).values[:, :3]
+        columns += [
+            (shift * shift).sum(-1, keepdim=True).sqrt(),
+            spread.mean(-1, keepdim=True),
+            shift.amax(-1, keepdim=True),
+            shift.amin(-1, keepdim=True),
+            top,
+            top.new_zeros(len(top), 3 - top.shape[-1]),
+        ]
+    return torch.cat(columns, dim=-1)

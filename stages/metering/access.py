@@ -1,16 +1,22 @@
-"""In-process ``TargetAccess``: validates each declared operation, runs it on the frozen model, charges its price.
+"""In-process ``TargetAccess``: validates each declared operation, charges its price, runs it on the frozen model.
 
-A forward's cost depends on shapes alone, so each (operation, shapes) is priced once, under the counting mode, and
-looked up afterwards: metering adds a dictionary look-up to a call.
+A call's cost depends on shapes alone, so each (operation, shapes) is priced once, on tensors that have shapes and no
+values, and looked up afterwards: nothing runs before it is priced, and metering adds a dictionary look-up to a call.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils._python_dispatch import _disable_current_modes
 
+from stages.contracts.checks import check_call, check_objective
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.target import (
     Corpus,
@@ -28,6 +34,8 @@ from stages.metering.op_table import OpTable, count_flops
 
 __all__ = ["MeteredAccess", "PhaseError"]
 
+_PRICES: WeakKeyDictionary[Target, dict[Any, int]] = WeakKeyDictionary()
+"""FLOPs of calls to each target, by kind and shapes: a price is found once."""
 DictionarySource = Callable[[], dict[str, Dictionary]]
 
 
@@ -60,7 +68,7 @@ class MeteredAccess:
         self._target, self._ledger, self._free = target, ledger, free
         self._variants, self._dictionaries, self._table = dict(variants or {}), dictionaries, table or OpTable()
         self._weights: dict[str, Tensor] | None = None
-        self._prices: dict[Any, int] = {}
+        self._prices: dict[Any, int] = {} if table else _PRICES.setdefault(target, {})
 
     @property
     def spec(self) -> TargetSpec:
@@ -73,47 +81,88 @@ class MeteredAccess:
     def forward(
         self, inputs: Tensor, capture: Sequence[str] = (), interventions: Sequence[Intervention] = ()
     ) -> Forward:
-        inputs = self._check(inputs, capture, interventions)
+        check_call(self.spec, inputs, capture, interventions)
+        self._ledger.charge(self._forward_price(inputs, interventions))
+        return self._forward(inputs, capture, interventions)
+
+    def _forward(self, inputs: Tensor, capture: Sequence[str], interventions: Sequence[Intervention]) -> Forward:
         captured: dict[str, Tensor] = {}
         hooks: list[tuple[str, Any]] = [(i.hook_point, _intervene(i)) for i in interventions]
         hooks += [(name, _keep(captured, name)) for name in capture]
-        key = ("forward", inputs.shape, tuple(_signature(i) for i in interventions))
         with torch.no_grad():
-            outputs = self._priced(key, lambda: self._run(inputs, hooks))
+            outputs = self._run(inputs.detach().to(torch.float32), hooks)
         return Forward(outputs, captured)
 
     def gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
-        names = [name for name in wrt if name != "input"]
-        inputs = self._check(inputs, names, ())
-        if objective.labels is not None and objective.labels.shape != inputs.shape[:1]:
-            raise ValueError(
-                f"objective.labels has shape {tuple(objective.labels.shape)}; it needs one label per input:"
-                f" ({inputs.shape[0]},)"
-            )
-        if not wrt:
-            raise ValueError('wrt is empty: name hook points, or "input"')
+        check_call(self.spec, inputs, [name for name in wrt if name != "input"], ())
+        check_objective(inputs, objective, wrt)
+        self._ledger.charge(self._gradients_price(inputs, objective, wrt))
+        return self._gradients(inputs, objective, wrt)
+
+    def _gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
         captured: dict[str, Tensor] = {}
-        leaf = inputs.detach().requires_grad_(True)
-        box: dict[str, Tensor] = {}
-
-        def compute() -> tuple[Tensor, ...]:
-            captured.clear()
-            outputs = self._run(leaf, [(name, _keep(captured, name, detach=False)) for name in names])
-            box["values"] = objective_values(outputs, objective)
-            sources = [leaf if name == "input" else captured[name] for name in wrt]
-            grads = torch.autograd.grad(box["values"].sum(), sources, allow_unused=True)
-            return tuple(torch.zeros_like(s) if g is None else g for g, s in zip(grads, sources, strict=True))
-
-        key = ("gradients", inputs.shape, objective.kind, objective.labels is None, tuple(wrt))
+        leaf = inputs.detach().to(torch.float32).requires_grad_(True)
+        names = [name for name in wrt if name != "input"]
         with torch.enable_grad():
-            grads = self._priced(key, compute)
+            outputs = self._run(leaf, [(name, _keep(captured, name, detach=False)) for name in names])
+            values = objective_values(outputs, objective)
+            sources = [leaf if name == "input" else captured[name] for name in wrt]
+            found = torch.autograd.grad(values.sum(), sources, allow_unused=True)
+            grads = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
         return Gradients(
-            box["values"].detach(),
+            values.detach(),
             {name: grad.detach() for name, grad in zip(wrt, grads, strict=True)},
             {name: value.detach() for name, value in captured.items()},
         )
 
-    def variant(self, index: int) -> TargetAccess:
+    def quote(self, name: str, args: tuple[Any, ...]) -> int:
+        """FLOPs of a call that is laid out as in ``stages.tracing.calls``; its tensors need no values.
+
+        Raises:
+            ValueError: there is no such variant.
+        """
+        which = args[-1]
+        indices = which if isinstance(which, list) else [] if which is None else [which]
+        over = self
+        with _no_modes():  # the weights are there, whatever the arguments are
+            for index in indices:
+                over = self.variant(index)
+        times = len(which) if isinstance(which, list) else 1
+        if name == "forward":
+            inputs, _, changes, _ = args
+            found = [Intervention(point, kind, value, axis, tuple(at)) for point, kind, value, axis, at in changes]
+            return times * over._forward_price(inputs, found)
+        inputs, kind, labels, wrt, _ = args
+        return times * over._gradients_price(inputs, Objective(kind, labels), wrt)
+
+    def _forward_price(self, inputs: Tensor, interventions: Sequence[Intervention]) -> int:
+        key = ("forward", inputs.shape, inputs.dtype, tuple(_signature(i) for i in interventions))
+        return self._price(key, lambda: self._forward(_like(inputs), (), [_blank(i) for i in interventions]))
+
+    def _gradients_price(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> int:
+        labels = objective.labels
+        key = ("gradients", inputs.shape, inputs.dtype, objective.kind, labels is None, tuple(wrt))
+
+        def compute() -> object:
+            blank = Objective(objective.kind, None if labels is None else _like(labels))
+            return self._gradients(_like(inputs), blank, wrt)
+
+        return self._price(key, compute)
+
+    def _price(self, key: Any, compute: Callable[[], object]) -> int:
+        """What a call costs, found on tensors without values: before it runs, and the same on every machine."""
+        key = (key, self._weights is None)
+        if key not in self._prices:
+            with (
+                _disable_current_modes(),
+                FakeTensorMode(allow_non_fake_inputs=True),
+                count_flops(self._table) as count,
+            ):
+                compute()
+            self._prices[key] = count.flops
+        return self._prices[key]
+
+    def variant(self, index: int) -> "MeteredAccess":
         n = next(iter(self._variants.values())).shape[0] if self._variants else 0
         if not 0 <= index < n:
             raise ValueError(f"variant {index} does not exist: this query has {n} variants, numbered from 0")
@@ -121,6 +170,9 @@ class MeteredAccess:
         access._weights = {name: stack[index] for name, stack in self._variants.items()}
         access._prices = self._prices
         return access
+
+    def variants(self, indices: Sequence[int]) -> TargetAccess:
+        return Stacked(self.spec, [self.variant(index) for index in indices])
 
     def weights(self) -> dict[str, Tensor]:
         self._open("weights()")
@@ -149,43 +201,6 @@ class MeteredAccess:
             if self._weights is None:
                 return model(inputs)  # type: ignore[no-any-return]
             return functional_call(model, self._weights, (inputs,))  # type: ignore[no-any-return]
-
-    def _priced(self, key: Any, compute: Callable[[], Any]) -> Any:
-        if key not in self._prices:
-            with count_flops(self._table) as count:
-                result = compute()
-            self._prices[key] = count.flops
-            self._ledger.charge(count.flops)
-            return result
-        # Charged before it runs: work that fails half way was still asked for.
-        self._ledger.charge(self._prices[key])
-        return compute()
-
-    def _check(self, inputs: Any, capture: Sequence[str], interventions: Sequence[Intervention]) -> Tensor:
-        spec = self.spec
-        if not isinstance(inputs, Tensor) or inputs.dim() == 0 or tuple(inputs.shape[1:]) != spec.input_shape:
-            found = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(f"inputs have shape {found}; {spec.name} takes (batch, {str(spec.input_shape)[1:]}")
-        for name in (*capture, *(i.hook_point for i in interventions)):
-            spec.hook(name)
-        for i in interventions:
-            _validate(i, (inputs.shape[0], *spec.hook(i.hook_point).shape))
-        return inputs.detach().to(torch.float32)
-
-
-def _validate(intervention: Intervention, shape: tuple[int, ...]) -> None:
-    i = intervention
-    if i.kind not in ("zero", "set", "add", "scale"):
-        raise ValueError(f"intervention kind {i.kind!r} is unknown: use zero, set, add or scale")
-    if (i.value is None) != (i.kind == "zero"):
-        raise ValueError(
-            f"intervention {i.kind!r} on {i.hook_point}: `value` belongs to set, add and scale, not to zero"
-        )
-    if i.axis is not None:
-        if not 1 <= i.axis < len(shape):
-            raise ValueError(f"axis {i.axis} of {i.hook_point}: its activations have axes 1 to {len(shape) - 1}")
-        if not i.indices or not all(0 <= index < shape[i.axis] for index in i.indices):
-            raise ValueError(f"indices {i.indices} of axis {i.axis} of {i.hook_point}: use 0 to {shape[i.axis] - 1}")
 
 
 def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
@@ -219,3 +234,55 @@ def _keep(into: dict[str, Tensor], name: str, *, detach: bool = True) -> Callabl
 def _signature(intervention: Intervention) -> tuple[Any, ...]:
     i = intervention
     return (i.hook_point, i.kind, None if i.value is None else tuple(i.value.shape), i.axis, len(i.indices))
+
+
+_no_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_modes
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and dtype, made under whatever mode is on."""
+    return torch.empty(tuple(tensor.shape), dtype=tensor.dtype)
+
+
+def _blank(intervention: Intervention) -> Intervention:
+    value = intervention.value
+    return intervention if value is None else replace(intervention, value=_like(value))
+
+
+class Stacked:
+    """Several variants asked at once: every result has their axis in front."""
+
+    def __init__(self, spec: TargetSpec, each: Sequence[TargetAccess]) -> None:
+        if not each:
+            raise ValueError("variants([]): name at least one")
+        self.spec, self._each = spec, list(each)
+
+    def forward(
+        self, inputs: Tensor, capture: Sequence[str] = (), interventions: Sequence[Intervention] = ()
+    ) -> Forward:
+        found = [one.forward(inputs, capture, interventions) for one in self._each]
+        captured = {name: torch.stack([one.captured[name] for one in found]) for name in capture}
+        return Forward(torch.stack([one.outputs for one in found]), captured)
+
+    def gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
+        found = [one.gradients(inputs, objective, wrt) for one in self._each]
+        return Gradients(
+            torch.stack([one.values for one in found]),
+            {name: torch.stack([one.grads[name] for one in found]) for name in found[0].grads},
+            {name: torch.stack([one.captured[name] for one in found]) for name in found[0].captured},
+        )
+
+    def variant(self, index: int) -> TargetAccess:
+        raise ValueError("a variant has no variants")
+
+    def variants(self, indices: Sequence[int]) -> TargetAccess:
+        raise ValueError("a variant has no variants")
+
+    def weights(self) -> dict[str, Tensor]:
+        raise PhaseError("weights() is open in interpret() only: put what answer() needs into the Interpretation")
+
+    def corpus(self, split: Literal["train", "validation"] = "train") -> Corpus:
+        raise PhaseError("corpus() is open in interpret() only: put what answer() needs into the Interpretation")
+
+    def dictionaries(self) -> dict[str, Dictionary]:
+        raise PhaseError("dictionaries() is open in interpret() only: put what answer() needs into the Interpretation")

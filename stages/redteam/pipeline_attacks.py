@@ -100,7 +100,7 @@ def pipeline_attacks(case: tuple[str, str], chosen: Settings) -> list[dict[str, 
         return check.fault() and f"{check.fault()} ({name})"
 
     def prices_given_away() -> str:
-        cheap, honest = OpTable().extended({"mm": lambda a, o: 0, "addmm": lambda a, o: 0}), OpTable()
+        cheap, honest = OpTable().extended({"mm": lambda args, out: 0, "addmm": lambda args, out: 0}), OpTable()
         counted = []
         for table in (cheap, honest):
             with count_flops(table) as count:
@@ -138,7 +138,7 @@ def pipeline_attacks(case: tuple[str, str], chosen: Settings) -> list[dict[str, 
         (lucky_within_noise, (21,), "gate", "blocked"),
         (good_mean_with_one_disaster, (22,), "gate", "blocked"),
         (target_changes_under_the_meter, (17, 19), "read-only target", "void"),
-        (prices_given_away, (25,), "method meter", "void"),
+        (prices_given_away, (25,), "op prices", "void"),
         (failing_to_drop_items, (7,), "fixed denominators", "blocked"),
         (zero_flop_baseline, (5,), "ledger", "blocked"),
         (free_and_useless, (20,), "margin of the reward", "blocked"),

@@ -1,23 +1,21 @@
 """``lensmith redteam``: every exploit through the real path, and honest strong methods beside them.
 
-An exploit is a method file in ``stages/redteam/exploits``. It is interpreted, frozen, asked and judged like
-any other method
-that nobody has reviewed. What counts as held back:
+An exploit is a method file in ``stages/redteam/exploits``. It is interpreted, recorded, priced and judged like any
+other method that nobody has reviewed. Beside the files, ``generator`` composes exploits from parts, and ``honest`` does
+the same for methods that must not be punished. What counts as held back:
 
     void       the result was thrown out, with a reason
-    blocked    it failed or declined, or what it computed was charged in full, and its reward is not above that of a
-    method
-               that does nothing
+    blocked    it failed or declined, or what it computed was charged, and its reward is not above that of a method that
+               does nothing
+    bounded    it is metered by CPU time and scored above `nothing`, but is not called better, since more than 1% of the
+               tight budget could go unseen
 
-Anything else fails the run: ``breached`` (the file says, by raising BREACH, that it got what it was after),
-``scored`` (a reward above
-`nothing`, beyond the noise floor), ``uncharged`` (it did known work that no meter saw) and ``unflagged`` (it should
-be void).
-Controls must be ``ok``, and score the same inside the sandbox and outside, within the noise floor.
+Anything else fails the run: ``breached`` (the file says, by raising BREACH, that it got what it was after), ``scored``
+(a reward above `nothing`, beyond the noise floor) and ``uncharged`` (an adaptive method did known work that no meter
+saw). Controls must be ``ok``, and score the same inside the sandbox and outside, within the noise floor.
 
 Constants of an exploit file: TESTS (numbers of the list it covers), DEFENCE (what holds it back where it simply gets
-nothing), EXPECT
-("void" where nothing less will do), TRUE_FLOPS (work it does per answer), N_TASKS (answers it needs).
+nothing), TRUE_FLOPS (work an adaptive one does per answer), N_TASKS (answers it needs).
 """
 
 import ast
@@ -27,20 +25,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from joblib import delayed
 
 from stages.base import paths
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, MethodArms
+from stages.contracts.method_file import from_file
 from stages.errors import MethodError, UserError
 from stages.execution.runs import arms_of
-from stages.interpretation.loading import from_file
-from stages.metering.cpu_time import Calibration, calibrate
 from stages.redteam.pipeline_attacks import pipeline_attacks
-from stages.reward.judging import judge, noise_floor
+from stages.reward.judging import MAX_UNSEEN, judge, noise_floor
 from stages.scoring.cached import cached_task, jobs
 from stages.scoring.candidate import Candidate, Source
-from stages.scoring.evaluate import Evaluation, TaskName, evaluate, stage_baseline
+from stages.scoring.evaluate import Evaluation, TaskName, evaluate, questions, stage_baseline
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
 from stages.scoring.settings import Settings, settings
@@ -52,10 +50,8 @@ FOLDER = Path(__file__).resolve().parent
 EXPLOITS, CONTROLS = FOLDER / "exploits", FOLDER / "controls"
 QUICK = (
     "calls_out",
-    "count_cleared",
     "fork_bomb",
     "memory_hog",
-    "modes_disabled",
     "numpy_of_its_own",
     "reads_truth_from_disk",
     "socket_reuse",
@@ -112,15 +108,16 @@ def _judged(arms: MethodArms, family: str, target: str, chosen: Settings) -> tup
     return float(judged.reward[0]), lower, noise_floor(judged.aa_reward)
 
 
-def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings, rates: Calibration) -> dict[str, Any]:
+def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[str, Any]:
     """One exploit (or any method file): its row."""
     facts = _constants(path)
     cases = cases[: int(facts.get("N_TASKS", 1))]
     row: dict[str, Any] = {"name": path.stem, "kind": "exploit", "tests": list(facts.get("TESTS", ()))}
-    timeout = 60.0 if facts.get("TRUE_FLOPS") or facts.get("EXPECT") else TIMEOUT_S
-    candidate, host = Candidate(path.stem, Source.of(path)), Isolated(chosen.interpretation, rates, timeout)
+    timeout = 60.0 if facts.get("TRUE_FLOPS") else TIMEOUT_S
+    candidate, host = Candidate(path.stem, Source.of(path)), Isolated(chosen.interpretation, timeout)
     try:
-        frozen = replace(host, timeout_s=TIMEOUT_S).freeze(candidate, sorted({target for _, target in cases}))
+        targets = sorted({target for _, target in cases})
+        frozen = replace(host, timeout_s=TIMEOUT_S).freeze(candidate, targets, questions(cases))
     except MethodError as error:
         return row | {
             "outcome": "breached" if BREACH in str(error) else "blocked",
@@ -129,27 +126,28 @@ def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings, rates: Cali
             "layer": error.layer,
             "reason": error.cause[:200],
         }
-    results, rewards = [], [(0.0, 0.0, 0.0)]
+    results, rewards, unseen = [], [(0.0, 0.0, 0.0)], 0.0
     for case in cases:
         done: Evaluation[None] = evaluate(candidate, [case], host, chosen.execution, frozen=frozen)
         results.append(done.results[0])
         if (arms := done.results[0].arms) is not None:
             rewards.append(_judged(arms, *case, chosen))
+            tight = next(row for row in stage_baseline(done.results[0].task).first if row.budget == "tight")
+            unseen = max(unseen, arms.unseen_flops / tight.budget_flops)
         if done.outcome != "ok":
             break
     last = results[-1].answered
-    charged = sum(float(one.answered.meters["charged_flops"]) for one in results if one.answered.meters)
-    true_flops = float(facts.get("TRUE_FLOPS", 0))
+    charged = sum(_charged(case, one.answered) for case, one in zip(cases, results, strict=False))
+    adaptive = any(of.adaptive for of in frozen.values())
+    true_flops = float(facts.get("TRUE_FLOPS", 0)) if adaptive else 0.0
     reward, low, floor = max(rewards)
     full = charged >= FULL_SHARE * true_flops
     if BREACH in last.reason:
         outcome = "breached"
     elif last.status in ("void", "infra"):
         outcome = last.status
-    elif facts.get("EXPECT") == "void":
-        outcome = "unflagged"
     elif reward > floor and low > 0:
-        outcome = "scored"
+        outcome = "bounded" if unseen > MAX_UNSEEN else "scored"
     elif true_flops and last.status != "failed" and not full:
         outcome = "uncharged"
     else:
@@ -163,13 +161,17 @@ def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings, rates: Cali
     }
 
 
-def _control(path: Path, cases: Sequence[TaskName], chosen: Settings, rates: Calibration) -> dict[str, Any]:
+def _charged(case: TaskName, answered: Answered) -> float:
+    return answered.flops * cached_task(*case).instances.n
+
+
+def _control(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[str, Any]:
     """One honest method, in the sandbox and in this process: its row."""
-    isolated, here = Isolated(chosen.interpretation, rates, 60.0), InProcess(chosen.interpretation)
+    isolated, here = Isolated(chosen.interpretation, 60.0), InProcess(chosen.interpretation)
     inside: Evaluation[None] = evaluate(Candidate(path.stem, Source.of(path)), cases, isolated, chosen.execution)
     outside: Evaluation[None] = evaluate(Candidate(path.stem, from_file(path)), cases, here, chosen.execution)
     row: dict[str, Any] = {"name": path.stem, "kind": "control", "tests": []}
-    charged = sum(float(one.answered.meters["charged_flops"]) for one in inside.results if one.answered.meters)
+    charged = sum(_charged(case, one.answered) for case, one in zip(cases, inside.results, strict=True))
     if not inside.scored or not outside.scored:
         refused = {"outcome": "refused", "charged_flops": charged, "reward": None, "layer": inside.layer}
         return row | refused | {"reason": (inside.reason or outside.reason)[:200]}
@@ -178,7 +180,14 @@ def _control(path: Path, cases: Sequence[TaskName], chosen: Settings, rates: Cal
         [_judged(done.arms[name], *case, chosen) for name, case in zip(names, cases, strict=True)]
         for done in (inside, outside)
     )
-    difference = max(abs(a[0] - b[0]) for a, b in zip(there, ours, strict=True))
+    adaptive = any(one.answered.unseen_flops for one in inside.results)
+    if adaptive:  # charged by time, which varies: what it answered must be the same
+        pairs = [
+            (one.answered.rows, other.answered.rows) for one, other in zip(inside.results, outside.results, strict=True)
+        ]
+        difference = max(float(np.abs(a - b).max()) for a, b in pairs if a is not None and b is not None)
+    else:
+        difference = max(abs(a[0] - b[0]) for a, b in zip(there, ours, strict=True))
     floor = max(one[2] for one in there)
     ok = inside.outcome == "ok"
     return row | {
@@ -210,21 +219,21 @@ def red_team(
     if file is not None and not file.is_file():
         raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
     chosen = settings()
-    cases, rates = _cases(chosen), calibrate()
+    cases = _cases(chosen)
     exploits = [file] if file else sorted(p for p in EXPLOITS.glob("*.py") if not quick or p.stem in QUICK)
     controls = [] if file else sorted(CONTROLS.glob("*.py"))[: 1 if quick else None]
     progress(f"{len(exploits)} exploits and {len(controls)} controls")
     with process_pool(jobs()) as pool:
         rows: list[dict[str, Any]] = pool(
-            [delayed(_attack)(path, cases, chosen, rates) for path in exploits]
-            + [delayed(_control)(path, cases[:2], chosen, rates) for path in controls]
+            [delayed(_attack)(path, cases, chosen) for path in exploits]
+            + [delayed(_control)(path, cases[:2], chosen) for path in controls]
         )
     return rows if file else rows + pipeline_attacks(cases[0], chosen)
 
 
 def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that must not be."""
-    good = {"exploit": ("blocked", "void"), "control": ("ok",)}
+    good = {"exploit": ("blocked", "void", "bounded"), "control": ("ok",)}
     return [row for row in rows if row["outcome"] not in good[row["kind"]]]
 
 

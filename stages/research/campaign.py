@@ -16,7 +16,6 @@ from pathlib import Path
 from stages.base.files import save_json
 from stages.base.processes import process_pool
 from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, SpecFacts, Started
-from stages.contracts.score_result import Meters
 from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
@@ -24,7 +23,6 @@ from stages.research.researcher import Researcher
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.judge import host_of, judge_arms
-from stages.scoring.meters import meters_of
 from stages.scoring.proposals import as_json, candidate_of, from_json, shown
 from stages.scoring.settings import Settings
 
@@ -67,20 +65,18 @@ class Campaign:
         self.budget, self.progress, self.jobs = budget, progress, jobs
         self.journal = Journal(folder / "events.jsonl")
 
-    def run(self, on_result: Callable[[Result, list[Meters]], None]) -> None:
-        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order, with the
-        meters of each task where the method ran in the sandbox just now."""
+    def run(self, on_result: Callable[[Result], None]) -> None:
+        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order."""
         if self.journal.first(Started) is None:
             self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
         for iteration in range(self.budget):
-            meters: list[Meters] = []
             result = next((one for one in self.journal.of(Result) if one.iteration == iteration), None)
             if result is None:
-                result, meters = self._iterate(iteration)
+                result = self._iterate(iteration)
                 self.progress(describe(result, self.budget))
             self.researcher.update(result.choices, result.objective)
             self._save_theta()
-            on_result(result, meters)
+            on_result(result)
 
     def judged(self, iteration: int, split: str) -> list[Judged]:
         """Judged arms of a finished iteration, read from disk."""
@@ -89,7 +85,7 @@ class Campaign:
         arms = {name: load_arms(folder, name) for name in names}
         return judge_arms(arms, self.tasks[split], self.settings.reward)
 
-    def _iterate(self, iteration: int) -> tuple[Result, list[Meters]]:
+    def _iterate(self, iteration: int) -> Result:
         proposed = next((one for one in self.journal.of(Proposed) if one.iteration == iteration), None)
         if proposed is None:
             proposal, choices = self.researcher.propose(iteration)
@@ -101,9 +97,8 @@ class Campaign:
         shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
         both = [*self.tasks["train"], *self.tasks["validation"]]
         trial = self._try(iteration, proposed, both)
-        meters = [meters_of(one.task, one.answered) for one in trial.results if one.answered.meters]
         if not trial.scored:
-            return self.journal.append(_result(proposed, trial)), meters
+            return self.journal.append(_result(proposed, trial))
         for name, of_task in trial.arms.items():
             save_arms(of_task, folder, name)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
@@ -124,7 +119,7 @@ class Campaign:
             "objective": objective(train_row.reward_mean, decision.feedback),
             "per_task": tuple(task_row(proposed.name, j) for j in (*train, *validation)),
         }
-        return self.journal.append(_result(proposed, trial).model_copy(update=scored)), meters
+        return self.journal.append(_result(proposed, trial).model_copy(update=scored))
 
     def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
         """The trial, repeated where the machinery fails; each such failure is an event."""

@@ -9,9 +9,7 @@ from typing import Any
 from stages import tracking
 from stages.contracts.journal import Result
 from stages.contracts.reward_rows import TestRow
-from stages.contracts.score_result import Meters
 from stages.reward.judging import Judged
-from stages.scoring.meters import meter_points
 from stages.scoring.proposals import shown
 
 __all__ = ["Projection"]
@@ -51,15 +49,15 @@ class Projection:
         parents = [run for run in runs if run.data.tags.get("lensmith.kind") == "campaign"]
         return str(parents[0].info.run_id) if parents else ""
 
-    def iteration(self, result: Result, judged: Sequence[Judged], meters: Sequence[Meters] = ()) -> None:
-        """One finished iteration as a child run of the campaign; ``meters`` are FLOPs by layer, of each task."""
+    def iteration(self, result: Result, judged: Sequence[Judged]) -> None:
+        """One finished iteration as a child run of the campaign."""
         number = str(result.iteration)
         if not self._parent or number in self._done:
             return
         run = tracking.Run(result.name, {"spec": shown(result.spec), "status": result.status}, self._parent)
         run.tag({"lensmith.campaign": self.campaign, "lensmith.iteration": number, "lensmith.kind": "iteration"})
         run.tag({"outcome": result.status, "accepted": str(result.accepted).lower()})
-        metrics: dict[str, float] = {"interpret_bytes": result.interpret_bytes, **meter_points(meters)}
+        metrics: dict[str, float] = {"interpret_bytes": result.interpret_bytes}
         if result.train is not None and result.feedback is not None:
             metrics |= {
                 "train_reward": result.train.reward_mean,

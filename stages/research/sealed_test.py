@@ -7,7 +7,7 @@ metrics/test.json and test_per_task.json. Cut short and run again, it goes on wi
 import hashlib
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from joblib import delayed
@@ -20,6 +20,7 @@ from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.journal import Ended, Fingerprint, TestOpened, TestResult
 from stages.contracts.reward_rows import TEST, TEST_PER_TASK, TestRow
 from stages.contracts.target import Target
+from stages.execution.answering import Asked
 from stages.execution.runs import baseline_of
 from stages.execution.stage import oracle
 from stages.interpretation.loading import built_in
@@ -51,7 +52,9 @@ def _baseline(name: str, settings: Settings) -> Baseline:
 class _Truth:
     """The host of the control that is given the truth."""
 
-    def freeze(self, candidate: Candidate, targets: list[str]) -> dict[str, Frozen]:
+    def freeze(
+        self, candidate: Candidate, targets: list[str], asked: Mapping[str, Sequence[Asked]] | None = None
+    ) -> dict[str, Frozen]:
         return dict.fromkeys(targets, Frozen(b"", b""))
 
     def ask(self, candidate: Candidate, frozen: Frozen, task: Task, target: Target) -> Answered:

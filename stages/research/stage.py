@@ -26,7 +26,6 @@ from stages.contracts.journal import (
     Result,
     Started,
 )
-from stages.contracts.score_result import Meters
 from stages.errors import UserError
 from stages.research.campaign import Campaign, Progress
 from stages.research.files_researcher import FilesResearcher
@@ -91,10 +90,10 @@ def _conduct(researcher: Researcher, budget: int, folder: Path, progress: Progre
         progress(f"continuing after iteration {resumed} of {budget}")
     projection = Projection(key, {"researcher": researcher.name, "seed": researcher.seed, "budget": budget})
 
-    def project(result: Result, meters: list[Meters]) -> None:
+    def project(result: Result) -> None:
         known = ("train", "validation") if result.train is not None else ()
         judged = [of_task for split in known for of_task in one.judged(result.iteration, split)]
-        projection.iteration(result, judged, meters)
+        projection.iteration(result, judged)
 
     one.run(project)
     return one

@@ -17,7 +17,7 @@ from stages.reward.resampling import Resamples, interval, pooled, scores
 from stages.reward.settings import RewardConfig
 from stages.tasks.storage import Task
 
-__all__ = ["Judged", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
+__all__ = ["MAX_UNSEEN", "Judged", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -37,6 +37,12 @@ class Judged:
     """Reward of the baseline arm against itself: noise. All (W,)."""
     by_budget: list[BudgetRow]
     """The three arms at each budget, not rounded."""
+
+    @property
+    def unseen_share(self) -> float:
+        """What the method's meter could miss, as a share of the tight budget."""
+        tight = next(row for row in self.by_budget if row.budget == "tight")
+        return self.arms.unseen_flops / tight.flops_budget
 
     @property
     def flop_ratio(self) -> float:
@@ -115,9 +121,14 @@ def noise_floor(aa_reward: FloatArray) -> float:
     return float(np.quantile(np.abs(aa_reward[1:]), 0.95))
 
 
-def verdict(point: float, low: float, high: float, floor: float) -> Verdict:
-    """Better or worse only if the interval excludes 0 and the point is beyond the noise floor."""
-    if low > 0 and point > floor:
+MAX_UNSEEN = 0.01
+"""Share of the tight budget that a meter may miss where a method is called better."""
+
+
+def verdict(point: float, low: float, high: float, floor: float, unseen_share: float = 0.0) -> Verdict:
+    """Better or worse only if the interval excludes 0 and the point is beyond the noise floor; better only where the
+    meter could not miss more than 1% of the tight budget."""
+    if low > 0 and point > floor and unseen_share <= MAX_UNSEEN:
         return "better"
     if high < 0 and point < -floor:
         return "worse"
@@ -155,12 +166,13 @@ def task_row(method: str, judged: Judged) -> TaskRow:
         flops_placebo=_mean([row.flops_placebo for row in judged.by_budget]),
         flops_answer_target=judged.arms.target_flops,
         flops_answer_own=judged.arms.own_flops,
+        unseen_share=judged.unseen_share,
         flop_ratio=judged.flop_ratio,
         used_answer=_mean([result.used_answer for result in judged.arms.assisted]),
         effort_baseline=_mean([row.effort_baseline for row in judged.by_budget]),
         effort_assisted=_mean([row.effort_assisted for row in judged.by_budget]),
         noise_floor=floor,
-        verdict=verdict(point, low, high, floor),
+        verdict=verdict(point, low, high, floor, judged.unseen_share),
         by_budget=tuple(row.rounded() for row in judged.by_budget),
         **numbers,
     ).rounded()
@@ -178,6 +190,7 @@ def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int
     point, low, high = interval(rewards)
     _, gain_low, gain_high = interval(gains)
     placebo_point, placebo_low, placebo_high = interval(placebo)
+    unseen = max(j.unseen_share for j in judged)
     statuses = [j.arms.status for j in judged]
     lowest = min(judged, key=lambda j: float(j.reward[0]))
     return LeaderboardRow(
@@ -193,6 +206,7 @@ def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int
         placebo_reward=placebo_point,
         placebo_low=placebo_low,
         placebo_high=placebo_high,
+        unseen_share=unseen,
         noise_floor=floor,
         worst_task=lowest.task.name,
         worst_task_reward=float(lowest.reward[0]),
@@ -202,5 +216,5 @@ def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int
         n_declined=statuses.count("declined"),
         n_failed=statuses.count("failed"),
         status="failed" if "failed" in statuses else "ok",
-        verdict=verdict(point, low, high, floor),
+        verdict=verdict(point, low, high, floor, unseen),
     ).rounded()

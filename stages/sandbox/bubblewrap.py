@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import stages
 from stages.base.code import closure, file_of
+from stages.sandbox.limits import RUNNER
 from stages.sandbox.seccomp import program, supported
 
 __all__ = ["INSTALL", "Layer", "arguments", "command", "layers", "why_unavailable"]
@@ -46,14 +47,16 @@ def _packages() -> list[Path]:
     return found
 
 
+def _data_sets(packages: Path) -> list[str]:
+    """Folders of packages that hold data sets, which targets and tasks are made from."""
+    return [data for data in ("sklearn/datasets/data", "sklearn/datasets/images") if (packages / data).is_dir()]
+
+
 @lru_cache(maxsize=1)
 def _files() -> tuple[str, ...]:
-    """What a method's process needs of ours, relative to the checkout: worker, contract, and what built-in methods
-    import. Not task families, data sets, ground truth, executor, reward, campaigns or exploits: a method does not know
-    its tasks."""
-    methods = Path(next(iter(stages.__path__))) / "interpretation" / "methods"
-    modules = [f"stages.interpretation.methods.{path.stem}" for path in methods.glob("[!_]*.py")]
-    needed = closure(["stages.sandbox.worker", "stages.targets", *modules])
+    """What a method's process needs of ours, relative to the checkout: the contract, the worker, and reading
+    dictionaries. No target, task family, data set, seed, built-in method, executor, reward, campaign or exploit."""
+    needed = closure(["stages.sandbox.worker", "stages.dictionaries.architectures.codec"])
     top = Path(next(iter(stages.__path__))).parent
     return ("lensmith/__init__.py", *sorted(file_of(module).relative_to(top).as_posix() for module in needed))
 
@@ -62,7 +65,7 @@ def arguments(source: str) -> tuple[list[str], list[str]]:
     """(options for bwrap, command to run in it) for a method.
 
     Args:
-        source: absolute path of a file, or the name of a built-in method.
+        source: absolute path of a file, or RUNNER: no method.
     """
     options = ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "method"]
     options += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
@@ -86,6 +89,8 @@ def arguments(source: str) -> tuple[list[str], list[str]]:
     for i, path in enumerate(_packages()):
         packages.append(f"/packages/{i}")
         options += ["--ro-bind", str(path), packages[-1]]
+        for data in _data_sets(path):
+            options += ["--tmpfs", f"{packages[-1]}/{data}", "--remount-ro", f"{packages[-1]}/{data}"]
     top = Path(next(iter(stages.__path__))).parent
     for file in _files():
         options += ["--ro-bind", str(top / file), f"/house/{file}"]
@@ -146,7 +151,7 @@ def why_unavailable() -> str:
     if shutil.which("bwrap") is None:
         return f"bubblewrap is not installed: {INSTALL}"
     # Everything but the method, and a shared library, so that a missing mount shows here.
-    options, inside = arguments("nothing")
+    options, inside = arguments(RUNNER)
     done = subprocess.run(
         ["bwrap", *options, "--", inside[0], "-I", "-S", "-c", "import ctypes, json"],
         capture_output=True, text=True, timeout=60, env={}, check=False,

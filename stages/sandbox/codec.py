@@ -34,6 +34,7 @@ from stages.contracts.target import (
     Objective,
     TargetSpec,
 )
+from stages.tracing.program import Blank, Node, Program, Ref, Static
 
 __all__ = ["MAX_FROM_METHOD", "Disconnected", "MessageError", "TimedOut", "decode", "encode", "receive", "send"]
 
@@ -61,6 +62,11 @@ RECORDS: dict[str, Any] = {
         Represent,
         Steer,
         TargetSpec,
+        Blank,
+        Node,
+        Program,
+        Ref,
+        Static,
     )
 }
 _HEAD = struct.Struct("!QQ")
@@ -109,9 +115,12 @@ def decode(text: bytes, blob: bytes) -> Any:
         raise MessageError(f"not a message: {type(error).__name__}: {error}") from error
 
 
-def send(connection: socket.socket, value: Any) -> None:
+def send(connection: socket.socket, value: Any) -> int:
+    """Send a tree; returns its size in bytes."""
+    raw = encode(value)
     try:
-        connection.sendall(encode(value))
+        connection.sendall(raw)
+        return len(raw)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise Disconnected(str(error)) from error
     except TimeoutError as error:

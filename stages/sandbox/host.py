@@ -13,28 +13,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from torch import Tensor
+
 from stages.contracts.method import Interpretation, Query
-from stages.contracts.target import Intervention, Objective
+from stages.contracts.target import Intervention, Objective, TargetAccess, TargetSpec
 from stages.errors import InfraError, MethodError, UserError
 from stages.metering.access import MeteredAccess
 from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
 from stages.sandbox.codec import MAX_FROM_METHOD, Disconnected, MessageError, TimedOut, receive, send
 from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
-from stages.sandbox.limits import LAYERS, MESSAGE, METER
+from stages.sandbox.limits import LAYERS, MESSAGE, RUNNER
+from stages.tracing.program import Blank, Program, Recorded, Ref, Refused
 
 __all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
 
 START_SECONDS = 120.0
 """A process that has not imported its method by then is stopped."""
 WATCH_SECONDS = 0.2
-PROBE = "nothing"
-"""A built-in method that always starts: where even it does not, the fault is not the method's."""
 OPERATIONS = ("corpus", "dictionaries", "forward", "gradients", "has_variant", "weights")
 
 
@@ -68,25 +69,20 @@ class Limits:
 
 class Reply(NamedTuple):
     value: Any
-    own_flops: int
-    """Layer (b): FLOPs of the method's own ops, as its process counted them."""
-    own_ops: int
-    """How many ops that were."""
     cpu_s: float
-    """Layer (c): CPU time of its process tree during the job, read from outside."""
-    calls: int
-    """Operations on the target it asked for."""
-    tampered: str
-    """What its process noticed about the meter inside it; empty: nothing."""
+    """CPU time of its process tree during the job, read from outside."""
+    served_bytes: int
+    """Bytes of what the target's side answered to it."""
 
 
 class MethodProcess:
     """One process with one method in it; use as a context manager.
 
     Args:
-        source: a file, or the name of a built-in method.
+        source: a file; None: no method, the process runs programs.
         name: for messages.
         timeout_s: wall-clock limit of one job.
+        shown: what the method's file is called in messages.
         trust: run it without the sandbox: a process of its own, with our rights.
         limits: what it may use.
 
@@ -97,7 +93,14 @@ class MethodProcess:
     """
 
     def __init__(
-        self, source: str | Path, name: str, timeout_s: float, *, trust: bool = False, limits: Limits | None = None
+        self,
+        source: str | Path | None,
+        name: str,
+        timeout_s: float,
+        *,
+        shown: str = "",
+        trust: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         self.name, self.timeout_s, self.limits = name, timeout_s, limits or Limits()
         if not trust:
@@ -106,27 +109,29 @@ class MethodProcess:
             )
         ours, theirs = socket.socketpair()
         self._connection, self._closed = ours, False
-        source = str(Path(source).resolve()) if str(source).endswith(".py") else str(source)
+        file = RUNNER if source is None else str(Path(source).resolve())
         group = f"lensmith-{os.getpid()}-{ours.fileno()}-{time.monotonic_ns()}"
         self._group = Group(group, self.limits.resident, self.limits.tasks, None if trust else writable_group())
         self.usage_s = 0.0
         """CPU time of the whole process tree, start-up included; known once it is closed."""
-        self._start(source, theirs, trust)
+        self._start(file, theirs, trust)
         theirs.close()
         try:
-            go = {"limits": {} if trust else self.limits.rlimits()}
+            go = {"limits": {} if trust else self.limits.rlimits(), "file": shown or f"{name}.py"}
             self._send(go, "import")
             hello = self._receive("import", time.monotonic() + max(START_SECONDS, timeout_s), timeout_s)
         except MethodError as error:
             self.close()
-            if source == PROBE or not _starts(trust):
+            if source is None or not _starts(trust):
                 raise InfraError(f"no method's process starts here: {error.cause}") from error
             raise
         if "error" in hello:
             self.close()
-            raise MethodError(name, "import", str(hello["error"]), "Fix the file; it must import.", _layer(hello))
-        self.declared_name = str(hello.get("name") or "")
-        self.layers = [*(() if trust else ("bubblewrap",)), *map(str, hello.get("layers") or ())]
+            raise MethodError(name, "import", str(hello["error"])[:2000], "", _layer(hello))
+        told = hello.get("ready")
+        told = told if isinstance(told, dict) else {}
+        self.adaptive = told.get("adaptive") is True
+        self.layers = [*(() if trust else ("bubblewrap",)), *map(str, told.get("layers") or ())]
 
     def _start(self, source: str, theirs: socket.socket, trust: bool) -> None:
         descriptor = theirs.fileno()
@@ -215,43 +220,62 @@ class MethodProcess:
         }
         return self._job(job, access, place).value
 
+    def record(self, asked: Query, n_variants: int, interpretation: Interpretation, spec: TargetSpec) -> Recorded:
+        """The method's answer as a program, or what stood in the way.
+
+        Args:
+            asked: a blank query.
+            interpretation: I(M); of its arrays only the shapes are sent.
+        """
+        place = f"answer to {type(asked).__name__} on {spec.name}"
+        shapes: dict[str, Any] = {name: Blank.of(value) for name, value in interpretation.arrays.items()}
+        frozen = Interpretation(shapes, dict(interpretation.data))
+        job = {"do": "record", "spec": spec, "question": asked, "interpretation": frozen, "n_variants": n_variants}
+        try:
+            value = self._job(job, None, place).value
+        except MethodError as error:
+            if self._closed:
+                raise
+            return Refused(error.cause, error.layer)
+        return value if isinstance(value, Program) else Refused("its process sent no program", MESSAGE)
+
     def answer(self, query: Query, interpretation: Interpretation, access: MeteredAccess) -> Reply:
+        """The answer of an adaptive method, computed in its process."""
         place = f"answer to {type(query).__name__} on {access.spec.name}"
         frozen = Interpretation(dict(interpretation.arrays), dict(interpretation.data))
         job = {"do": "answer", "spec": access.spec, "query": query, "interpretation": frozen}
         return self._job(job, access, place)
 
-    def _job(self, job: dict[str, Any], access: MeteredAccess, place: str) -> Reply:
+    def run(
+        self, program: Program, dead: tuple[tuple[int, ...], ...], inputs: Mapping[Ref, Tensor], access: TargetAccess
+    ) -> Any:
+        """Run a checked program; see ``stages.tracing.running.run``."""
+        pairs = [(ref, value) for ref, value in inputs.items()]
+        job = {"spec": access.spec, "program": program, "dead": dead, "inputs": pairs}
+        return self._job(job, access, f"answer on {access.spec.name}").value
+
+    def _job(self, job: dict[str, Any], access: TargetAccess | None, place: str) -> Reply:
         deadline = time.monotonic() + self.timeout_s
-        before, calls = self.cpu_seconds(), 0
+        before, served = self.cpu_seconds(), 0
         self._send(job, place)
         while True:
             message = self._receive(place, deadline, self.timeout_s)
             if "call" in message:
-                calls += 1
-                self._send(_serve(message, access), place)
+                reply = _serve(message, access)
+                served += self._send(reply, place)
             elif "error" in message:
-                cause = str(message["error"])[:2000]
-                raise MethodError(self.name, place, cause, "Run it on its own to debug it.", _layer(message))
+                raise MethodError(self.name, place, str(message["error"])[:2000], "", _layer(message))
             elif "done" in message:
-                used, own = self.cpu_seconds() - before, message.get("own_flops")
-                if type(own) is not int or not 0 <= own < 1 << 62:
-                    raise MethodError(
-                        self.name, place, "its count of FLOPs is no count", "Leave the meter alone.", METER
-                    )
-                ops = message.get("own_ops", 0)
-                if type(ops) is not int or not 0 <= ops < 1 << 62:
-                    raise MethodError(self.name, place, "its count of ops is no count", "Leave the meter alone.", METER)
-                return Reply(message["done"], own, ops, used, calls, str(message.get("tampered") or "")[:500])
+                return Reply(message["done"], self.cpu_seconds() - before, served)
             else:
                 raise MethodError(
                     self.name, place, "its process sent a message that is no answer", "Use the contract only.", MESSAGE
                 )
 
-    def _send(self, value: Any, place: str) -> None:
+    def _send(self, value: Any, place: str) -> int:
         self._connection.settimeout(self.timeout_s)
         try:
-            send(self._connection, value)
+            return send(self._connection, value)
         except (Disconnected, TimedOut) as error:
             raise self._gone(place, str(error)) from error
 
@@ -311,22 +335,25 @@ def require_sandbox(why: str, otherwise: str = "") -> None:
 def _starts(trust: bool) -> bool:
     """Whether a method that is known to start does."""
     try:
-        MethodProcess(PROBE, PROBE, START_SECONDS, trust=trust).close()
+        MethodProcess(None, "no method", START_SECONDS, trust=trust).close()
     except (InfraError, OSError):
         return False
     return True
 
 
-def _serve(message: dict[str, Any], access: MeteredAccess) -> dict[str, Any]:
+def _serve(message: dict[str, Any], access: TargetAccess | None) -> dict[str, Any]:
     """Run one declared operation for the method; its mistakes go back to it as an error."""
     try:
         name, arguments = message["call"], message["arguments"]
         if name not in OPERATIONS or not isinstance(arguments, dict):
             raise ValueError(f"operation {str(name)[:40]!r} is not offered: use {', '.join(OPERATIONS)}")
+        if access is None:
+            raise ValueError(f"{name} was asked for while an answer is recorded: only the given target records calls")
+        which = message.get("variant")
         if name == "has_variant":
             access.variant(arguments["index"])
             return {"value": True}
-        over = access if message.get("variant") is None else access.variant(message["variant"])
+        over = access if which is None else access.variants(which) if isinstance(which, list) else access.variant(which)
         match name:
             case "forward":
                 _all(arguments["interventions"], Intervention)

@@ -1,18 +1,16 @@
 """Names of the limits a method can run into, as tables show them, told from the kind of an error, never its words."""
 
 from stages.errors import MethodError
-from stages.metering.op_table import UnknownOpError
 from stages.sandbox.codec import MessageError
+from stages.tracing.recording import NeedsValues
 
-__all__ = ["LAYERS", "MESSAGE", "METER", "MeterRefusal", "TargetRefusal", "layer_of"]
+__all__ = ["CPU", "LAYERS", "MESSAGE", "RUNNER", "TARGET", "TargetRefusal", "layer_of"]
 
-METER, CPU, MESSAGE, TARGET, SANDBOX = "method meter", "CPU meter", "message format", "target access", "sandbox"
+RUNNER = "-"
+"""In place of a method's file: the process runs programs and holds no method."""
+SHAPES, CPU, MESSAGE, TARGET, SANDBOX = "shapes only", "CPU meter", "message format", "target access", "sandbox"
 MEMORY, CHECK = "memory limit", "answer check"
-LAYERS = (METER, CPU, MESSAGE, TARGET, SANDBOX, MEMORY, CHECK, "wall limit", "task limit", "process boundary")
-
-
-class MeterRefusal(PermissionError):
-    """What would switch the method meter off."""
+LAYERS = (SHAPES, CPU, MESSAGE, TARGET, SANDBOX, MEMORY, CHECK, "wall limit", "task limit", "process boundary")
 
 
 class TargetRefusal(ValueError):
@@ -24,7 +22,7 @@ def layer_of(error: BaseException) -> str:
     if isinstance(error, MethodError):
         return error.layer
     for kinds, layer in (
-        ((UnknownOpError, MeterRefusal), METER),
+        ((NeedsValues,), SHAPES),
         ((MessageError,), MESSAGE),
         ((TargetRefusal,), TARGET),
         ((MemoryError,), MEMORY),

@@ -1,12 +1,12 @@
-"""The other side: a process that holds one method and nothing else of ours.
+"""The other side: a process that holds one method, or none, and nothing else of ours.
 
-``python -I -m stages.sandbox.worker FD METHOD`` reads jobs from the socket FD. A job is one ``interpret`` or one
-``answer``; while it runs, every touch of the target is a call back over the same socket.
+``worker METHOD FD`` reads jobs from the socket FD: ``interpret``, ``record`` an answer on shapes, or ``answer`` for a
+method that is adaptive. ``worker - FD`` holds no method: it runs programs that were checked. While a job runs, every
+touch of the target is a call back over the same socket.
 """
 
 import os
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.base.blame import blame, words
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.method import Budget, Interpretation, Method
+from stages.contracts.method_file import from_file
 from stages.contracts.target import (
     Corpus,
     Forward,
@@ -26,11 +28,12 @@ from stages.contracts.target import (
     Objective,
     TargetSpec,
 )
-from stages.interpretation.loading import built_in, from_file
-from stages.sandbox.codec import Disconnected, decode, encode, receive, send
+from stages.errors import MethodError
+from stages.sandbox.codec import Disconnected, receive, send
 from stages.sandbox.confine import confine
-from stages.sandbox.limits import TargetRefusal, layer_of
-from stages.sandbox.method_meter import MethodMeter
+from stages.sandbox.limits import RUNNER, TargetRefusal, layer_of
+from stages.tracing.recording import record
+from stages.tracing.running import run
 
 __all__ = ["RemoteAccess", "main"]
 
@@ -38,7 +41,7 @@ __all__ = ["RemoteAccess", "main"]
 class RemoteAccess:
     """``TargetAccess`` over a socket."""
 
-    def __init__(self, connection: socket.socket, spec: TargetSpec, variant: int | None = None) -> None:
+    def __init__(self, connection: socket.socket, spec: TargetSpec, variant: int | list[int] | None = None) -> None:
         self._connection, self._spec, self._variant = connection, spec, variant
 
     @property
@@ -68,6 +71,11 @@ class RemoteAccess:
         self._call("has_variant", index=int(index))
         return RemoteAccess(self._connection, self._spec, int(index))
 
+    def variants(self, indices: Sequence[int]) -> "RemoteAccess":
+        if self._variant is not None:
+            raise ValueError("a variant has no variants")
+        return RemoteAccess(self._connection, self._spec, [int(index) for index in indices])
+
     def weights(self) -> dict[str, Tensor]:
         return self._call("weights")  # type: ignore[no-any-return]
 
@@ -78,51 +86,51 @@ class RemoteAccess:
         return self._call("dictionaries")  # type: ignore[no-any-return]
 
 
-def _run(job: dict[str, Any], method: Method, connection: socket.socket) -> dict[str, Any]:
+def _run(job: dict[str, Any], method: Method | None, connection: socket.socket) -> dict[str, Any]:
     access = RemoteAccess(connection, job["spec"])
-    if job["do"] == "interpret":
-        budget = Budget(job["max_seconds"], job["max_bytes"], job["seed"])
-        made: Any = method.interpret(access, budget)
-        if not isinstance(made, Interpretation):
-            return {"error": f"it returned {type(made).__name__}, not an Interpretation"}
-        return {"done": Interpretation(dict(made.arrays), dict(made.data)), "own_flops": 0}
-    with torch.no_grad(), MethodMeter() as meter:
-        answer: Any = method.answer(job["query"], job["interpretation"], access)
-        if isinstance(answer, np.ndarray):
-            answer = torch.from_numpy(np.array(answer))
-        encode(answer)  # whatever it puts off until it is read happens here, inside the meter
-    return {"done": answer, "own_flops": meter.flops, "own_ops": meter.ops, "tampered": meter.tampered}
+    if method is None:
+        answer = run(job["program"], tuple(map(tuple, job["dead"])), dict(job["inputs"]), access)
+        return {"done": None if answer is None else answer.contiguous()}
+    match job["do"]:
+        case "interpret":
+            budget = Budget(job["max_seconds"], job["max_bytes"], job["seed"])
+            made: Any = method.interpret(access, budget)
+            if not isinstance(made, Interpretation):
+                raise TypeError(f"interpret returned {type(made).__name__}, not an Interpretation")
+            return {"done": Interpretation({k: as_tensor(v, k) for k, v in made.arrays.items()}, dict(made.data))}
+        case "record":
+            return {"done": record(method, job["question"], job["interpretation"], job["spec"], job["n_variants"])}
+    with torch.no_grad():
+        found: Any = method.answer(job["query"], job["interpretation"], access)
+        return {"done": torch.from_numpy(np.array(found)) if isinstance(found, np.ndarray) else found}
 
 
-def _load(source: str) -> Method:
-    return from_file(Path(source)) if source.endswith(".py") else built_in(source)
-
-
-def _warm_up() -> None:
-    """What is slow the first time happens before the clock runs."""
-    with torch.no_grad(), MethodMeter():
-        square = torch.eye(8)
-        raw = encode([square @ square, torch.from_numpy(square.numpy() + 1.0)])
-        n_text, n_blob = struct.unpack("!QQ", raw[:16])
-        decode(raw[16 : 16 + n_text], raw[16 + n_text : 16 + n_text + n_blob])
+def as_tensor(value: Any, name: str) -> Tensor:
+    """An array of I(M) as it is stored; numpy's are taken as well."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if not isinstance(value, Tensor):
+        raise TypeError(f"array {name!r} of the Interpretation is a {type(value).__name__}: give a torch tensor")
+    return value
 
 
 def main() -> None:
     source, descriptor = sys.argv[1], int(sys.argv[2])
     connection = socket.socket(fileno=descriptor)
     torch.set_num_threads(1)
-    _warm_up()
     go = receive(connection)
     layers = confine(go["limits"], descriptor) if go["limits"] else []
     try:
-        method = _load(source)
-        hello = {"ready": type(method).__name__, "name": str(getattr(method, "name", ""))[:64], "layers": layers}
-        send(connection, hello)
+        method = None if source == RUNNER else from_file(Path(source), go["file"])
+        hello = {
+            "name": str(getattr(method, "name", ""))[:64],
+            "adaptive": bool(getattr(method, "adaptive", False)),
+            "layers": layers,
+        }
+        send(connection, {"ready": hello})
     except Exception as error:
-        send(
-            connection,
-            {"error": getattr(error, "cause", f"{type(error).__name__}: {error}")[:2000], "layer": layer_of(error)},
-        )
+        said = f"{error.cause}. {error.remedy}" if isinstance(error, MethodError) else words(error)
+        send(connection, {"error": said[:2000], "layer": layer_of(error)})
         os._exit(1)
     while True:
         try:
@@ -130,12 +138,12 @@ def main() -> None:
         except Disconnected:
             return
         try:
-            reply = _run(job, method, connection)
-            send(connection, reply)
+            send(connection, _run(job, method, connection))
         except Disconnected:
             return
         except BaseException as error:  # SystemExit too: leaving is not an answer
-            send(connection, {"error": f"{type(error).__name__}: {error}"[:2000], "layer": layer_of(error)})
+            said = words(error) if method is None else blame(error, source, go["file"])
+            send(connection, {"error": said[:2000], "layer": layer_of(error)})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """A method to be scored, whatever it is given as, and who may run it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Target
+from stages.execution.answering import Asked
 from stages.interpretation.artifact import unpack
 from stages.tasks.storage import Task
+from stages.tracing.program import Recorded
 
 __all__ = ["Candidate", "Frozen", "Host", "Source"]
 
@@ -57,6 +59,10 @@ class Frozen:
     arrays: bytes
     text: bytes
     cpu_s: float = 0.0
+    adaptive: bool = False
+    """Its answers are not recorded: see ``Method.adaptive``."""
+    programs: Mapping[str, Recorded] = field(default_factory=dict)
+    """Answers recorded on shapes, by the key of what was asked."""
 
     @property
     def n_bytes(self) -> int:
@@ -69,8 +75,13 @@ class Frozen:
 class Host(Protocol):
     """Runs methods: in this process, or each in a process of its own. Pickled to the workers that evaluate tasks."""
 
-    def freeze(self, candidate: Candidate, targets: list[str]) -> Mapping[str, Frozen]:
+    def freeze(
+        self, candidate: Candidate, targets: list[str], asked: Mapping[str, Sequence[Asked]] | None = None
+    ) -> Mapping[str, Frozen]:
         """I(M) on every target.
+
+        Args:
+            asked: questions by target whose answers are recorded while the method is at hand; others are later.
 
         Raises:
             MethodError: the method failed.

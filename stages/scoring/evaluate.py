@@ -14,13 +14,14 @@ from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.outcomes import SCORELESS, Outcome, worst
 from stages.contracts.target import Target
 from stages.errors import MethodError
+from stages.execution.answering import Asked, asked_of
 from stages.execution.runs import arms_of
 from stages.execution.settings import ExecutorConfig
 from stages.scoring.cached import INFRA, cached_baseline, cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen, Host
 from stages.tasks.storage import Task
 
-__all__ = ["Evaluation", "TaskName", "TaskResult", "evaluate", "stage_baseline"]
+__all__ = ["Evaluation", "TaskName", "TaskResult", "evaluate", "questions", "stage_baseline"]
 
 TaskName = tuple[str, str]
 """(family, target)."""
@@ -101,7 +102,7 @@ def evaluate(
     names = [f"{family}.{target}" for family, target in tasks]
     if frozen is None:
         try:
-            frozen = _freeze(candidate, sorted({target for _, target in tasks}), host, pool)
+            frozen = _freeze(candidate, tasks, host, pool)
         except MethodError as error:
             answered = Answered("failed", None, 0.0, 0.0, "interpret failed", error.layer)
             failed: list[TaskResult[ExtraT]] = [
@@ -125,9 +126,26 @@ def evaluate(
     return Evaluation(outcome, reason, told.answered.layer if told else "", results, frozen)
 
 
-def _freeze(candidate: Candidate, targets: list[str], host: Host, pool: Parallel | None) -> Mapping[str, Frozen]:
+def questions(tasks: Sequence[TaskName], n_fresh: int | None = None) -> dict[str, list[Asked]]:
+    """What is asked on each target, so that a method that is at hand once can record all its answers.
+
+    Args:
+        n_fresh: the same questions about so many instances as well.
+    """
+    found: dict[str, list[Asked]] = {}
+    for family, target in tasks:
+        task = cached_task(family, target)
+        found.setdefault(target, []).append(asked_of(task))
+        if n_fresh is not None and n_fresh <= task.instances.n:
+            found[target].append(asked_of(task, n_fresh))
+    return found
+
+
+def _freeze(candidate: Candidate, tasks: Sequence[TaskName], host: Host, pool: Parallel | None) -> Mapping[str, Frozen]:
+    targets = sorted({target for _, target in tasks})
     if pool is None or not candidate.reviewed:
-        return host.freeze(candidate, targets)  # unreviewed source: one process for all targets, which ends with it
+        # Unreviewed source: one process for all targets and questions, which ends with it.
+        return host.freeze(candidate, targets, None if candidate.reviewed else questions(tasks))
     made = pool(delayed(host.freeze)(candidate, [target]) for target in targets)
     return {target: one[target] for target, one in zip(targets, made, strict=True)}
 

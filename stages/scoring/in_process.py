@@ -1,10 +1,11 @@
 """The host of reviewed code: built-in methods and composed ones run in this process."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.contracts.arms import Answered
 from stages.contracts.target import Target
-from stages.execution.answering import ask_in_process
+from stages.execution.answering import Asked, ask_in_process
 from stages.interpretation.artifact import pack
 from stages.interpretation.free_phase import interpret
 from stages.interpretation.settings import Config as InterpretationConfig
@@ -22,7 +23,9 @@ class InProcess:
     config: InterpretationConfig | None = None
     """Limits of the free phase; None: this host only asks, I(M) is given."""
 
-    def freeze(self, candidate: Candidate, targets: list[str]) -> dict[str, Frozen]:
+    def freeze(
+        self, candidate: Candidate, targets: list[str], asked: Mapping[str, Sequence[Asked]] | None = None
+    ) -> dict[str, Frozen]:
         return {target: self.freeze_one(candidate, target) for target in targets}
 
     def freeze_one(self, candidate: Candidate, target: str) -> Frozen:

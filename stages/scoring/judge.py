@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from stages.contracts.arms import MethodArms
-from stages.metering.cpu_time import calibrate
 from stages.reward.judging import Judged, judge
 from stages.reward.settings import RewardConfig
 from stages.scoring.cached import cached_task
@@ -18,7 +17,7 @@ __all__ = ["host_of", "judge_arms"]
 
 def host_of(candidate: Candidate, chosen: Settings) -> Host:
     """Reviewed code runs in this process, anything else in the sandbox."""
-    return InProcess(chosen.interpretation) if candidate.reviewed else Isolated(chosen.interpretation, calibrate())
+    return InProcess(chosen.interpretation) if candidate.reviewed else Isolated(chosen.interpretation)
 
 
 def judge_arms(arms: Mapping[str, MethodArms], tasks: Sequence[TaskName], config: RewardConfig) -> list[Judged]:

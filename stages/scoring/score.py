@@ -1,7 +1,7 @@
 """``lensmith score``: a method of the user's own, on train and validation tasks, next to the built-in ones.
 
-A file runs in a process of its own, with a time limit; target, labels, meter and scoring stay here. What the three
-meters said goes to MLflow and to a side file, since CPU time varies from run to run.
+A file's code runs in a process of its own, with a time limit, and never sees an instance: its answers are recorded on
+shapes, priced, and run here. Target, labels and scoring stay here.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,24 +9,22 @@ from pathlib import Path
 
 from stages import tracking
 from stages.base import paths
-from stages.base.files import save_json
 from stages.base.processes import process_pool
 from stages.contracts.method import Method
+from stages.contracts.method_file import method_name
 from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
-from stages.contracts.score_result import Meters, ScoreResult
+from stages.contracts.score_result import ScoreResult
 from stages.errors import InfraError, MethodError, UserError
-from stages.interpretation.loading import method_name
 from stages.interpretation.methods import METHODS
-from stages.metering.cpu_time import Calibration, calibrate
-from stages.reward.judging import Judged, leaderboard_row, task_row
-from stages.scoring.cached import jobs
+from stages.reward.judging import MAX_UNSEEN, Judged, leaderboard_row, task_row
+from stages.scoring.cached import cached_task, jobs
 from stages.scoring.candidate import Candidate, Host, Source
-from stages.scoring.evaluate import Evaluation, evaluate
-from stages.scoring.fresh import fresh_gap
+from stages.scoring.evaluate import Evaluation, evaluate, questions
+from stages.scoring.fresh import N_FRESH, fresh_gap
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
 from stages.scoring.judge import judge_arms
-from stages.scoring.meters import meter_points, meters_of
+from stages.scoring.meters import meters_of
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
@@ -67,14 +65,14 @@ def score_method(
     }
     tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
-    rates = calibrate()
     host: Host = InProcess(chosen.interpretation)
     if not candidate.reviewed:
-        host = Isolated(chosen.interpretation, rates, timeout_s, trust)
+        host = Isolated(chosen.interpretation, timeout_s, trust)
     name = candidate.name if candidate.name not in METHODS else f"{candidate.name}_of_yours"
-    progress("interpret")
+    progress("interpret, and record the answers" if not candidate.reviewed else "interpret")
     try:
-        frozen = host.freeze(candidate, sorted({target for _, target in tasks}))
+        asked = None if candidate.reviewed else questions(tasks, N_FRESH if fresh else None)
+        frozen = host.freeze(candidate, sorted({target for _, target in tasks}), asked)
     except OSError as error:
         raise InfraError(f"no process for the method could be made ({error}): run it again") from error
     progress(f"answers, assisted and placebo arms on {len(tasks)} tasks")
@@ -89,8 +87,11 @@ def score_method(
         judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
     rows = [*mine, *_built_in_rows()]
+    with tracking.stage_run(f"score {name}", {"method": name}) as log:
+        log.tag({"lensmith.kind": "score", "outcome": done.outcome})
+        log({f"{row.split}/reward": row.reward_mean for row in mine})
     rows.sort(key=lambda row: (row.split, -row.reward_mean, row.method))
-    meters = [meters_of(one.task, one.answered) for one in done.results]
+    meters = [meters_of(cached_task(*task), one.answered) for task, one in zip(tasks, done.results, strict=True)]
     text = f"{name} is {done.outcome}, which is no score: {done.reason}."
     if done.outcome != "void":
         text += " That is not the method's fault: run it again."
@@ -105,8 +106,6 @@ def score_method(
         per_task=tuple(task_row(name, j) for split in judged for j in judged[split]),
         fresh_gap=tuple(one.extra for one in done.results if one.extra is not None),
         meters=tuple(meters),
-        meters_file=_keep(name, done.outcome, meters, rates),
-        calibration=rates.facts(),
         interpret_bytes=done.n_bytes,
         interpret_cpu_s=round(sum(one.cpu_s for one in frozen.values()), 3),
     )
@@ -136,18 +135,6 @@ def _built_in_rows() -> list[LeaderboardRow]:
     return [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]
 
 
-def _keep(name: str, outcome: str, meters: Sequence[Meters], rates: Calibration) -> str:
-    """Write what the meters said beside the results and to MLflow; returns the file, relative to the working copy."""
-    file = paths.meters_file(name)
-    counted = [one.facts() for one in meters]
-    save_json(file, {"method": name, "outcome": outcome, "meters": counted, "calibration": rates.facts()})
-    with tracking.stage_run(f"score {name}", {"method": name}) as log:
-        log.tag({"lensmith.kind": "score", "outcome": outcome})
-        log(meter_points(meters))
-        log({f"calibration/{key}": value for key, value in rates.facts().items()})
-    return file.relative_to(paths.root()).as_posix()
-
-
 def verdict_text(row: LeaderboardRow, judged: Sequence[Judged]) -> str:
     """One plain sentence or three about the validation row."""
     words = {
@@ -167,6 +154,11 @@ def verdict_text(row: LeaderboardRow, judged: Sequence[Judged]) -> str:
     )
     if as_well and row.verdict == "better":
         text += " So what helped is not what the answers say."
+    if row.unseen_share > 0:
+        text += (
+            f" It is adaptive, so it is charged by CPU time, and up to {row.unseen_share:.0%} of a tight budget could"
+            " go unseen" + ("; it is not called better for that." if row.unseen_share > MAX_UNSEEN else ".")
+        )
     failed = [f"{j.task.name} ({j.arms.reason})" for j in judged if j.arms.status == "failed"]
     if failed:
         text += f" It failed on {'; '.join(failed)}, and pays for that in full."

@@ -1,9 +1,8 @@
 """One forward pass shared by the parts of a composed method."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stages.contracts.dictionary import Dictionary
@@ -28,7 +27,7 @@ class SharedForward:
     def __init__(self, access: TargetAccess, hook_points: Sequence[str]) -> None:
         self._access, self._hook_points = access, list(hook_points)
         self._memory: list[tuple[Tensor, Forward]] = []
-        self._variants: dict[int, SharedForward] = {}
+        self._variants: dict[tuple[object, ...], SharedForward] = {}
 
     @property
     def spec(self) -> TargetSpec:
@@ -39,7 +38,7 @@ class SharedForward:
     ) -> Forward:
         if interventions:
             return self._access.forward(inputs, capture, interventions)
-        result = next((known for seen, known in self._memory if seen is inputs or torch.equal(seen, inputs)), None)
+        result = next((known for seen, known in self._memory if _same(seen, inputs)), None)
         if result is None:
             result = self._access.forward(inputs, self._hook_points)
             self._memory.append((inputs, result))
@@ -49,9 +48,15 @@ class SharedForward:
         return self._access.gradients(inputs, objective, wrt)
 
     def variant(self, index: int) -> "SharedForward":
-        if index not in self._variants:
-            self._variants[index] = SharedForward(self._access.variant(index), self._hook_points)
-        return self._variants[index]
+        return self._over((index,), lambda: self._access.variant(index))
+
+    def variants(self, indices: Sequence[int]) -> "SharedForward":
+        return self._over(("all", *indices), lambda: self._access.variants(indices))
+
+    def _over(self, key: tuple[object, ...], made: Callable[[], TargetAccess]) -> "SharedForward":
+        if key not in self._variants:
+            self._variants[key] = SharedForward(made(), self._hook_points)
+        return self._variants[key]
 
     def weights(self) -> dict[str, Tensor]:
         return self._access.weights()
@@ -61,3 +66,12 @@ class SharedForward:
 
     def dictionaries(self) -> dict[str, Dictionary]:
         return self._access.dictionaries()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same place in memory, read the same way: what they hold nobody knows yet while an
+    answer is recorded."""
+    return a is b or (
+        a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and (a.dtype, a.shape, a.stride(), a.storage_offset()) == (b.dtype, b.shape, b.stride(), b.storage_offset())
+    )

@@ -212,11 +212,11 @@ def test_an_answer_is_charged_for_the_target_and_for_its_own_ops(task, mlp):
 
 def test_methods_get_an_access_without_the_free_phase(task, mlp):
     assert isinstance(task.family.query(task.instances), object)
-    seen = []
-    ask_in_process(Talks(lambda q, t: seen.append(t)), "talks", Interpretation(), task, mlp)
-    assert isinstance(seen[0], MeteredAccess)
-    with pytest.raises(ValueError, match="open in interpret"):
-        seen[0].corpus()
+    for closed in ("weights", "corpus", "dictionaries"):
+        answered = ask_in_process(
+            Talks(lambda q, t, name=closed: getattr(t, name)()), "talks", Interpretation(), task, mlp
+        )
+        assert answered.status == "failed" and f"{closed}() is open in interpret() only" in answered.reason
 
 
 def test_an_answer_is_paid_for_wherever_it_is_used(task, baseline):

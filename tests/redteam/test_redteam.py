@@ -18,7 +18,7 @@ from tests.sandbox.walls import needs_sandbox
 
 HEAD = """
 import torch
-from stages.interpretation import Interpretation, Method
+from lensmith import Interpretation, Method
 """
 
 

@@ -6,18 +6,23 @@ import time
 import pytest
 import torch
 
-from stages.contracts.method import Attribute, Represent
+from stages.contracts.method import Attribute, Budget, Represent
+from stages.contracts.method_file import from_file
 from stages.errors import MethodError
 from stages.interpretation.artifact import pack
-from stages.interpretation.loading import built_in
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
+from stages.metering.op_table import OpTable
+from stages.redteam.red_team import CONTROLS
 from stages.sandbox.host import MethodProcess
+from stages.tracing.checking import check
+from stages.tracing.program import Ref, blank
+from stages.tracing.recording import record
 from tests.sandbox.walls import TRUST
 
 HEAD = """
 import time, os, torch
-from stages.interpretation import Interpretation, Method, Represent
+from lensmith import Interpretation, Method, Represent
 class Mine(Method):
     def interpret(self, target, budget): return Interpretation({"w": torch.ones(3)})
     def answer(self, query, interpretation, target): return None
@@ -30,40 +35,35 @@ def write(tmp_path, body: str, name: str = "mine.py"):
     return path
 
 
-@pytest.mark.parametrize("method", ["gradient", "attention", "pca"])
-def test_same_artifact_answer_and_charge_inside_and_outside(few_shot, method):
+@pytest.mark.parametrize("method", ["gradient_times_input"])
+def test_same_artifact_and_program_inside_and_outside(few_shot, method):
     inputs = few_shot.corpus("validation").inputs[:6]
-    segments = tuple((i,) for i in range(8))
-    queries = [Represent(inputs), Attribute(inputs, segments)]
-    here, ledger = built_in(method), Ledger()
-    from stages.contracts.method import Budget
-
+    path, here = CONTROLS / f"{method}.py", from_file(CONTROLS / f"{method}.py")
     made = here.interpret(MeteredAccess(few_shot, Ledger(), free=True), Budget(60, 10**7, 0))
-    access = MeteredAccess(few_shot, ledger)
-    expected = [here.answer(query, made, access) for query in queries]
-    with MethodProcess(method, method, 60, trust=TRUST) as process:
+    with MethodProcess(path, method, 60, trust=TRUST) as process, MethodProcess(None, "-", 60, trust=TRUST) as runner:
         apart = process.interpret(MeteredAccess(few_shot, Ledger(), free=True), 10**7, 0)
-        there = Ledger()
-        found = [process.answer(query, apart, MeteredAccess(few_shot, there)).value for query in queries]
-    assert pack(apart, method, "x", 10**7) == pack(made, method, "x", 10**7)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
-    assert there.flops == ledger.flops > 0
+        assert pack(apart, method, "x", 10**7) == pack(made, method, "x", 10**7)
+        for query in (Represent(inputs), Attribute(inputs, tuple((i,) for i in range(8)))):
+            program = process.record(blank(query), 0, apart, few_shot.spec)
+            expected = record(here, blank(query), made, few_shot.spec, 0)
+            assert repr(program.nodes) == repr(expected.nodes) and program.output == expected.output
+            given = {Ref("query", "inputs"): inputs}
+            access, ledger = MeteredAccess(few_shot, Ledger()), Ledger()
+            plan = check(program, given, access, OpTable(), 10**6)
+            found = runner.run(program, plan.dead, given, MeteredAccess(few_shot, ledger))
+            assert torch.equal(found, here.answer(query, made, access))
+            assert ledger.flops == plan.target_flops > 0
 
 
 @pytest.mark.parametrize(
     ("body", "cause"),
     [
         ("def answer(self, query, interpretation, target): raise RuntimeError('no idea')", "RuntimeError: no idea"),
-        ("def answer(self, query, interpretation, target): time.sleep(60)", "longer than 3 s"),
-        ("def answer(self, query, interpretation, target): os._exit(7)", r"its process ended \(exit code 7"),
         ("def answer(self, query, interpretation, target): return lambda: 1", "cannot be sent"),
         ("def answer(self, query, interpretation, target): return target.weights()", "open in interpret"),
-        (
-            "def answer(self, query, interpretation, target): return torch.special.bessel_j0(torch.eye(9))",
-            "has no price",
-        ),
         ("def answer(self, query, interpretation, target): return target.forward(torch.zeros(1, 2)).outputs", "takes"),
+        ("def answer(self, query, interpretation, target): time.sleep(60)", "longer than 3 s"),
+        ("def answer(self, query, interpretation, target): os._exit(7)", r"its process ended \(exit code 7"),
     ],
 )
 def test_a_broken_answer_is_one_line_with_its_cause(mlp, tmp_path, body, cause):
@@ -74,6 +74,17 @@ def test_a_broken_answer_is_one_line_with_its_cause(mlp, tmp_path, body, cause):
     assert "\n" not in str(caught.value)
 
 
+def test_a_fault_names_the_line_of_the_method_and_no_frame_of_ours(mlp, tmp_path):
+    body = "def interpret(self, target, budget):\n    return target.forward(target.corpus().inputs[:, :3])"
+    with (
+        MethodProcess(write(tmp_path, body), "mine", 30, trust=TRUST) as process,
+        pytest.raises(MethodError) as caught,
+    ):
+        process.interpret(MeteredAccess(mlp, Ledger(), free=True), 10**6, 0)
+    assert "mine.py line 8 (`return target.forward(target.corpus().inputs[:, :3])`)" in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("source", "cause"),
     [
@@ -82,7 +93,11 @@ def test_a_broken_answer_is_one_line_with_its_cause(mlp, tmp_path, body, cause):
         ("syntax error here", "SyntaxError"),
         (HEAD + "class Other(Mine):\n    pass\n", "it defines Mine, Other"),
         (HEAD.replace("def answer", "def reply"), r"lacks answer"),
-        (HEAD + "    def __init__(self, x): pass\n", "TypeError"),
+        (HEAD + "    def __init__(self, x): pass\n", "TypeError.*constructible without arguments"),
+        ("from .helpers import K", "nothing beside it is there"),
+        ("from helpers import K", "A method is one file"),
+        ("from stages.targets.storage import load_target", "no other part of this project"),
+        ("import torch\nx = torch.ones(2) @ torch.ones(3)", r"bad.py line 2 \(`x = torch.ones"),
     ],
 )
 def test_a_file_that_is_no_method_says_why(tmp_path, source, cause):

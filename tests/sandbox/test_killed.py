@@ -22,7 +22,7 @@ from tests.sandbox.walls import needs_sandbox
 
 MOMENTS = int(os.environ.get("LENSMITH_KILL_MOMENTS", "3"))
 METHOD = """
-from stages.interpretation import Interpretation, Method
+from lensmith import Interpretation, Method
 class Busy(Method):
     def interpret(self, target, budget): return Interpretation()
     def answer(self, query, interpretation, target):
@@ -31,7 +31,7 @@ class Busy(Method):
 """
 SERVER = """
 import sys
-from stages.interpretation import Interpretation, Represent
+from lensmith import Interpretation, Represent
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.sandbox.host import MethodProcess

@@ -5,21 +5,21 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
 
-from stages.contracts.method import Represent
 from stages.errors import MethodError, UserError
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
+from stages.redteam.red_team import CONTROLS
 from stages.sandbox import bubblewrap, seccomp
 from stages.sandbox.bubblewrap import layers
 from stages.sandbox.host import Limits, MethodProcess
 from tests.sandbox.walls import needs_sandbox
 
+CONTROL = CONTROLS / "gradient_times_input.py"
 HEAD = """
 import ctypes, json, mmap, os, socket, subprocess, sys, threading, time
 import torch
-from stages.interpretation import Interpretation, Method
+from lensmith import Interpretation, Method
 class Mine(Method):
     def answer(self, query, interpretation, target): return None
     def interpret(self, target, budget):
@@ -181,9 +181,9 @@ def test_without_a_sandbox_unreviewed_code_is_refused_and_the_remedy_named(tmp_p
     bubblewrap.why_unavailable.cache_clear()
     try:
         with pytest.raises(UserError, match=r"apt-get install bubblewrap.*--trust"):
-            MethodProcess("gradient", "gradient", 10)
+            MethodProcess(CONTROL, "control", 10)
         assert not next(layer for layer in layers() if layer.name == "bubblewrap").active
-        with MethodProcess("gradient", "gradient", 30, trust=True) as process:
+        with MethodProcess(CONTROL, "control", 30, trust=True) as process:
             assert process.layers == []
     finally:
         bubblewrap.why_unavailable.cache_clear()
@@ -196,16 +196,3 @@ def test_filter_programs_are_whole_instructions_and_end_in_a_verdict():
         code = seccomp.program(second=second)
         assert len(code) % 8 == 0 and len(code) // 8 < 4096
         assert code[-8:-6] == b"\x06\x00"
-
-
-@needs_sandbox
-def test_answers_are_the_same_inside_and_outside(tmp_path, few_shot):
-    inputs = few_shot.corpus("validation").inputs[:6]
-    given = []
-    for trust in (False, True):
-        with MethodProcess("gradient", "gradient", 60, trust=trust) as process:
-            made = process.interpret(MeteredAccess(few_shot, Ledger(), free=True), 10**7, 0)
-            ledger = Ledger()
-            reply = process.answer(Represent(inputs), made, MeteredAccess(few_shot, ledger))
-            given.append((reply.value, reply.own_flops, ledger.flops))
-    assert torch.equal(given[0][0], given[1][0]) and given[0][1:] == given[1][1:]

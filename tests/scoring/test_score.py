@@ -15,7 +15,7 @@ from tests import toy
 
 HEAD = """
 import os, time, torch
-from stages.interpretation import Attribute, Interpretation, Method, Represent
+from lensmith import Attribute, Interpretation, Method, Represent
 
 class Mine(Method):
     def interpret(self, target, budget):

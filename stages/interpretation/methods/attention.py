@@ -58,11 +58,8 @@ class Attention(Method):
                 return self._localise(query, interpretation, target)
             case Compare():
                 original = self._represent(query.inputs, interpretation, target)
-                rows = []
-                for index in query.variants:
-                    change = self._represent(query.inputs, interpretation, target.variant(index)) - original
-                    rows.append(torch.cat([change.mean(0), change.abs().mean(0)]))
-                return torch.stack(rows)
+                change = self._represent(query.inputs, interpretation, target.variants(query.variants)) - original
+                return torch.cat([change.mean(1), change.abs().mean(1)], dim=-1)
             case _:
                 return None
 
@@ -73,13 +70,15 @@ class Attention(Method):
         layers = interpretation.data["layers"]
         names = [f"{layer}{hook}" for layer in layers for hook in ("hook_pattern", "hook_v")]
         result = target.forward(inputs, capture=names)
-        chosen = result.outputs.argmax(-1) if labels is None else labels
+        # Several variants asked at once have an axis in front: here they are so many more inputs.
+        of = {name: result.captured[name].reshape(-1, *target.spec.hook(name).shape) for name in names}
+        chosen = result.outputs.flatten(0, -2).argmax(-1) if labels is None else labels
         patterns, effects = [], []
         for layer in layers:
-            pattern = result.captured[f"{layer}hook_pattern"][:, :, readout(target.spec)]  # (n, H, T)
+            pattern = of[f"{layer}hook_pattern"][:, :, readout(target.spec)]  # (n, H, T)
             direct = interpretation.arrays[f"{layer}direct"]
             centred = (direct - direct.mean(0))[chosen]  # (n, H, K)
-            value = (result.captured[f"{layer}hook_v"].transpose(1, 2) * centred.unsqueeze(2)).sum(-1)  # (n, H, T)
+            value = (of[f"{layer}hook_v"].transpose(1, 2) * centred.unsqueeze(2)).sum(-1)  # (n, H, T)
             patterns.append(pattern)
             effects.append(pattern * value)
         return torch.cat(patterns, dim=1), torch.cat(effects, dim=1)
@@ -87,7 +86,9 @@ class Attention(Method):
     def _represent(self, inputs: Tensor, interpretation: Interpretation, target: TargetAccess) -> Tensor:
         pattern, effect = self._effects(inputs, None, interpretation, target)
         entropy = -(pattern * (pattern + 1e-9).log()).sum(-1)
-        return torch.cat([entropy, pattern.amax(-1), effect.sum(-1)], dim=-1)
+        features = torch.cat([entropy, pattern.amax(-1), effect.sum(-1)], dim=-1)
+        n = inputs.shape[0]
+        return features if len(features) == n else features.reshape(-1, n, features.shape[-1])
 
     def _attribute(self, query: Attribute, interpretation: Interpretation, target: TargetAccess) -> Answer:
         tokens = target.spec.tokens

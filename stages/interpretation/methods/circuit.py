@@ -29,6 +29,7 @@ from stages.contracts.method import (
     segment_sums,
 )
 from stages.contracts.target import Intervention, Objective, TargetAccess
+from stages.interpretation.representation import by_component
 
 __all__ = ["Circuit"]
 
@@ -84,15 +85,17 @@ class Circuit(Method):
         names = sorted({component.hook_point for component in query.components})
         labels = query.labels.flatten()
         result = target.gradients(query.inputs.flatten(0, 1), Objective("margin", labels), names)
-        cut, moved = [], []
-        for hook_point, axis, index in query.components:
-            grad, value = result.grads[hook_point], result.captured[hook_point]
-            centre = arrays[f"mean.{hook_point}"].unsqueeze(0)
-            slope, held = grad.select(axis, index), value.select(axis, index)
-            cut.append(-(slope * held).reshape(n * m, -1).sum(-1))
-            moved.append(-(slope * (held - centre.select(axis, index))).reshape(n * m, -1).sum(-1))
-        cut_nPm = torch.stack(cut).reshape(-1, n, m).transpose(0, 1)
-        moved_nPm = torch.stack(moved).reshape(-1, n, m).transpose(0, 1)
+
+        def effects(hook_point: str, axis: int, indices: Tensor) -> Tensor:
+            """(2, ...) per index: what the margin loses if the component is cut, and if it is set to its mean."""
+            centre = arrays[f"mean.{hook_point}"].unsqueeze(0).index_select(axis, indices)
+            slope = result.grads[hook_point].index_select(axis, indices)
+            held = result.captured[hook_point].index_select(axis, indices)
+            both = torch.stack([slope * held, slope * (held - centre)]).movedim(axis + 1, 0)
+            return -both.reshape(len(indices), 2, n, m, -1).sum(-1)
+
+        found_P2nm = by_component(query.components, effects)
+        cut_nPm, moved_nPm = found_P2nm[:, 0].transpose(0, 1), found_P2nm[:, 1].transpose(0, 1)
         margin_n1m = result.values.reshape(n, 1, m)
         loss_nPm = F.softplus(-(margin_n1m + cut_nPm)) - F.softplus(-margin_n1m)
         carries_nP = cut_nPm.abs().mean(-1)

@@ -22,7 +22,7 @@ from stages.contracts.method import (
     segment_sums,
 )
 from stages.contracts.target import Objective, TargetAccess
-from stages.interpretation.representation import hook_names
+from stages.interpretation.representation import by_component, hook_names
 
 __all__ = ["Gradient"]
 
@@ -79,24 +79,24 @@ class Gradient(Method):
         names = sorted({component.hook_point for component in query.components})
         n, m = query.inputs.shape[:2]
         result = target.gradients(query.inputs.flatten(0, 1), Objective("loss", query.labels.flatten()), names)
-        estimates = []
-        for hook_point, axis, index in query.components:
-            effect = -(result.grads[hook_point] * result.captured[hook_point]).select(axis, index)
-            estimates.append(effect.reshape(n, m, -1).sum(-1))
-        each = torch.stack(estimates, dim=1)  # (n, P, m)
+
+        def effects(hook_point: str, axis: int, indices: Tensor) -> Tensor:
+            grad, value = result.grads[hook_point], result.captured[hook_point]
+            part = -(grad.index_select(axis, indices) * value.index_select(axis, indices)).movedim(axis, 0)
+            return part.reshape(len(indices), n, m, -1).sum(-1)
+
+        each = by_component(query.components, effects).transpose(0, 1)  # (n, P, m)
         return torch.stack([each.mean(-1), each.abs().mean(-1), each.amax(-1)], dim=-1)
 
     def _compare(self, query: Compare, target: TargetAccess) -> Answer:
         def profile(access: TargetAccess) -> tuple[Tensor, Tensor]:
             result = access.gradients(query.inputs, Objective("margin"), ["input"])
-            grad = result.grads["input"]
-            return grad, torch.stack([result.values, _size(grad), result.values / (_size(grad) + 1e-6)], dim=-1)
+            grad = result.grads["input"].flatten(result.values.dim())  # (m, X), or (V, m, X)
+            size = (grad * grad).sum(-1).sqrt()
+            return grad, torch.stack([result.values, size, result.values / (size + 1e-6)], dim=-1)
 
         grad, original = profile(target)
-        rows = []
-        for index in query.variants:
-            changed_grad, changed = profile(target.variant(index))
-            by_pixel = (changed_grad.abs().mean(0) - grad.abs().mean(0)).flatten().sort(descending=True).values
-            shift = (changed - original).mean(0)
-            rows.append(torch.cat([shift, (changed - original).abs().mean(0), by_pixel[:4], changed.amin(0)]))
-        return torch.stack(rows)
+        changed_grad, changed = profile(target.variants(query.variants))
+        by_pixel = (changed_grad.abs().mean(1) - grad.abs().mean(0)).sort(descending=True).values
+        change = changed - original
+        return torch.cat([change.mean(1), change.abs().mean(1), by_pixel[:, :4], changed.amin(1)], dim=-1)

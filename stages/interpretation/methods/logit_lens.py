@@ -64,21 +64,21 @@ class LogitLens(Method):
                 return self._attribute(query, names, interpretation, target)
             case Compare():
                 original = self._read(query.inputs, names, interpretation, target)
-                rows = []
-                for index in query.variants:
-                    change = self._read(query.inputs, names, interpretation, target.variant(index)) - original
-                    rows.append(torch.cat([change.mean(0), change.abs().mean(0)]))
-                return torch.stack(rows)
+                change = self._read(query.inputs, names, interpretation, target.variants(query.variants)) - original
+                return torch.cat([change.mean(1), change.abs().mean(1)], dim=-1)
             case _:
                 return None
 
     def _read(self, inputs: Tensor, names: list[str], interpretation: Interpretation, target: TargetAccess) -> Tensor:
-        """(n, k): at each layer the entropy, the top probability and what the final answer already had."""
+        """(n, k): at each layer the entropy, the top probability and what the final answer already had. Asked of
+        several variants at once it is (V, n, k)."""
         result = target.forward(inputs, capture=names)
-        final = result.outputs.argmax(-1, keepdim=True)
+        front = result.outputs.shape[:-1]
+        final = result.outputs.flatten(0, -2).argmax(-1, keepdim=True)
         columns = []
         for name in names:
-            all_positions = vectors(result.captured[name], target.spec.hook(name))
+            hook = target.spec.hook(name)
+            all_positions = vectors(result.captured[name].reshape(-1, *hook.shape), hook)
             position = readout(target.spec)
             log_probs = _lens(interpretation, all_positions[:, 0 if position is None else position])
             top = log_probs.sort(descending=True).values
@@ -88,7 +88,7 @@ class LogitLens(Method):
                 top[:, 0] - top[:, 1],
                 log_probs.gather(-1, final).squeeze(-1),
             ]
-        return torch.stack(columns, dim=-1)
+        return torch.stack(columns, dim=-1).reshape(*front, -1)
 
     def _attribute(
         self, query: Attribute, names: list[str], interpretation: Interpretation, target: TargetAccess
@@ -103,5 +103,5 @@ class LogitLens(Method):
             log_probs = _lens(interpretation, vectors(result.captured[name], target.spec.hook(name)))
             of_label = log_probs.gather(-1, labels.reshape(-1, 1, 1).expand(-1, log_probs.shape[1], 1)).squeeze(-1)
             for place in (0, -1):
-                columns.append(torch.stack([of_label[:, tokens[s[0]][place]] for s in query.segments], dim=1))
+                columns.append(of_label[:, torch.tensor([tokens[s[0]][place] for s in query.segments])])
         return torch.stack(columns, dim=-1)

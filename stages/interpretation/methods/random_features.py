@@ -3,6 +3,8 @@
 Noise that depends on no input. (A random *projection* of activations would be informative, so it is no control.)
 """
 
+import math
+
 import torch
 
 from stages.contracts.method import (
@@ -41,6 +43,6 @@ class RandomFeatures(Method):
                 shape = (len(query.variants),)
             case _:
                 return None
-        rows = int(torch.tensor(shape).prod())
+        rows = math.prod(shape)
         noise = interpretation.arrays["noise"]
         return noise[torch.arange(rows) % len(noise)].reshape(*shape, N_FEATURES)

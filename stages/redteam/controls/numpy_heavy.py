@@ -7,6 +7,8 @@ from lensmith import Interpretation, Method, Represent
 
 
 class Control(Method):
+    adaptive = True
+
     def interpret(self, target, budget):
         hook = next(h.name for h in reversed(target.spec.hooks) if h.role in ("residual", "mlp"))
         inputs = target.corpus("train").inputs[:500]

@@ -1,0 +1,49 @@
+"""What may be asked of a target: the same checks wherever a call is made, recorded or run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from stages.contracts.target import Intervention, Objective, TargetSpec
+
+__all__ = ["check_call", "check_objective"]
+
+KINDS = ("zero", "set", "add", "scale")
+
+
+def check_call(spec: TargetSpec, inputs: Any, capture: Sequence[str], interventions: Sequence[Intervention]) -> None:
+    """Raise ValueError unless the target takes these inputs, hook points and interventions."""
+    if not isinstance(inputs, Tensor) or inputs.dim() == 0 or tuple(inputs.shape[1:]) != spec.input_shape:
+        found = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise ValueError(f"inputs have shape {found}; {spec.name} takes (batch, {str(spec.input_shape)[1:]}")
+    for name in (*capture, *(i.hook_point for i in interventions)):
+        spec.hook(name)
+    for i in interventions:
+        _check_intervention(i, (inputs.shape[0], *spec.hook(i.hook_point).shape))
+
+
+def check_objective(inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> None:
+    """Raise ValueError unless the objective fits the inputs and there is something to differentiate by."""
+    if objective.labels is not None and objective.labels.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"objective.labels has shape {tuple(objective.labels.shape)}; it needs one label per input:"
+            f" ({inputs.shape[0]},)"
+        )
+    if not wrt:
+        raise ValueError('wrt is empty: name hook points, or "input"')
+
+
+def _check_intervention(intervention: Intervention, shape: tuple[int, ...]) -> None:
+    i = intervention
+    if i.kind not in KINDS:
+        raise ValueError(f"intervention kind {i.kind!r} is unknown: use zero, set, add or scale")
+    if (i.value is None) != (i.kind == "zero"):
+        raise ValueError(
+            f"intervention {i.kind!r} on {i.hook_point}: `value` belongs to set, add and scale, not to zero"
+        )
+    if i.axis is not None:
+        if not 1 <= i.axis < len(shape):
+            raise ValueError(f"axis {i.axis} of {i.hook_point}: its activations have axes 1 to {len(shape) - 1}")
+        if not i.indices or not all(0 <= index < shape[i.axis] for index in i.indices):
+            raise ValueError(f"indices {i.indices} of axis {i.axis} of {i.hook_point}: use 0 to {shape[i.axis] - 1}")
