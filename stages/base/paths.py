@@ -25,6 +25,7 @@ __all__ = [
     "require",
     "result_file",
     "root",
+    "secret_file",
     "sweep_dir",
     "target_dir",
     "task_dir",
@@ -75,6 +76,11 @@ def dictionaries_dir(target: str) -> Path:
 def sweep_dir(target: str) -> Path:
     """``<hook point>/<architecture>-<sparsity>-<latents>-s<seed>/`` in SAELens format, and ``metrics.json``."""
     return root() / "data" / "sweep" / target
+
+
+def secret_file() -> Path:
+    """What tasks are drawn with; see ``stages.tasks.secret``."""
+    return root() / "data" / "secret" / "key"
 
 
 def task_dir(family: str) -> Path:

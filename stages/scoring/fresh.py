@@ -35,6 +35,7 @@ from stages.scoring.proposals import candidate_of, from_json
 from stages.scoring.settings import Settings, settings
 from stages.scoring.stage import stage_frozen
 from stages.tasks.generation import make
+from stages.tasks.secret import read_secret
 from stages.tasks.storage import Task, list_tasks
 
 __all__ = ["fresh_gap", "fresh_task", "main", "run"]
@@ -47,7 +48,7 @@ FloatArray = npt.NDArray[np.float64]
 def fresh_task(task: Task, target: Target, n: int = N_FRESH, seed: int | None = None) -> Task:
     """New instances of a task's family, from a secret seed unless one is given, with their truth."""
     drawn = secrets.randbits(48) if seed is None else seed
-    made = make(task.family, target, task.split, n, drawn, "fresh")
+    made = make(task.family, target, task.split, n, drawn, "fresh", read_secret())
     return Task(task.family, task.target_name, task.split, made.instances.public(), made.truth)
 
 

@@ -7,14 +7,18 @@ label (0 for the query), column 65 whether the row is present.
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.nn import functional as F
 
 from stages.contracts.target import Corpus
 
-__all__ = ["N_LABELS", "N_SHOTS", "PIXELS", "digit_splits", "draw_episodes"]
+__all__ = ["N_LABELS", "N_SHOTS", "PIXELS", "digit_splits", "disguised", "draw_episodes"]
 
 N_SHOTS = 8
 N_LABELS = 4
 PIXELS = 64
+SIDE = 8
+TURN, SCALE, SHIFT, INK = 0.15, 0.08, 0.1, 0.15
+"""Largest turn in radians, scaling, move in half image widths (0.1: 0.4 pixels), and change of the ink."""
 
 
 def digit_splits(seed: int) -> dict[str, Corpus]:
@@ -25,6 +29,25 @@ def digit_splits(seed: int) -> dict[str, Corpus]:
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     bounds = {"train": order[:900], "validation": order[900:1200], "tasks": order[1200:]}
     return {split: Corpus(inputs[index], labels[index]) for split, index in bounds.items()}
+
+
+def disguised(images: Corpus, generator: torch.Generator) -> Corpus:
+    """Every image turned, scaled, moved and darkened a little, each in its own way: the digits are public, so the
+    images that tasks show must be ones that nobody can have stored.
+
+    Args:
+        images: (n, 64) in [0, 1].
+    """
+    n = len(images.labels)
+    turn, scale, shift, ink = (torch.rand(n, k, generator=generator) * 2 - 1 for k in (1, 2, 2, 1))
+    angle, size = TURN * turn.squeeze(-1), 1 + SCALE * scale
+    rows = [
+        torch.stack([angle.cos() * size[:, 0], -angle.sin() * size[:, 0], SHIFT * shift[:, 0]], dim=-1),
+        torch.stack([angle.sin() * size[:, 1], angle.cos() * size[:, 1], SHIFT * shift[:, 1]], dim=-1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, dim=1), [n, 1, SIDE, SIDE], align_corners=False)
+    moved = F.grid_sample(images.inputs.view(n, 1, SIDE, SIDE), grid, align_corners=False)
+    return Corpus((moved.flatten(1) * (1 + INK * ink)).clamp(0.0, 1.0), images.labels)
 
 
 def draw_episodes(images: Corpus, n: int, generator: torch.Generator) -> Corpus:

@@ -1,10 +1,13 @@
-"""From a family and a target to instances and their truth: seeded streams, image pools, cost.
+"""From a family and a target to instances and their truth: keyed streams, image pools, cost.
 
 Every use has a random stream of its own, named by purpose, family, version, target and seed: no two purposes or seeds
-share instances. Images are dealt out over the splits, so that a test family never shows an image of a train family.
+share instances. Streams are keyed with the secret of the working copy, so who has the code cannot draw them again.
+Images are dealt out over the splits, so that a test family never shows an image of a train family. Where the raw images
+are public the target's definition disguises them first, image by image.
 """
 
 import hashlib
+import hmac
 from typing import NamedTuple
 
 import torch
@@ -12,6 +15,7 @@ import torch
 from stages.contracts.target import Corpus, Target
 from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.metering.op_table import count_flops
+from stages.targets.zoo import ZOO
 from stages.tasks.storage import Split
 
 __all__ = ["SPLITS", "Made", "instance_keys", "make", "pool_of", "stream"]
@@ -26,38 +30,41 @@ class Made(NamedTuple):
     truth_flops: int
 
 
-def stream(*parts: object) -> torch.Generator:
-    """A generator for one purpose: the same parts give the same draws on every machine."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+def stream(key: bytes, *parts: object) -> torch.Generator:
+    """A generator for one purpose: the same key and parts give the same draws on every machine."""
+    digest = hmac.new(key, "/".join(map(str, parts)).encode(), hashlib.sha256).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def pool_of(target: Target, split: Split) -> Target:
-    """The same target, its ``tasks`` images restricted to the third that belongs to a split of the families."""
+def pool_of(target: Target, split: Split, key: bytes) -> Target:
+    """The same target, its ``tasks`` images restricted to the third that belongs to a split of the families, and
+    disguised."""
     images, third = target.corpus("tasks"), SPLITS.index(split)
-    corpora = {
-        "train": target.corpus("train"),
-        "validation": target.corpus("validation"),
-        "tasks": Corpus(images.inputs[third :: len(SPLITS)], images.labels[third :: len(SPLITS)]),
-    }
+    dealt = torch.randperm(len(images.labels), generator=stream(key, "deal", target.name))[third :: len(SPLITS)]
+    pool = Corpus(images.inputs[dealt], images.labels[dealt])
+    disguise = getattr(ZOO.find(target.name)(), "disguise", None)
+    if disguise is not None:
+        pool = disguise(pool, stream(key, "disguise", target.name, split))
+    corpora = {"train": target.corpus("train"), "validation": target.corpus("validation"), "tasks": pool}
     return Target(target.spec, target.model, corpora)
 
 
-def make(family: TaskFamily, target: Target, split: Split, n: int, seed: int, purpose: str) -> Made:
+def make(family: TaskFamily, target: Target, split: Split, n: int, seed: int, purpose: str, key: bytes) -> Made:
     """n instances and their truth.
 
     Args:
         purpose: ``stage`` for the instances results are computed on; anything else never meets those.
+        key: the secret of the working copy.
 
     Raises:
         RuntimeError: the truth is not one finite row per instance.
     """
-    pool = pool_of(target, split)
+    pool = pool_of(target, split, key)
     parts = (purpose, family.name, family.version, target.name, seed)
     with count_flops() as generation:
-        instances = family.generate(pool, stream("instances", *parts), n)
+        instances = family.generate(pool, stream(key, "instances", *parts), n)
     with count_flops() as brute_force:
-        truth = family.ground_truth(pool, instances, stream("truth", *parts))
+        truth = family.ground_truth(pool, instances, stream(key, "truth", *parts))
     values = truth.values
     if values.dim() != 2 or values.shape[0] != n or not bool(values.isfinite().all()):
         raise RuntimeError(f"{family.name} on {target.name}: truth of shape {tuple(values.shape)} for {n} instances")

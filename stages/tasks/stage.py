@@ -17,6 +17,7 @@ from stages.errors import UserError
 from stages.targets.storage import load_target
 from stages.tasks.families import FAMILIES, family
 from stages.tasks.generation import instance_keys, make
+from stages.tasks.secret import digest, read_secret
 from stages.tasks.storage import FamilyFacts, Split, TargetFacts, save_facts, save_task
 
 __all__ = ["Config", "main", "run"]
@@ -33,7 +34,8 @@ class Config(Params):
     n_instances: int = Field(ge=20, le=100_000)
     """Instances per family and target, before the family's ``cost_factor``."""
     seed: int = Field(ge=0)
-    """Of instances and truth. Another seed gives instances that were never seen."""
+    """Of instances and truth, beside the secret of the working copy. Another seed gives instances that were never
+    seen."""
     families: dict[str, FamilyConfig]
     """One entry per family; names as in stages/tasks/families."""
 
@@ -48,12 +50,13 @@ def run(config: Config, name: str) -> dict[str, float]:
     made, settings = family(name), settings_of(config, name)
     split = settings.split
     torch.set_num_threads(1)
+    key = read_secret()
     n = max(20, round(config.n_instances * made.cost_factor))
     targets: dict[str, TargetFacts] = {}
     with tracking.stage_run(f"tasks {name}", config.model_dump()) as log:
         for target_name in settings.targets:
             target = load_target(target_name)
-            result = make(made, target, split, n, config.seed, "stage")
+            result = make(made, target, split, n, config.seed, "stage", key)
             values = result.truth.values
             if float(values.std()) < 1e-6:
                 raise RuntimeError(f"{name} on {target_name}: the truth does not vary, so it cannot be scored")
@@ -80,6 +83,7 @@ def run(config: Config, name: str) -> dict[str, float]:
             version=made.version,
             split=split,
             seed=config.seed,
+            secret=digest(key),
             targets=targets,
         )
         save_facts(name, facts)

@@ -90,6 +90,8 @@ class FamilyFacts(TypedDict):
     version: int
     split: Split
     seed: int
+    secret: str
+    """Digest of the secret that the instances were drawn with."""
     targets: dict[str, TargetFacts]
 
 

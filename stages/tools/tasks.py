@@ -28,6 +28,7 @@ from stages.tasks.generation import (
     make,
     stream,
 )
+from stages.tasks.secret import read_secret
 from stages.tasks.stage import Config, FamilyConfig, settings_of
 from stages.tasks.storage import Split
 
@@ -184,7 +185,7 @@ def make_instances(name: str, n: int, seed: int, target: str | None = None, with
         raise UserError(f"n = {n}: use 1 to 10000 instances")
     frozen = load_target(chosen)
     torch.set_num_threads(1)
-    result = make(made, frozen, settings.split, n, seed, "inspect")
+    result = make(made, frozen, settings.split, n, seed, "inspect", read_secret())
     weights = paths.target_dir(chosen) / "weights.safetensors"
     shown: ShownInstances = {
         "family": name,
@@ -249,7 +250,7 @@ def ladder_scores(made: TaskFamily, target: Target, instances: Instances, truth:
     for effort in range(made.n_efforts):
         ledger = Ledger()
         access = MeteredAccess(target, ledger, variants=public.variants)
-        features = made.behavioural(access, public, effort, stream("audit", made.name, target.name)).numpy()
+        features = made.behavioural(access, public, effort, stream(b"", "audit", made.name, target.name)).numpy()
         scores = []
         for model in (
             ExtraTreesRegressor(100, min_samples_leaf=3, max_features=0.5, random_state=0),
@@ -269,7 +270,7 @@ def ladder_scores(made: TaskFamily, target: Target, instances: Instances, truth:
 
 def _audit_one(made: TaskFamily, target: Target, split: Split, seed: int) -> AuditRow:
     n = max(40, round(AUDIT_INSTANCES * made.cost_factor))
-    result = make(made, target, split, n, 1, "audit")
+    result = make(made, target, split, n, 1, "audit", read_secret())
     values = result.truth.values.numpy()
     rng = np.random.default_rng(0)
     permuted = float(np.mean([made.score(values[rng.permutation(n)], values)[0] for _ in range(20)]))
@@ -304,11 +305,12 @@ def _overlap(made: TaskFamily, target: Target, split: Split, result: Made, seed:
     """Instances also met under another seed or in the stage. Variants are made by training, so few are compared."""
     from stages.tasks.generation import pool_of
 
+    key = read_secret()
     n = 12 if result.instances.variants else result.instances.n
     keys = set(instance_keys(result.instances))
     for purpose, other in (("audit", 2), ("stage", seed)):
-        rng = stream("instances", purpose, made.name, made.version, target.name, other)
-        keys_there = instance_keys(made.generate(pool_of(target, split), rng, n))
+        rng = stream(key, "instances", purpose, made.name, made.version, target.name, other)
+        keys_there = instance_keys(made.generate(pool_of(target, split, key), rng, n))
         if keys & set(keys_there):
             return len(keys & set(keys_there))
     return 0

@@ -13,7 +13,6 @@ from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.execution.runs import arms_of, baseline_of
 from stages.execution.settings import ExecutorConfig
 from stages.interpretation.loading import built_in
-from stages.metering.access import MeteredAccess
 from stages.tasks.families import family
 from stages.tasks.generation import make
 from stages.tasks.storage import Task
@@ -23,7 +22,7 @@ CONFIG = ExecutorConfig(n_calibration=40)
 
 @pytest.fixture(scope="module")
 def task(mlp) -> Task:
-    made = make(family("noise_flip"), mlp, "train", 100, 0, "test")
+    made = make(family("noise_flip"), mlp, "train", 100, 0, "test", b"key")
     return Task(family("noise_flip"), mlp.name, "train", made.instances.public(), made.truth)
 
 

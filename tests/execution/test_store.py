@@ -23,7 +23,7 @@ CONFIG = ExecutorConfig(n_seeds=2, n_calibration=20)
 @pytest.fixture
 def task(mlp: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
-    made = make(family("noise_flip"), mlp, "train", 60, 0, "test")
+    made = make(family("noise_flip"), mlp, "train", 60, 0, "test", b"key")
     return Task(family("noise_flip"), mlp.name, "train", made.instances.public(), made.truth)
 
 

@@ -46,7 +46,7 @@ def small_target(name: str) -> Target:
 
 @cache
 def made_small(name: str, target: str, seed: int = 0) -> Made:
-    return make(family(name), small_target(target), SPLIT, SIZES.get(name, 8), seed, "test")
+    return make(family(name), small_target(target), SPLIT, SIZES.get(name, 8), seed, "test", b"key")
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def run_ladder(name: str, target: str, effort: int, instances: Instances | None 
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_same_seed_same_bytes_and_other_seed_other_instances(name: str, target: str) -> None:
     made = made_small(name, target)
-    again = make(family(name), small_target(target), SPLIT, SIZES.get(name, 8), 0, "test")
+    again = make(family(name), small_target(target), SPLIT, SIZES.get(name, 8), 0, "test", b"key")
     assert torch.equal(made.truth.values, again.truth.values)
     assert instance_keys(made.instances) == instance_keys(again.instances)
     assert (made.generation_flops, made.truth_flops) == (again.generation_flops, again.truth_flops)
@@ -63,7 +63,9 @@ def test_same_seed_same_bytes_and_other_seed_other_instances(name: str, target: 
 
 def test_splits_share_no_image() -> None:
     target = small_target("digits_mlp")
-    pools = [{row.numpy().tobytes() for row in pool_of(target, split).corpus("tasks").inputs} for split in SPLITS]
+    pools = [
+        {row.numpy().tobytes() for row in pool_of(target, split, b"key").corpus("tasks").inputs} for split in SPLITS
+    ]
     assert sum(map(len, pools)) >= len(target.corpus("tasks").labels) - 3  # the data hold a few equal images
     assert sum(len(a & b) for i, a in enumerate(pools) for b in pools[:i]) <= 3
     assert min(map(len, pools)) > 190

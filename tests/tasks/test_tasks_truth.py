@@ -224,7 +224,7 @@ def test_a_backdoor_that_is_not_learned_is_drawn_again(monkeypatch: pytest.Monke
         return weights
 
     monkeypatch.setattr(family_file, "_fine_tune", first_time_in_vain)
-    made = make(family("backdoor_detection"), target, "train", 12, 0, "test")
+    made = make(family("backdoor_detection"), target, "train", 12, 0, "test", b"key")
     assert tried == [12, 1]
     success = made.truth.groups["success"]
     kinds = made.truth.groups["kind"]

@@ -19,6 +19,7 @@ from stages.targets.few_shot_data import (
     N_SHOTS,
     PIXELS,
     digit_splits,
+    disguised,
     draw_episodes,
     episode_labels,
 )
@@ -130,6 +131,9 @@ class DigitsFewShot:
 
     def data(self, seed: int) -> dict[str, Corpus]:
         return digit_splits(seed)
+
+    def disguise(self, images: Corpus, generator: torch.Generator) -> Corpus:
+        return disguised(images, generator)
 
     def sample(self, data: Mapping[str, Corpus], split: str, n: int, generator: torch.Generator) -> Corpus:
         return draw_episodes(data[split], n, generator)

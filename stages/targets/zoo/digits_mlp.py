@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 from stages.contracts.target import Component, Corpus, HookSpec, Layout
 from stages.targets.definition import train_loop
-from stages.targets.few_shot_data import PIXELS, digit_splits
+from stages.targets.few_shot_data import PIXELS, digit_splits, disguised
 
 __all__ = ["DigitsMlp", "Mlp"]
 
@@ -68,6 +68,9 @@ class DigitsMlp:
 
     def data(self, seed: int) -> dict[str, Corpus]:
         return digit_splits(seed)
+
+    def disguise(self, images: Corpus, generator: torch.Generator) -> Corpus:
+        return disguised(images, generator)
 
     def sample(self, data: Mapping[str, Corpus], split: str, n: int, generator: torch.Generator) -> Corpus:
         index = torch.randint(len(data[split].labels), (n,), generator=generator)

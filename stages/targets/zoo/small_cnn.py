@@ -20,7 +20,7 @@ from transformer_lens.hook_points import HookPoint
 
 from stages.contracts.target import Component, Corpus, HookSpec, Layout
 from stages.targets.definition import train_loop
-from stages.targets.few_shot_data import digit_splits
+from stages.targets.few_shot_data import digit_splits, disguised
 
 __all__ = ["FASHION", "Cnn", "SmallCnn", "fashion_splits"]
 
@@ -109,6 +109,10 @@ class SmallCnn:
             return fashion_splits(FASHION, seed)
         flat = digit_splits(seed)
         return {split: Corpus(of.inputs.reshape(-1, DIGITS_SIDE, DIGITS_SIDE), of.labels) for split, of in flat.items()}
+
+    def disguise(self, images: Corpus, generator: torch.Generator) -> Corpus:
+        moved = disguised(Corpus(images.inputs.flatten(1), images.labels), generator)
+        return Corpus(moved.inputs.view_as(images.inputs), moved.labels)
 
     def sample(self, data: Mapping[str, Corpus], split: str, n: int, generator: torch.Generator) -> Corpus:
         index = torch.randint(len(data[split].labels), (n,), generator=generator)
