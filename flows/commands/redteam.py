@@ -43,9 +43,10 @@ def redteam(
         )
 
         with console.status("red team") as shown:
-            rows = red_team(quick=quick, file=file, progress=lambda message: shown.update(str(message)[:120]))
+            found = red_team(quick=quick, file=file, progress=lambda message: shown.update(str(message)[:120]))
+    rows = found.rows
     if as_json:
-        print_json(rows)
+        print_json(found)
     elif markdown:
         print(as_markdown(rows), end="")
     else:
@@ -53,10 +54,17 @@ def redteam(
         for row in rows:
             table.add_row(*as_cells(row))
         console.print(table)
-    through = failures(rows)
+    through = [row["name"] for row in failures(rows)] + found.faults
     if through:
-        raise RuntimeError(f"{len(through)} of {len(rows)} got through: {', '.join(row['name'] for row in through)}")
+        raise RuntimeError(f"{len(through)} got through: {'; '.join(through)}"[:2000])
     console.print(f"{len(rows)} rows, nothing got through", highlight=False)
+    if found.generated:
+        ends = ", ".join(f"{count} {end}" for end, count in found.by_end.items())
+        console.print(
+            f"{found.generated} composed exploits: {ends}; {found.above_nothing} above nothing."
+            f" {found.honest} honest methods: {found.punished} punished.",
+            highlight=False,
+        )
 
 
 COMMANDS = (redteam,)

@@ -9,10 +9,11 @@ Every task is posed at three compute budgets: tight (four times the cheapest run
 the top, geometrically) and ample (no limit). So a method can be better at the same cost as well as cheaper at the
 same score; with an ample budget alone, a black box that can buy the truth would hide the first.
 
-M2 may always fall back on the mean of its calibration labels, for nothing: so an answer that costs nothing and says
-nothing saves nothing. Its rule is the same in every arm: among the options its budget allows take the cheapest whose
-cross-validated score is within a margin of the best. So an answer that adds nothing is not paid for, and a cheap
-answer replaces dear black-box work.
+M2 may always fall back, for nothing, on the mean of its calibration labels and on what the question itself holds: so an
+answer that costs nothing and says nothing, or only hands on the inputs, saves nothing. A rung knows the raw outputs it
+has paid for as well, wherever that helps it. M2's rule is the same in every arm: among the options its budget allows
+take the cheapest whose cross-validated score is within a margin of the best. So an answer that adds nothing is not paid for,
+and a cheap answer replaces dear black-box work.
 
 Shape legend: N = instances, E = evaluation instances, I = items, K = features.
 """
@@ -97,16 +98,18 @@ def solve(
     seed: int,
     config: ExecutorConfig,
     black_box: Sequence[Fit] | None = None,
+    public: FloatArray | None = None,
 ) -> tuple[list[ArmResult], list[Fit]]:
     """One arm on one task and seed, at every budget.
 
     Args:
         answer: (N, I, K) what the method said; None: nothing.
         answer_flops: per instance.
-        black_box: the fits of the rungs without an answer, where they are known from the baseline arm.
+        black_box: the fits without an answer, where they are known from the baseline arm.
+        public: (N, I, K) what the question holds, for nothing.
 
     Returns:
-        One result per budget, and the fits without an answer.
+        One result per budget, and the fits without an answer: of the rungs, then of ``public`` where it is given.
     """
     calibration, evaluation = split(task, seed, config)
     truth = task.truth.values.numpy()
@@ -117,31 +120,38 @@ def solve(
     def fit(features: FloatArray) -> Fit:
         return cross_validate(features[calibration], truth[calibration], score, config.folds, config.max_features)
 
-    fits = [fit(assemble(rung.features)) for rung in rungs] if black_box is None else list(black_box)
-    plain = [Option(rung.flops, found, rung, False) for rung, found in zip(rungs, fits, strict=True)]
+    free = [] if public is None else [assemble(public)]
+    if black_box is None:
+        fits = [fit(features) for features in [*(assemble(rung.features) for rung in rungs), *free]]
+    else:
+        fits = list(black_box)
+    plain = [Option(rung.flops, found, rung, False) for rung, found in zip(rungs, fits[: len(rungs)], strict=True)]
     constant = Option(0.0, Fit("mean", 0.0), None, False)
-    options = [constant, *plain]
+    known = [Option(0.0, found, None, False, free=True) for found in fits[len(rungs) :]]
+    options = [constant, *known, *plain]
     explored = sum(rung.flops for rung in rungs)
     if answer is not None:
         # The answer alone, and beside each rung that the black box would take at some budget.
         taken = {_choose(plain, limit, config.margin).effort for limit, _ in budgets_of(rungs).values()}
         for rung in [None, *(rung for rung in rungs if rung.effort in taken)]:
-            features = assemble(None if rung is None else rung.features, answer)
+            features = assemble(public if rung is None else rung.features, answer)
             options.append(Option(answer_flops + (rung.flops if rung else 0.0), fit(features), rung, True))
         explored += answer_flops
     results = []
-    models: dict[tuple[int, bool], FloatArray] = {}
+    models: dict[tuple[int, bool, bool], FloatArray] = {}
     for budget, (limit, amount) in budgets_of(rungs).items():
         chosen = _choose(options, limit, config.margin)
-        key = (chosen.effort, chosen.used_answer)
+        key = (chosen.effort, chosen.used_answer, chosen.free)
         if key not in models:
-            features = assemble(
-                chosen.rung.features if chosen.rung else None,
-                answer if chosen.used_answer else None,
-                np.zeros((*truth.shape, 1)) if chosen is constant else None,
-            )
-            model = Calibrator(config.max_features).fit(features[calibration], truth[calibration])
-            models[key] = model.predict(features[evaluation])[chosen.fit.kind]
+            if chosen is constant:
+                models[key] = np.full((len(evaluation), truth.shape[1]), truth[calibration].mean())
+            else:
+                features = assemble(
+                    chosen.rung.features if chosen.rung else public,
+                    answer if chosen.used_answer else None,
+                )
+                model = Calibrator(config.max_features).fit(features[calibration], truth[calibration])
+                models[key] = model.predict(features[evaluation])[chosen.fit.kind]
         results.append(
             ArmResult(
                 seed=seed,
@@ -168,6 +178,8 @@ class Option:
     fit: Fit
     rung: LadderStep | None
     used_answer: bool
+    free: bool = False
+    """What the question holds, alone."""
 
     @property
     def effort(self) -> int:

@@ -102,6 +102,13 @@ class Calibrator:
 
     def fit(self, features: FloatArray, truth: FloatArray) -> "Calibrator":
         """(N, I, K) and (N, I)."""
+        self._items = truth.mean(0)
+        if truth.shape[1] > 1:
+            # What an item's truth is on average is known from the calibration labels alone, whatever the features say.
+            # On the rows it is fitted on, each row's own label is left out.
+            n = truth.shape[0]
+            others = (truth.sum(0) - truth) / max(1, n - 1)
+            features = np.concatenate([features, others[..., None]], axis=-1)
         x, y = features.reshape(-1, features.shape[-1]), truth.reshape(-1)
         self._low, self._high = float(y.min()), float(y.max())
         self._mean = float(y.mean())
@@ -121,6 +128,9 @@ class Calibrator:
     def predict(self, features: FloatArray) -> dict[Kind, FloatArray]:
         """(N, I) predictions of each kind."""
         n, items = features.shape[:2]
+        if items > 1:
+            prior = np.broadcast_to(self._items[None, :, None], (n, items, 1))
+            features = np.concatenate([features, prior], axis=-1)
         if not self._models:
             return {kind: np.full((n, items), self._mean) for kind in KINDS}
         x = features.reshape(n * items, -1)[:, self._keep]

@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from stages.contracts.arms import Answered, ArmResult, Baseline, MethodArms
+from stages.contracts.arms import Answered, ArmResult, Baseline, LadderStep, MethodArms
 from stages.contracts.outcomes import SCORELESS
 from stages.contracts.target import Target
-from stages.execution.arms import FloatArray, run_ladder, shuffle_rows, solve
+from stages.execution.arms import FloatArray, run_ladder, shuffle_rows, solve, split
+from stages.execution.calibrator import assemble, cross_validate
+from stages.execution.public import bought_outputs, public_features
 from stages.execution.settings import ExecutorConfig
 from stages.execution.store import arms_key, baseline_key, kept
 from stages.tasks.storage import Task
@@ -49,10 +52,36 @@ def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
 
 def _baseline_of(task: Task, target: Target, config: ExecutorConfig, seed: int) -> Baseline:
     # The features are stored in float32; what every later arm reads back must be what this arm used.
-    steps = [replace(s, features=s.features.astype("f4").astype("f8")) for s in run_ladder(task, target, seed, 0)]
-    results, fits = solve(task, steps, None, 0.0, seed, config)
-    again, _ = solve(task, run_ladder(task, target, seed, 1), None, 0.0, seed, config)
-    return Baseline(results, again, [steps], [fits])
+    public = public_features(task)
+    first, second = (
+        [_informed(task, target, step, public, seed, config) for step in run_ladder(task, target, seed, replicate)]
+        for replicate in (0, 1)
+    )
+    results, fits = solve(task, first, None, 0.0, seed, config, public=public)
+    again, _ = solve(task, second, None, 0.0, seed, config, public=public)
+    return Baseline(results, again, [first], [fits])
+
+
+def _informed(
+    task: Task, target: Target, step: LadderStep, public: FloatArray | None, seed: int, config: ExecutorConfig
+) -> LadderStep:
+    """A rung with what is known beside it, where that predicts held-out calibration instances better."""
+    blocks = [block for block in (public, bought_outputs(task, target, step.flops)) if block is not None]
+    alone = step.features.astype("f4").astype("f8")
+    if not blocks:
+        return replace(step, features=alone)
+    both = np.concatenate([alone, *blocks], axis=-1)
+    calibration, _ = split(task, seed, config)
+    truth = task.truth.values.numpy()[calibration]
+
+    def score(predictions: FloatArray, wanted: FloatArray) -> float:
+        return float(task.family.score(predictions, wanted)[0])
+
+    found = [
+        cross_validate(assemble(features)[calibration], truth, score, config.folds, config.max_features).score
+        for features in (alone, both)
+    ]
+    return replace(step, features=both if found[1] > found[0] else alone)
 
 
 def arms_of(
@@ -92,9 +121,10 @@ def _arms_of(
     task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig, seed: int, with_placebo: bool
 ) -> MethodArms:
     assert answered.rows is not None
+    public = public_features(task)
 
     def arm(rows: FloatArray) -> list[ArmResult]:
-        return solve(task, baseline.rungs[0], rows, answered.flops, seed, config, baseline.fits[0])[0]
+        return solve(task, baseline.rungs[0], rows, answered.flops, seed, config, baseline.fits[0], public)[0]
 
     assisted = arm(answered.rows)
     placebo = arm(shuffle_rows(answered.rows, task.name, seed)) if with_placebo else baseline.first

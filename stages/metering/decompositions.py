@@ -141,12 +141,15 @@ def _recurrent_backward(args: tuple[Any, ...], out: Any) -> int:
 
 
 def _trilinear(args: tuple[Any, ...], out: Any) -> int:
-    """Sums of products of three: every pair of the first two meets every output."""
-    return 3 * int(args[0].numel() * args[1].numel() // max(1, args[0].shape[0]) * max(1, out.shape[-1]))
-
-
-def _addbmm(args: tuple[Any, ...], out: Any) -> int:
-    return 2 * int(args[1].numel()) * int(args[2].shape[-1]) + int(args[0].numel())
+    """Sums of products of three, over the space that their expanded dimensions span: two products and a sum each."""
+    total = args[0].dim() + len(args[3])
+    sides = []
+    for tensor, added in zip(args[:3], args[3:6], strict=True):
+        shape = list(tensor.shape)
+        for dim in sorted(d % total for d in added):
+            shape.insert(dim, 1)
+        sides.append(shape)
+    return 3 * int(prod(max(sizes) for sizes in zip(*sides, strict=True)))
 
 
 def _matrix_exp(args: tuple[Any, ...], out: Any) -> int:
@@ -171,7 +174,6 @@ DECOMPOSITIONS: dict[str, Price] = {
     "_sparse_addmm": _sparse_addmm,
     "_sparse_sparse_matmul": _sparse_sparse,
     "_trilinear": _trilinear,
-    "addbmm": _addbmm,
     "cholesky_inverse": _cubic(2 / 3),
     "cholesky_solve": _cholesky_solve,
     "linalg_cholesky_ex": _cubic(1 / 3),

@@ -280,7 +280,7 @@ RULES: tuple[Rule, ...] = (
         _per_input(1),
     ),
     Rule("12 per parameter", ("_fused_adam_", "_fused_adamw_", "_fused_sgd_"), _per_input(12)),
-    *(Rule("see decompositions.py", (name,), price) for name, price in DECOMPOSITIONS.items() if name != "addbmm"),
+    *(Rule("see decompositions.py", (name,), price) for name, price in DECOMPOSITIONS.items()),
     Rule("2 per input element", ("aminmax", "mse_loss"), _per_input(2)),
     Rule("3 per input element", ("var", "std", "var_mean", "std_mean", "dist", "renorm"), _per_input(3)),
     Rule("4 per input element", ("huber_loss", "smooth_l1_loss"), _per_input(4)),

@@ -21,7 +21,7 @@ nothing), TRUE_FLOPS (work an adaptive one does per answer), N_TASKS (answers it
 import ast
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from stages.contracts.arms import Answered, MethodArms
 from stages.contracts.method_file import from_file
 from stages.errors import MethodError, UserError
 from stages.execution.runs import arms_of
+from stages.redteam.composing import composed
 from stages.redteam.pipeline_attacks import pipeline_attacks
 from stages.reward.judging import MAX_UNSEEN, judge, noise_floor
 from stages.scoring.cached import cached_task, jobs
@@ -44,7 +45,7 @@ from stages.scoring.isolated import Isolated
 from stages.scoring.settings import Settings, settings
 from stages.tasks.storage import list_tasks
 
-__all__ = ["COLUMNS", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
+__all__ = ["COLUMNS", "RedTeam", "CONTROLS", "EXPLOITS", "QUICK", "as_cells", "as_markdown", "failures", "red_team"]
 
 FOLDER = Path(__file__).resolve().parent
 EXPLOITS, CONTROLS = FOLDER / "exploits", FOLDER / "controls"
@@ -62,7 +63,29 @@ TIMEOUT_S = 8.0
 FULL_SHARE = 0.9
 BREACH = "BREACH"
 """What an exploit raises with where it got what it must not have: its own flag, so it is read from its words."""
+N_GENERATED, N_HONEST, N_QUICK = 600, 60, 40
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RedTeam:
+    """What came of a run."""
+
+    rows: list[dict[str, Any]]
+    """One each of the files and of the attacks on the pipeline: {"name", "kind", "outcome", "charged_flops", "reward",
+    "layer", "tests", "reason"}."""
+    generated: int = 0
+    """Exploits that were composed."""
+    above_nothing: int = 0
+    """Of those: how many earned more than a method that declines."""
+    honest: int = 0
+    """Honest methods that were composed."""
+    punished: int = 0
+    """Of those: how many answered something else, or at another price, than when called on the data."""
+    by_end: dict[str, int] = field(default_factory=dict)
+    """Composed exploits by how they ended."""
+    faults: list[str] = field(default_factory=list)
+    """What got through or was punished, in words."""
 
 
 def _constants(path: Path) -> dict[str, Any]:
@@ -203,15 +226,12 @@ def _control(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[st
 
 def red_team(
     *, quick: bool = False, file: Path | None = None, progress: Progress = lambda said: None
-) -> list[dict[str, Any]]:
+) -> RedTeam:
     """Run it.
 
     Args:
         quick: the cross-section only.
         file: one method file instead, judged as an exploit.
-
-    Returns:
-        One row each: {"name", "kind", "outcome", "charged_flops", "reward", "layer", "tests", "reason"}.
 
     Raises:
         UserError: no such file, the graph has not been run, or there is no sandbox here.
@@ -228,7 +248,19 @@ def red_team(
             [delayed(_attack)(path, cases, chosen) for path in exploits]
             + [delayed(_control)(path, cases[:2], chosen) for path in controls]
         )
-    return rows if file else rows + pipeline_attacks(cases[0], chosen)
+        if file:
+            return RedTeam(rows)
+        progress(f"{N_QUICK if quick else N_GENERATED} composed exploits, {N_HONEST} honest methods")
+        found = composed(cases[0], chosen, N_QUICK if quick else N_GENERATED, N_QUICK if quick else N_HONEST, pool)
+    return RedTeam(
+        rows + pipeline_attacks(cases[0], chosen),
+        generated=found.generated,
+        above_nothing=len(found.above_nothing),
+        honest=found.honest,
+        punished=len(found.punished),
+        by_end=found.by_end,
+        faults=[f"{one.name}: {one.status}, {one.reason}" for one in (*found.above_nothing, *found.punished)],
+    )
 
 
 def failures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

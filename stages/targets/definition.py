@@ -29,8 +29,8 @@ class TargetDefinition(Protocol):
         """n fresh inputs with their right outputs, drawn from the images of a split."""
         ...
 
-    # ``disguise(images, generator) -> Corpus`` may be there as well: where the raw data are public it changes each
-    input  # of the ``tasks`` split, so that what tasks show is nothing anybody can have stored.
+    # A method ``disguise(images, generator) -> Corpus`` may be there as well. Where the raw data are public it changes
+    # each input of the ``tasks`` split, so that what tasks show is nothing anybody can have stored.
 
     def fit(
         self,

@@ -59,7 +59,7 @@ def test_what_is_kept_is_what_is_computed(
 
 def test_one_seed_more_pays_for_that_one_alone(task: Task, mlp: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     baseline, solved, real = runs.baseline_of(task, mlp, CONFIG), [], runs.solve
-    monkeypatch.setattr(runs, "solve", lambda *args: solved.append(args[4]) or real(*args))
+    monkeypatch.setattr(runs, "solve", lambda *args, **more: solved.append(args[4]) or real(*args, **more))
     more = runs.baseline_of(task, mlp, CONFIG.model_copy(update={"n_seeds": 3}))
     assert solved == [2, 2]  # twice: the second baseline is another draw
     kept = Baseline(more.first[:6], more.second[:6], more.rungs[:2], more.fits[:2])

@@ -30,7 +30,10 @@ def write(tmp_path, text: str):
 
 @needs_sandbox
 def test_the_cross_section_holds(graph):
-    rows = red_team(quick=True)
+    found = red_team(quick=True)
+    rows = found.rows
+    assert (found.generated, found.above_nothing, found.punished, found.faults) == (40, 0, 0, [])
+    assert found.honest == 40 and set(found.by_end) == {"priced", "refused"}
     assert failures(rows) == []
     names = {row["name"] for row in rows}
     assert set(QUICK) < names and any(row["kind"] == "control" for row in rows)
@@ -53,27 +56,19 @@ def test_the_cross_section_holds(graph):
         ),
         (
             """
-            TRUE_FLOPS = 10**9
+            TRUE_FLOPS = 10**15
             class Mine(Method):
+                adaptive = True
                 def interpret(self, target, budget): return Interpretation()
                 def answer(self, query, interpretation, target): return torch.zeros(len(query.inputs), 1)
             """,
             "uncharged",
         ),
-        (
-            """
-            EXPECT = "void"
-            class Mine(Method):
-                def interpret(self, target, budget): return Interpretation()
-                def answer(self, query, interpretation, target): return None
-            """,
-            "unflagged",
-        ),
     ],
 )
 def test_what_gets_through_is_a_failure(graph, tmp_path, text, outcome):
     """Wrong on purpose: the red team must be able to lose."""
-    (row,) = red_team(file=write(tmp_path, text))
+    (row,) = red_team(file=write(tmp_path, text)).rows
     assert row["outcome"] == outcome and failures([row]) == [row]
 
 
