@@ -12,8 +12,8 @@ same score; with an ample budget alone, a black box that can buy the truth would
 M2 may always fall back, for nothing, on the mean of its calibration labels and on what the question itself holds: so an
 answer that costs nothing and says nothing, or only hands on the inputs, saves nothing. A rung knows the raw outputs it
 has paid for as well, wherever that helps it. M2's rule is the same in every arm: among the options its budget allows
-take the cheapest whose cross-validated score is within a margin of the best. So an answer that adds nothing is not paid for,
-and a cheap answer replaces dear black-box work.
+take the cheapest whose cross-validated score is within a margin of the best. So an answer that adds nothing is not paid
+for, and a cheap answer replaces dear black-box work.
 
 Shape legend: N = instances, E = evaluation instances, I = items, K = features.
 """

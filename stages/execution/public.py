@@ -17,7 +17,7 @@ from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.tasks.storage import Task
 
-__all__ = ["bought_outputs", "public_features"]
+__all__ = ["plain_outputs", "public_features"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -37,8 +37,9 @@ def public_features(task: Task) -> FloatArray | None:
             labels = [column.unsqueeze(1).expand(n, items, 1) for column in _as_column(query.labels)]
             return _array(torch.cat([parts, *labels], dim=-1))
         case Localise():
-            mean = query.labels.double().mean(1, keepdim=True)
-            return _spread(torch.cat([query.inputs.flatten(2).mean(1), mean], dim=-1), items)
+            # Inputs say the same of every component, and there are many: what is left is which label it is about. (What
+            # each component is like on average, the calibrator knows from the labels it is given.)
+            return _spread(query.labels.double().mean(1, keepdim=True), items)
         case Steer():
             return _spread(query.directions, items)
         case Propose():
@@ -47,24 +48,20 @@ def public_features(task: Task) -> FloatArray | None:
             return None
 
 
-def bought_outputs(task: Task, target: Target, flops: float) -> FloatArray | None:
-    """(N, I, C) the target's outputs on the inputs of the question, where a rung has paid for as many forward passes.
-
-    Args:
-        flops: of the rung, per instance.
-    """
+def plain_outputs(task: Task, target: Target) -> tuple[FloatArray | None, float]:
+    """(N, I, C) the target's outputs on the inputs of the question, and what they cost per instance: a rung that has
+    paid for as many forward passes has seen them. None where the question holds no inputs of its own."""
     query, items = task.family.query(task.instances), task.truth.values.shape[1]
     inputs = _inputs(query)
     if inputs is None:
-        return None
-    flat = inputs.flatten(0, 1) if isinstance(query, Localise) else inputs
+        return None, 0.0
     ledger = Ledger()
-    outputs = MeteredAccess(target, ledger).forward(flat).outputs
-    if ledger.flops > flops * task.instances.n * (1 + 1e-9):
-        return None
+    outputs = (
+        MeteredAccess(target, ledger).forward(inputs.flatten(0, 1) if isinstance(query, Localise) else inputs).outputs
+    )
     if isinstance(query, Localise):
         outputs = outputs.view(*inputs.shape[:2], -1).mean(1)
-    return _spread(outputs, items)
+    return _spread(outputs, items), ledger.flops / task.instances.n
 
 
 def _inputs(query: Query) -> Tensor | None:

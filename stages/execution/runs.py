@@ -14,7 +14,7 @@ from stages.contracts.outcomes import SCORELESS
 from stages.contracts.target import Target
 from stages.execution.arms import FloatArray, run_ladder, shuffle_rows, solve, split
 from stages.execution.calibrator import assemble, cross_validate
-from stages.execution.public import bought_outputs, public_features
+from stages.execution.public import plain_outputs, public_features
 from stages.execution.settings import ExecutorConfig
 from stages.execution.store import arms_key, baseline_key, kept
 from stages.tasks.storage import Task
@@ -52,9 +52,12 @@ def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
 
 def _baseline_of(task: Task, target: Target, config: ExecutorConfig, seed: int) -> Baseline:
     # The features are stored in float32; what every later arm reads back must be what this arm used.
-    public = public_features(task)
+    public, (outputs, price) = public_features(task), plain_outputs(task, target)
     first, second = (
-        [_informed(task, target, step, public, seed, config) for step in run_ladder(task, target, seed, replicate)]
+        [
+            _informed(task, step, [public, outputs if step.flops >= price * (1 - 1e-9) else None], seed, config)
+            for step in run_ladder(task, target, seed, replicate)
+        ]
         for replicate in (0, 1)
     )
     results, fits = solve(task, first, None, 0.0, seed, config, public=public)
@@ -63,10 +66,10 @@ def _baseline_of(task: Task, target: Target, config: ExecutorConfig, seed: int) 
 
 
 def _informed(
-    task: Task, target: Target, step: LadderStep, public: FloatArray | None, seed: int, config: ExecutorConfig
+    task: Task, step: LadderStep, beside: Sequence[FloatArray | None], seed: int, config: ExecutorConfig
 ) -> LadderStep:
     """A rung with what is known beside it, where that predicts held-out calibration instances better."""
-    blocks = [block for block in (public, bought_outputs(task, target, step.flops)) if block is not None]
+    blocks = [block for block in beside if block is not None]
     alone = step.features.astype("f4").astype("f8")
     if not blocks:
         return replace(step, features=alone)

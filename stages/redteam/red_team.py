@@ -224,9 +224,7 @@ def _control(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[st
     }
 
 
-def red_team(
-    *, quick: bool = False, file: Path | None = None, progress: Progress = lambda said: None
-) -> RedTeam:
+def red_team(*, quick: bool = False, file: Path | None = None, progress: Progress = lambda said: None) -> RedTeam:
     """Run it.
 
     Args:

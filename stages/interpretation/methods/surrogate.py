@@ -1,0 +1,83 @@
+"""A small model of what the target answers, fitted in the free phase on its outputs alone: a control. It looks at
+nothing inside, so whatever it earns is no interpretation; it must not be better than the baseline.
+
+Random features of the inputs (a fixed projection and a ReLU), and ridge regression from them to the target's logits
+(Rahimi and Recht 2007, "Random features for large-scale kernel machines").
+"""
+
+import torch
+from torch import Tensor
+
+from stages.contracts.method import (
+    Answer,
+    Attribute,
+    Budget,
+    Interpretation,
+    Localise,
+    Method,
+    Query,
+    Represent,
+)
+from stages.contracts.target import TargetAccess
+
+__all__ = ["Surrogate"]
+
+CORPUS_INPUTS = 2000
+N_HIDDEN = 128
+PENALTY = 1e-2
+"""Of the ridge regression, on features of unit variance, times the number of inputs."""
+
+
+class Surrogate(Method):
+    name = "surrogate"
+
+    def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
+        inputs = target.corpus("train").inputs[:CORPUS_INPUTS]
+        flat, outputs = inputs.flatten(1).float(), target.forward(inputs).outputs
+        weight = torch.randn(flat.shape[1], N_HIDDEN, generator=budget.generator()) / flat.shape[1] ** 0.5
+        arrays = {"mean": flat.mean(0), "project": weight}
+        hidden = _hidden(flat, arrays)
+        arrays["scale"] = 1.0 / (hidden.std(0) + 1e-3)
+        scaled = hidden * arrays["scale"]
+        centre, offset = scaled.mean(0), outputs.mean(0)
+        gram = (scaled - centre).T @ (scaled - centre) + PENALTY * len(flat) * torch.eye(N_HIDDEN)
+        read = torch.linalg.solve(gram, (scaled - centre).T @ (outputs - offset))
+        return Interpretation(arrays | {"read": read, "offset": offset - centre @ read})
+
+    def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
+        match query:
+            case Represent():
+                return _features(_outputs(query.inputs, interpretation))
+            case Attribute() if query.inputs.dim() > 1:
+                whole = _outputs(query.inputs, interpretation)
+                cut = [_outputs(_without(query.inputs, segment), interpretation) for segment in query.segments]
+                return torch.stack([whole - one for one in cut], dim=1)
+            case Localise():
+                outputs = _outputs(query.inputs.flatten(0, 1), interpretation)
+                mean = outputs.view(*query.inputs.shape[:2], -1).mean(1)
+                return mean.unsqueeze(1).expand(-1, len(query.components), -1)
+            case _:
+                return None
+
+
+def _hidden(flat: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+    return ((flat - arrays["mean"]) @ arrays["project"]).relu()
+
+
+def _outputs(inputs: Tensor, interpretation: Interpretation) -> Tensor:
+    """(n, *input_shape) -> (n, C) what the target would say."""
+    arrays = dict(interpretation.arrays)
+    return (_hidden(inputs.flatten(1), arrays) * arrays["scale"]) @ arrays["read"] + arrays["offset"]
+
+
+def _features(outputs: Tensor) -> Tensor:
+    log_probs = outputs.log_softmax(-1)
+    best = outputs.topk(2, dim=-1).values
+    entropy = -(log_probs.exp() * log_probs).sum(-1, keepdim=True)
+    return torch.cat([outputs, best[:, :1] - best[:, 1:], entropy], dim=-1)
+
+
+def _without(inputs: Tensor, segment: tuple[int, ...]) -> Tensor:
+    kept = torch.ones(inputs.shape[1])
+    kept[list(segment)] = 0.0
+    return inputs * kept.view(-1, *([1] * (inputs.dim() - 2)))
