@@ -3,6 +3,7 @@ compared.
 """
 
 import hashlib
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from stages import tracking
 __all__ = ["NIGHT_TAGS", "NightlyRun"]
 
 NIGHT_TAGS = {"lensmith.kind": "night"}
+GIT_PATIENCE_S = 60
+"""For one question to git; a lock or a slow disk must not keep a night."""
 
 
 class NightlyRun:
@@ -70,14 +73,19 @@ class NightlyRun:
 
 
 def _git_sha(root: Path) -> str:
-    if not (root / ".git").exists():
+    git = shutil.which("git")  # an archive, or a slim container, has none
+    if git is None or not (root / ".git").exists():
         return "none"
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
+    try:
+        described = subprocess.run(
+            [git, "describe", "--always", "--abbrev=40", "--dirty"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=GIT_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
     return described.stdout.strip() or "none"
 
 

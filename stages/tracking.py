@@ -1,7 +1,7 @@
 """MLflow, a projection of what the stages write: never the truth, and never a reason for a stage to fail.
 
 The store is mlruns/mlflow.db (SQLite, absolute URI) with artifacts in mlruns/artifacts; ``MLFLOW_TRACKING_URI`` names
-another one. ``LENSMITH_TRACKING=off`` writes nothing. A run is a child of ``RUN_PARENT_ID`` if that is set (the nightly
+another one. MLflow keeps absolute addresses of artifacts; ``settle`` mends them where the folder was moved or copied. ``LENSMITH_TRACKING=off`` writes nothing. A run is a child of ``RUN_PARENT_ID`` if that is set (the nightly
 flow sets it), else it stands alone, so that ``dvc repro`` needs no scheduler.
 
 MLflow is imported by the first run that is opened, not by importing this module.
@@ -17,10 +17,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from stages.base import paths
 
-__all__ = ["EXPERIMENT", "Run", "enabled", "end_orphans", "open_store", "stage_run", "uri"]
+__all__ = [
+    "EXPERIMENT",
+    "Run",
+    "enabled",
+    "end_orphans",
+    "open_store",
+    "settle",
+    "sqlite_file",
+    "sqlite_uri",
+    "stage_run",
+    "uri",
+]
 
 EXPERIMENT = "lensmith"
 FLUSH_POINTS = 1000
@@ -35,7 +47,25 @@ def enabled() -> bool:
 
 def uri() -> str:
     """Where runs are stored; absolute, since a relative one would follow the current directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_database()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(_database())
+
+
+def sqlite_uri(path: Path) -> str:
+    """Address of a SQLite file for MLflow. In the plain form a ? would end the path, so such a path is quoted and SQLite
+    is told that it is. (MLflow makes the folder of what follows ``sqlite:///`` without looking further.)
+    """
+    plain = path.as_posix()
+    return f"sqlite+pysqlite:///file:{quote(plain)}?uri=true" if set(plain) & set("?#%") else f"sqlite:///{plain}"
+
+
+def sqlite_file(address: str) -> Path | None:
+    """The file that an address names, as ``sqlite_uri`` or a person wrote it; None for another kind of store."""
+    scheme, found, rest = address.partition(":///")
+    if not found or scheme.partition("+")[0] != "sqlite":
+        return None
+    place, _, query = rest.partition("?")
+    quoted = place.startswith("file:") and "uri=true" in query.split("&")
+    return Path(unquote(place.removeprefix("file:")) if quoted else place)
 
 
 def _database() -> Path:
@@ -58,19 +88,20 @@ def open_store() -> tuple[Any, str]:
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # its schema chatter would drown the stage's own lines
     with _first_touch():
         _check_file()
+        settle()
         client = MlflowClient(tracking_uri=uri())
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return client, str(found.experiment_id)
         # Without a location artifacts would go to ./mlruns/<id> of whatever directory is current.
-        location = (paths.mlruns_dir() / "artifacts").as_uri() if uri().startswith("sqlite:") else None
+        location = (paths.mlruns_dir() / "artifacts").as_uri() if sqlite_file(uri()) else None
         return client, str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
 @contextmanager
 def _first_touch() -> Iterator[None]:
     # Two processes that create the schema at once collide ("duplicate column name"), so opening takes turns.
-    if not uri().startswith("sqlite:"):
+    if sqlite_file(uri()) is None:
         yield
         return
     paths.mlruns_dir().mkdir(parents=True, exist_ok=True)
@@ -81,12 +112,45 @@ def _first_touch() -> Iterator[None]:
 
 def _check_file() -> None:
     """Fail at once on a SQLite file that cannot be written: MLflow itself would retry for 100 seconds."""
-    if not uri().startswith("sqlite:///"):
+    path = sqlite_file(uri())
+    if path is None:
         return
-    path = uri().removeprefix("sqlite:///").split("?")[0]
     with closing(sqlite3.connect(path, timeout=30)) as database:
         database.execute("BEGIN IMMEDIATE")
         database.rollback()
+
+
+def settle() -> int:
+    """Make addresses of artifacts those of this folder, where it was moved or copied with its store; returns how many
+    were others. MLflow writes absolute ones, so a copy would go on writing into the original.
+    """
+    file, home = _database(), paths.mlruns_dir().as_uri()
+    if sqlite_file(uri()) != file or not file.is_file():
+        return 0
+    changed = 0
+    with closing(sqlite3.connect(file, timeout=30)) as database, database:
+        known = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+        if "experiments" not in known:
+            return 0
+        ours = database.execute("select artifact_location from experiments where name = ?", (EXPERIMENT,)).fetchone()
+        old = str(ours[0]).removesuffix("/artifacts") if ours and ours[0] else home
+        if old == home:
+            return 0
+        for table, column in _ADDRESSES:
+            if table in known:
+                begins = f"substr({column}, 1, {len(old) + 1}) = ?"
+                text = f"update {table} set {column} = ? || substr({column}, {len(old) + 1}) where {begins}"
+                changed += database.execute(text, (home, f"{old}/")).rowcount
+    return changed
+
+
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's tables hold addresses of artifacts."""
 
 
 class Run:

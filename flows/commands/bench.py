@@ -60,13 +60,13 @@ def arm_file(lock: Path, root: Path) -> str | None:
     """A source file that only nodes of one and the same arm depend on, in more than one stage: one
     method's file.
     """
-    import yaml
+    from flows.lock_file import read
 
     if not lock.is_file():
         return None
     arms: dict[str, set[str]] = {}
     users: dict[str, int] = {}
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages") or {}
+    stages = read(lock.read_text(encoding="utf-8")).get("stages") or {}
     for node, entry in stages.items():
         for dep in entry.get("deps") or []:
             if str(dep["path"]).endswith(".py") and (root / dep["path"]).is_file():
@@ -159,6 +159,8 @@ def pipeline(*, jobs: int, as_json: bool) -> None:
 def _print_pipeline(console: "Console", runs: list[PipelineRun], jobs: int, changed: str | None) -> None:
     from rich.table import Table
 
+    from flows.tables import print_table
+
     titles = ("run", "wall", "CPU", "executed", "cached", "node time", "outside computation")
     table = Table(*titles, title="pipeline")
     for run in runs:
@@ -172,7 +174,7 @@ def _print_pipeline(console: "Console", runs: list[PipelineRun], jobs: int, chan
             f"{run.node_s:.1f} s",
             "-" if share is None else f"{share:.0%}",
         )
-    console.print(table)
+    print_table(console, table)
     console.print(
         f"{jobs} nodes at a time. Outside computation (start-up, imports, hashing): share of node time.",
         highlight=False,
@@ -191,6 +193,7 @@ def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
 
     from flows.durations import load_durations
     from flows.environment import child_environment
+    from flows.progress import telling
 
     def cpu_s() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -204,7 +207,7 @@ def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
     environment["PREFECT_HOME"] = str(copy / ".prefect")
     command = [sys.executable, "-m", "flows.command", "run", "--jobs", str(jobs)]
     started, cpu_before = time.monotonic(), cpu_s()
-    with console.status(f"{name} run in {copy}"):
+    with telling(console, f"{name} run in {copy}"):
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     wall_s = time.monotonic() - started
     if done.returncode != 0:
@@ -226,12 +229,14 @@ def metering(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from flows.progress import telling
+    from flows.tables import print_table
     from flows.terminal import print_json
     from stages.benchmarks.metering import bench_metering
 
     console = Console(stderr=as_json)
-    with console.status("metering") as shown:
-        result = bench_metering(lambda message: shown.update(message[:120]))
+    with telling(console, "metering") as tell:
+        result = bench_metering(tell)
     if as_json:
         print_json(result)
         return
@@ -246,7 +251,7 @@ def metering(*, jobs: int, as_json: bool) -> None:
             f"{row['across']:.2f}x",
             "-" if sandboxed is None else f"{sandboxed:.2f}x",
         )
-    console.print(table)
+    print_table(console, table)
     for name, value in (result["start_up_s"] | result["score"]).items():
         what = f"score {name}" if "_s" in name else f"start-up {name}"
         what = "ratio of whole scores" if name == "ratio" else what
@@ -262,7 +267,7 @@ def metering(*, jobs: int, as_json: bool) -> None:
             "-" if one.cpu_s is None else f"{1e3 * one.cpu_s:.1f} ms",
             one.outcome,
         )
-    console.print(layers)
+    print_table(console, layers)
     rates = result["calibration"]
     console.print(
         f"calibration: {rates['dense_flops_per_s'] / 1e9:.0f} GFLOP/s dense"
@@ -279,6 +284,7 @@ def calibrator(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from flows.tables import print_table
     from flows.terminal import print_json
     from stages.benchmarks.calibrator import bench_calibrator
 
@@ -300,7 +306,7 @@ def calibrator(*, jobs: int, as_json: bool) -> None:
             f"{row.reference_ms:.0f} ms",
             f"{row.reference_ms / row.ms:.1f}x",
         )
-    console.print(table)
+    print_table(console, table)
 
 
 BENCHMARKS: dict[str, Callable[..., None]] = {
@@ -315,6 +321,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
 
 
 def bench(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Which one: see above.")],
     jobs: Jobs = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
@@ -327,10 +334,13 @@ def bench(
 
     Example: lensmith bench pipeline
     """
+    from flows.options import refuse
     from stages.errors import UserError
 
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r} is unknown: use {', '.join(sorted(BENCHMARKS))}")
+    if name != pipeline.__name__:
+        refuse(context, "jobs", f"{name} is measured on one thread; nodes are run by `lensmith bench pipeline`")
     BENCHMARKS[name](jobs=jobs, as_json=as_json)
 
 
