@@ -120,7 +120,12 @@ def _folder(root: Path) -> Iterator[Check]:
 
 def _writable(root: Path) -> Iterator[Check]:
     """Whether a file can be made and grown in every folder that a run writes to; the mode of a folder does not tell."""
-    folders = [root / name for name in ("", ".lensmith", ".dvc", "data", "metrics", "report", "mlruns", ".prefect")]
+    made = (paths.metrics_file("any"), paths.report_file(), paths.mlruns_dir() / "any")
+    folders = [
+        root,
+        *(root / name for name in (".lensmith", ".dvc", "data", ".prefect")),
+        *(file.parent for file in made),
+    ]
     refused: dict[str, str] = {}
     for folder in [*folders, Path(tempfile.gettempdir())]:
         if folder != root and not folder.exists():

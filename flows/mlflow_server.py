@@ -56,8 +56,13 @@ def _experiment() -> str:
 
     file = tracking.sqlite_file(tracking.uri())
     if file is not None:
-        with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store:
-            row = store.execute("select experiment_id from experiments where name = ?", (tracking.EXPERIMENT,)).fetchone()
+        with (
+            suppress(sqlite3.Error),
+            closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store,
+        ):
+            row = store.execute(
+                "select experiment_id from experiments where name = ?", (tracking.EXPERIMENT,)
+            ).fetchone()
             if row:
                 return str(row[0])
     return "1"
@@ -138,4 +143,6 @@ def _check_free(port: int) -> None:
         try:
             trial.bind((HOST, port))
         except OSError as error:
-            raise UserError(f"--port {port} cannot be used ({error.strerror}): give another, such as {port + 1}") from error
+            raise UserError(
+                f"--port {port} cannot be used ({error.strerror}): give another, such as {port + 1}"
+            ) from error

@@ -35,7 +35,9 @@ def print_table(console: Console, table: Table) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         width = max(width, min(sum(most) + border, WIDEST))
     if sum(least) + border > width:
-        _stack(console, str(table.title or ""), heads, [*zip(*cells, strict=True), *([tuple(feet)] if any(feet) else [])])
+        _stack(
+            console, str(table.title or ""), heads, [*zip(*cells, strict=True), *([tuple(feet)] if any(feet) else [])]
+        )
         return
     for column, size in zip(table.columns, _shared(least, most, width - border), strict=True):
         column.width, column.min_width, column.max_width = size, None, None

@@ -99,12 +99,12 @@ _AGAIN = "then run the same again: what is finished is kept"
 _REFUSALS: dict[int, tuple[str, bool]] = {
     errno.ENOSPC: ("no space left at {where}: free some (`dvc gc --workspace`), then run again", False),
     errno.EDQUOT: ("no space left at {where}, by your quota: free some, then run again", False),
-    errno.EROFS: (f"{{where}} cannot be written: the file system is read-only. {_READS[0].upper()}{_READS[1:]}. To compute,"
-                  " mount it for writing, or copy the working copy to a place that can be written", True),
-    errno.EACCES: (f"{{where}}: permission denied for user {os.getuid()}. Change its owner or mode, or work in a copy of"
-                   f" your own; {_READS}", True),
-    errno.EPERM: (f"{{where}}: not permitted for user {os.getuid()}. Change its owner or mode, or work in a copy of your"
-                  f" own; {_READS}", True),
+    errno.EROFS: (f"{{where}} cannot be written: the file system is read-only. {_READS[0].upper()}{_READS[1:]}. To"
+                  " compute, mount it for writing, or copy the working copy to a place that can be written", True),
+    errno.EACCES: (f"{{where}}: permission denied for user {os.getuid()}. Change its owner or mode, or work in a copy"
+                   f" of your own; {_READS}", True),
+    errno.EPERM: (f"{{where}}: not permitted for user {os.getuid()}. Change its owner or mode, or work in a copy"
+                  f" of your own; {_READS}", True),
     errno.ENOENT: (f"{{where}} is not there: it was moved or deleted, or the path is misspelt. Mend the path, {_AGAIN}",
                    True),
     errno.ENOTDIR: (f"{{where}} goes through something that is no folder: move that away, {_AGAIN}", True),

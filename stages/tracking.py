@@ -1,8 +1,9 @@
 """MLflow, a projection of what the stages write: never the truth, and never a reason for a stage to fail.
 
 The store is mlruns/mlflow.db (SQLite, absolute URI) with artifacts in mlruns/artifacts; ``MLFLOW_TRACKING_URI`` names
-another one. MLflow keeps absolute addresses of artifacts; ``settle`` mends them where the folder was moved or copied. ``LENSMITH_TRACKING=off`` writes nothing. A run is a child of ``RUN_PARENT_ID`` if that is set (the nightly
-flow sets it), else it stands alone, so that ``dvc repro`` needs no scheduler.
+another one. ``LENSMITH_TRACKING=off`` writes nothing. A run is a child of ``RUN_PARENT_ID`` if that is set (a run of
+the graph sets it), else it stands alone, so that ``dvc repro`` needs no scheduler. MLflow keeps absolute addresses of
+artifacts; ``settle`` mends them where the folder was moved or copied.
 
 MLflow is imported by the first run that is opened, not by importing this module.
 """
@@ -51,8 +52,8 @@ def uri() -> str:
 
 
 def sqlite_uri(path: Path) -> str:
-    """Address of a SQLite file for MLflow. In the plain form a ? would end the path, so such a path is quoted and SQLite
-    is told that it is. (MLflow makes the folder of what follows ``sqlite:///`` without looking further.)
+    """Address of a SQLite file for MLflow. In the plain form a ? would end the path, so such a path is quoted and
+    SQLite is told that it is. (MLflow makes the folder of what follows ``sqlite:///`` without looking further.)
     """
     plain = path.as_posix()
     return f"sqlite+pysqlite:///file:{quote(plain)}?uri=true" if set(plain) & set("?#%") else f"sqlite:///{plain}"

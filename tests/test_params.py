@@ -118,7 +118,10 @@ def test_values_mean_what_they_mean_to_dvc(tmp_path):
     file = tmp_path / "reward.yaml"
     file.write_text("methods: [on, no, yes]\nflop_weight: 1e-3\nflop_weights: [1e-2, .5]\n", encoding="utf-8")
     config = load("reward", config_of("reward"), file)
-    assert load("research", config_of("research"), _file(tmp_path, "researcher: search\nseed: 0\nbudget: 010")).budget == 10, "YAML 1.1: 8"
+    assert (
+        load("research", config_of("research"), _file(tmp_path, "researcher: search\nseed: 0\nbudget: 010")).budget
+        == 10
+    ), "YAML 1.1: 8"
     assert config.methods == ("on", "no", "yes")
     assert config.flop_weight == 1e-3 and config.flop_weights == (0.01, 0.5)
 

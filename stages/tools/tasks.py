@@ -212,9 +212,7 @@ def make_instances(name: str, n: int, seed: int, target: str | None = None, with
     return shown
 
 
-def audit(
-    names: Sequence[str] | None = None, progress: Callable[[str], None] = lambda said: None
-) -> list[AuditRow]:
+def audit(names: Sequence[str] | None = None, progress: Callable[[str], None] = lambda said: None) -> list[AuditRow]:
     """Check families on fresh instances; one row per family and target.
 
     ``constant``, ``truth`` and ``permuted`` are scores of those predictions; ``overlap`` counts instances shared with

@@ -83,7 +83,9 @@ def test_a_copy_of_a_working_copy_has_addresses_of_its_own(
     ("words", "code"),
     [(("score", "stages/toy/stage.py"), 2), (("status",), 2), (("run",), 2), (("leaderboard",), 0), (("doctor",), 1)],
 )
-def test_a_read_only_working_copy_says_so_and_what_still_works(done_toy: Toy, words: tuple[str, ...], code: int) -> None:
+def test_a_read_only_working_copy_says_so_and_what_still_works(
+    done_toy: Toy, words: tuple[str, ...], code: int
+) -> None:
     root = str(done_toy.root)
     wall = [str(BWRAP), "--bind", "/", "/", "--dev-bind", "/dev", "/dev", "--ro-bind", root, root, "--chdir", root]
     done = subprocess.run(
