@@ -7,16 +7,18 @@ for ever and no page ever answers.
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import TextIO
+from urllib.parse import quote
 
 from flows.environment import child_environment, state_dir
 from stages import tracking
@@ -38,34 +40,37 @@ def command(port: int) -> list[str]:
 
 
 def pages(port: int) -> list[tuple[str, str]]:
-    """(what it shows, its address): the methods side by side, nights, everything."""
-    from urllib.parse import quote
+    """(what it shows, its address): the methods side by side, the report, nights, everything."""
+    base = f"http://{HOST}:{port}/#/experiments/{_ask(_EXPERIMENT) or '1'}/runs"
 
-    base = f"http://{HOST}:{port}/#/experiments/{_experiment()}/runs"
-    found = [
-        (what, f"{base}?searchFilter={quote(f'tags.`lensmith.kind` = {kind!r}')}&compareRunsMode={mode}")
-        for what, kind, mode in (("methods", "method", "CHART"), ("nights", "night", "TABLE"))
+    def listed(wanted: str, mode: str) -> str:
+        return f"{base}?searchFilter={quote(wanted)}&compareRunsMode={mode}"
+
+    report = _ask(_REPORT)
+    return [
+        ("methods", listed(f"tags.`{tracking.CURRENT}` = 'yes' and tags.`lensmith.kind` = 'method'", "CHART")),
+        *([("report", f"{base}/{report}/artifacts")] if report else []),
+        ("nights", listed("tags.`lensmith.kind` = 'night'", "TABLE")),
+        ("all runs", base),
     ]
-    return [*found, ("all runs", base)]
 
 
-def _experiment() -> str:
-    """Its number, from the file where that is at hand: importing MLflow to ask would take seconds."""
-    import sqlite3
-    from contextlib import closing
+_EXPERIMENT = f"select experiment_id from experiments where name = '{tracking.EXPERIMENT}'"
+_REPORT = (
+    "select a.run_uuid from tags a join tags b on a.run_uuid = b.run_uuid where a.key = 'lensmith.kind' and"
+    f" a.value = 'report' and b.key = '{tracking.CURRENT}' and b.value = 'yes'"
+)
 
+
+def _ask(query: str) -> str:
+    """The first answer, from the file where that is at hand: importing MLflow to ask would take seconds."""
     file = tracking.sqlite_file(tracking.uri())
-    if file is not None:
-        with (
-            suppress(sqlite3.Error),
-            closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store,
-        ):
-            row = store.execute(
-                "select experiment_id from experiments where name = ?", (tracking.EXPERIMENT,)
-            ).fetchone()
-            if row:
-                return str(row[0])
-    return "1"
+    if file is None:
+        return ""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store:
+        row = store.execute(query).fetchone()
+        return str(row[0]) if row else ""
+    return ""
 
 
 class Server:

@@ -5,6 +5,7 @@ compared.
 import hashlib
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from flows.graph import headline_metrics, stage_of
 from flows.headline import headline
 from flows.outcome import Outcome
 from stages import tracking
+from stages.base import paths
 
 __all__ = ["NIGHT_TAGS", "NightlyRun"]
 
@@ -57,6 +59,14 @@ class NightlyRun:
             for path in metrics.get(stage, []):
                 self._row(headline(path), 0)
         self._row.tag({"dvc_lock_sha": _sha(self._root / "dvc.lock")})
+        for file in (*(path for files in metrics.values() for path in files), paths.report_file()):
+            if file.is_file():
+                self._row.artifact(file)
+        counts = Counter(outcome.state for outcome in outcomes)
+        self._row.describe(
+            f"A night: {', '.join(f'{n} nodes {state}' for state, n in sorted(counts.items()))}. All numbers and the"
+            " report are artifacts; stages that ran are child runs."
+        )
         if any(outcome.state in {"failed", "interrupted"} for outcome in outcomes):
             tracking.end_orphans(**{"mlflow.parentRunId": self._row.id})
 

@@ -23,7 +23,9 @@ from urllib.parse import quote, unquote
 from stages.base import paths
 
 __all__ = [
+    "CURRENT",
     "EXPERIMENT",
+    "RUN",
     "Run",
     "enabled",
     "end_orphans",
@@ -32,10 +34,20 @@ __all__ = [
     "sqlite_file",
     "sqlite_uri",
     "stage_run",
+    "supersede",
     "uri",
 ]
 
 EXPERIMENT = "lensmith"
+ABOUT = """Methods side by side: filter by ``tags.`lensmith.current` = 'yes'`` and open the chart view.
+`lensmith mlflow` prints the address of that. What the runs hold: docs/mlflow.md. Result files are the truth; this is a
+projection of them."""
+RUN = "LENSMITH_RUN"
+"""Names the run of the graph that a stage belongs to; every MLflow run of it has that as a tag."""
+CURRENT = "lensmith.current"
+"""Tag of runs that a later one replaces: yes or no."""
+DEPTH = 2
+"""Parts that a metric's name has at most, between slashes: 400 names in a run are read by nobody."""
 FLUSH_POINTS = 1000
 """Points written at once: a REST store takes no more in one request, and SQLite needs 25 ms for a single point."""
 
@@ -96,7 +108,8 @@ def open_store() -> tuple[Any, str]:
             return client, str(found.experiment_id)
         # Without a location artifacts would go to ./mlruns/<id> of whatever directory is current.
         location = (paths.mlruns_dir() / "artifacts").as_uri() if sqlite_file(uri()) else None
-        return client, str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        about = {"mlflow.note.content": ABOUT}
+        return client, str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=about))
 
 
 @contextmanager
@@ -161,11 +174,15 @@ class Run:
         self.name, self.id = name, ""
         self._client: Any = None
         self._points: list[tuple[str, float, int, int]] = []
+        self._details: list[tuple[str, int, float]] = []
+        self._curves: dict[str, list[tuple[dict[str, float], int]]] = {}
         if not enabled():
             return
         try:
             client, experiment = open_store()
             tags = {"mlflow.runName": name}
+            if os.environ.get(RUN):
+                tags["lensmith.run"] = os.environ[RUN]
             stage = os.environ.get("DVC_STAGE")
             if stage:
                 tags["stage"] = stage
@@ -179,11 +196,25 @@ class Run:
             self._give_up(error)
 
     def __call__(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Note metrics at a step; they are written in batches."""
+        """Note metrics at a step; they are written in batches.
+
+        A name of more than ``DEPTH`` parts is about a part of the run. Curves of such names go to a child run of that
+        part, under the rest of the name, so that parts can be compared; single numbers go to a table, details.csv.
+        """
         if self._client is None:
             return
         now = int(time.time() * 1000)
-        self._points += [(_legal(key), float(value), now, step) for key, value in metrics.items()]
+        curves: dict[str, dict[str, float]] = {}
+        for key, value in metrics.items():
+            parts = key.split("/")
+            if len(parts) <= DEPTH:
+                self._points.append((_legal(key), float(value), now, step))
+            elif step:
+                curves.setdefault("/".join(parts[:DEPTH]), {})["/".join(parts[DEPTH:])] = float(value)
+            else:
+                self._details.append((key, step, float(value)))
+        for part, values in curves.items():
+            self._curves.setdefault(part, []).append((values, step))
         if len(self._points) >= FLUSH_POINTS:
             self.flush()
 
@@ -215,9 +246,33 @@ class Run:
         except Exception as error:  # any failure of the store is a warning, by design
             self._give_up(error)
 
+    def text(self, name: str, content: str) -> None:
+        """Keep a text as an artifact."""
+        if self._client is None:
+            return
+        try:
+            self._client.log_text(self.id, content, name)
+        except Exception as error:  # any failure of the store is a warning, by design
+            self._give_up(error)
+
+    def describe(self, text: str) -> None:
+        """What stands above the run on its page."""
+        self.tag({"mlflow.note.content": text})
+
     def close(self, status: str = "FINISHED") -> None:
         """Write what is buffered and end the run: FINISHED, FAILED or KILLED."""
         self.flush()
+        if self._client is None:
+            return
+        for part, points in self._curves.items():
+            part_run = Run(part, parent=self.id)
+            part_run.tag({"lensmith.kind": "part"})
+            for values, step in points:
+                part_run(values, step)
+            part_run.close(status)
+        if self._details:
+            lines = [f"{name},{step},{value!r}" for name, step, value in self._details]
+            self.text("details.csv", "\n".join(["name,step,value", *lines]) + "\n")
         if self._client is None:
             return
         try:
@@ -262,6 +317,22 @@ def stage_run(name: str, params: Mapping[str, Any] | None = None, *, parent: str
         run.close("FAILED")
         raise
     run.close()
+
+
+def supersede(**tags: str) -> int:
+    """Mark earlier runs that are current as such no longer, before new ones take their place; returns how many."""
+    if not enabled():
+        return 0
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {**tags, CURRENT: "yes"}.items())
+    try:
+        client, experiment = open_store()
+        runs = client.search_runs([experiment], wanted, max_results=1000)
+        for run in runs:
+            client.set_tag(run.info.run_id, CURRENT, "no")
+        return len(runs)
+    except Exception as error:  # any failure of the store is a warning, by design
+        _warn(error)
+        return 0
 
 
 def end_orphans(**tags: str) -> int:
