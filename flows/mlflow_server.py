@@ -49,7 +49,7 @@ def pages(port: int) -> list[tuple[str, str]]:
     report = _ask(_REPORT)
     return [
         ("methods", listed(f"tags.`{tracking.CURRENT}` = 'yes' and tags.`lensmith.kind` = 'method'", "CHART")),
-        *([("report", f"{base}/{report}/artifacts")] if report else []),
+        *([("page", f"{base}/{report}/artifacts")] if report else []),
         ("nights", listed("tags.`lensmith.kind` = 'night'", "TABLE")),
         ("all runs", base),
     ]
