@@ -146,10 +146,14 @@ def research(
 def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the default browser.")] = False,
 ) -> None:
-    """Say where the HTML report is; one file, no network needed.
+    """Say where the HTML report is, and when it was made; one file, no network needed.
 
     Example: lensmith report --open
     """
+    import sys
+    from datetime import UTC, datetime
+
+    from flows.durations import load_durations
     from stages.base import paths
     from stages.errors import UserError
 
@@ -157,6 +161,10 @@ def report(
     if not path.is_file():
         raise UserError(f"{path} is missing: no run has come that far; make it with `lensmith run`")
     print(path)
+    last = load_durations(paths.root()).last_run
+    ran = f"; the last run ended {last.finished_at} after {last.wall_s:.0f} s" if last is not None else ""
+    made = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    print(f"made {made}, {path.stat().st_size / 1e6:.1f} MB{ran}", file=sys.stderr)
     if open_it:
         import webbrowser
 

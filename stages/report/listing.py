@@ -204,13 +204,13 @@ def controls_table(rows: Sequence[ControlRow]) -> Table:
 
     columns: list[Column[ControlRow]] = [
         _text(model, "control", "name"),
-        _text(model, "expected"),
-        Column("found [95%]", found, True, model.hint("value")),
         Column(
             "",
             lambda row: Cell("passed", "b", "good") if row.passed else Cell("FAILED", "a", "bad"),
             hint=model.hint("passed"),
         ),
+        Column("found [95%]", found, True, model.hint("value")),
+        _text(model, "expected"),
         _text(model, "detail"),
     ]
     return table("Controls", columns, rows)
@@ -228,10 +228,10 @@ def fresh_table(rows: Sequence[FreshRow], caption: str) -> Table:
 
     columns: list[Column[FreshRow]] = [
         _text(model, "method", "name"),
-        _text(model, "task"),
+        _column(model, "gap", gap, True, True),
         _column(model, "old", lambda row: _plain(row.old), True),
         _column(model, "fresh", lambda row: _plain(row.fresh), True),
-        _column(model, "gap", gap, True, True),
+        _text(model, "task"),
         _column(model, "outcome", lambda row: _status(row.outcome, row.reason or "")),
     ]
     return table(caption, columns, rows)

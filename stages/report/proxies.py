@@ -99,8 +99,8 @@ def proxy_table(rows: Sequence[ProxyRow]) -> Table:
 
     columns = [
         Column[ProxyRow]("metric", lambda row: Cell(row.metric, row.metric, "name"), hint=ProxyRow.hint("metric")),
-        Column[ProxyRow]("target", lambda row: row.target, hint=ProxyRow.hint("target")),
         *map(of, KINDS),
+        Column[ProxyRow]("target", lambda row: row.target, hint=ProxyRow.hint("target")),
         Column[ProxyRow]("n", lambda row: Cell(str(row.n), row.n), True, ProxyRow.hint("n")),
     ]
     return table("Which metric predicts reward", columns, rows)

@@ -13,7 +13,7 @@ from flows import progress
 from flows.progress import telling
 from flows.tables import print_table
 from flows.terminal import print_rows
-from tests.flows.conftest import Toy
+from tests.flows.conftest import REPOSITORY, Toy
 
 NUMBERS = ("-0.12345678", "+0.053..+0.153", "x1.12", "12,345,678")
 
@@ -89,3 +89,11 @@ def test_a_failure_ends_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError), telling(Console(force_terminal=False), "work"):
         raise ZeroDivisionError
     assert "done" not in capsys.readouterr().err
+
+
+def test_long_commands_tell_their_progress_off_a_terminal_too() -> None:
+    """rich's own status prints nothing there."""
+    folder = REPOSITORY / "flows" / "commands"
+    told = {path.stem for path in folder.glob("*.py") if "telling(" in path.read_text(encoding="utf-8")}
+    assert told >= {"results", "redteam", "tasks", "bench", "editing", "store"}
+    assert not [name for name in told if ".status(" in (folder / f"{name}.py").read_text(encoding="utf-8")]

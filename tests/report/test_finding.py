@@ -76,7 +76,7 @@ def test_kinds_of_questions_are_read_where_the_tasks_are(results_root: Path) -> 
 def test_every_section_says_the_file_and_the_command_that_made_its_numbers(results_root: Path) -> None:
     page = render(load_results())
     for name in ("finding", "leaderboard", "tasks", "pareto", "campaign", "test", "fresh", "sensitivity", "controls",
-                 "dictionaries", "proxies", "latents", "circuits"):  # fmt: skip
+                 "dictionaries", "proxies", "latents", "circuits", "failures"):  # fmt: skip
         section = page.partition(f'<section id="{name}">')[2].partition("</section>")[0]
         assert 'class="from"' in section and "<code>dvc repro " in section, name
     for name, source in provenance.sources().items():
@@ -189,7 +189,7 @@ def test_saving_filtering_and_finding_ones_way(report: Path, tmp_path: Path, wid
     assert int(seen["data-all"]) == int(seen["data-again"]) == 9
     assert seen["data-target"] == "digits_mlp 4"
     assert seen["data-both"] == "digits_mlp train" and set(seen["data-panels"].split(",")) == {"digits_mlp train"}
-    assert seen["data-mean"] == "true"
+    assert seen["data-mean"] == "true" and seen["data-cell"] == "true"
     assert (seen["data-controls"], seen["data-finding"], seen["data-failures"]) == (
         "#controls",
         "#finding",

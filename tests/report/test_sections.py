@@ -77,7 +77,7 @@ def test_proxies_are_ranked_by_strength_and_drawn_with_their_nulls() -> None:
     plot = proxy_forest(rows)
     assert plot.n_marks == 15 and plot.svg().count('class="null"') == 30, "on both sides of 0"
     cells = proxy_table(rows).rows
-    assert len(cells) == 6 and "null" in cells[0][2].text and cells[-1][2].text == "\u2013"
+    assert len(cells) == 6 and "null" in cells[0][1].text and cells[-1][1].text == "\u2013"
 
 
 @pytest.mark.parametrize(

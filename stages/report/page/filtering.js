@@ -39,6 +39,11 @@
       group.classList.toggle("none-left", Boolean(empty));
     }
   };
+  // What a pointer reads on hover, a finger reads by a tap.
+  table.tBodies[0].addEventListener("click", (event) => {
+    const cell = event.target.closest("td.mark");
+    if (cell) document.getElementById("cell").textContent = cell.title;
+  });
   form.addEventListener("change", apply);
   form.addEventListener("reset", () => setTimeout(apply));
   form.addEventListener("submit", (event) => event.preventDefault());
