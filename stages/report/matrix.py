@@ -26,6 +26,8 @@ class MatrixColumn(NamedTuple):
     """What kind of question is asked."""
     help: str
     """What the baseline does, on how much."""
+    edge: bool = False
+    """Whether another split begins here."""
 
 
 class MatrixCell(NamedTuple):
@@ -85,6 +87,7 @@ def matrix(rows: Sequence[TaskRow], kinds: Mapping[str, str]) -> Matrix | None:
     cells = {(row.method, row.split, row.family, row.target): row for row in rows}
     full = max([FULL, *(abs(row.reward_mean) for row in rows if row.verdict != "not distinguishable")])
     columns = [_column(next(row for row in rows if _key(row) == task), kinds) for task in tasks]
+    columns = [column._replace(edge=i > 0 and columns[i - 1].split != column.split) for i, column in enumerate(columns)]
     made = []
     for method in {row.method for row in rows}:
         mine = [cells.get((method, *task)) for task in tasks]
