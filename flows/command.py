@@ -2,7 +2,6 @@
 of a second.
 """
 
-import errno
 import os
 import sys
 from types import ModuleType
@@ -21,9 +20,10 @@ from flows.commands import (
     redteam,
     results,
     running,
+    store,
     tasks,
 )
-from stages.errors import UserError
+from stages.errors import UserError, explain_os, os_cause
 
 __all__ = ["app", "main"]
 
@@ -57,6 +57,7 @@ _MODULES: tuple[ModuleType, ...] = (
     editing,
     dictionaries,
     nights,
+    store,
     packs,
     bench,
     redteam,
@@ -103,10 +104,13 @@ def main() -> None:
             raise
         if type(error).__name__ == "StageFailed":  # its module is not imported for `--help`
             _say(str(error))
-        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _say(f"no space left at {error.filename or 'the disk'}: free some (`dvc gc --workspace`), then run again")
-        else:
-            _say(f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and report it)")
+            sys.exit(1)
+        refused = os_cause(error)
+        if refused is not None:
+            text, users_fault = explain_os(refused)
+            _say(text)
+            sys.exit(2 if users_fault else 1)
+        _say(f"{type(error).__name__}: {error} (a fault of ours: run again with --debug and report it)")
         sys.exit(1)
 
 

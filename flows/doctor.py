@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
@@ -17,7 +18,7 @@ from flows.environment import prepare_dvc
 from flows.lock import holder
 from stages import tracking
 from stages.base import paths
-from stages.errors import UserError
+from stages.errors import UserError, explain_os
 from stages.sandbox.bubblewrap import layers
 
 __all__ = ["Check", "examine"]
@@ -102,22 +103,58 @@ def _folder(root: Path) -> Iterator[Check]:
         yield Check("ok", "DVC", f"{root / '.dvc'}, {scm}")
     except UserError as error:
         yield Check("missing", "DVC", str(error), "unpack or clone it again")
+    except OSError as error:
+        yield Check("missing", "DVC", explain_os(error)[0], "see `can be written` below")
+    yield from _writable(root)
     yield _store()
     who = holder(root)
     yield Check("fact", "at work here", who or "nobody")
+    git = shutil.which("git")
+    yield Check(
+        "ok" if git else "optional",
+        "git",
+        git or "none: nights note no commit",
+        "" if git else "apt-get install git",
+    )
+
+
+def _writable(root: Path) -> Iterator[Check]:
+    """Whether a file can be made and grown in every folder that a run writes to; the mode of a folder does not tell."""
+    made = (paths.metrics_file("any"), paths.report_file(), paths.mlruns_dir() / "any")
+    folders = [
+        root,
+        *(root / name for name in (".lensmith", ".dvc", "data", ".prefect")),
+        *(file.parent for file in made),
+    ]
+    refused: dict[str, str] = {}
+    for folder in [*folders, Path(tempfile.gettempdir())]:
+        if folder != root and not folder.exists():
+            continue  # it is made below root, which is tried
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-", suffix=".partial") as trial:
+                trial.write(bytes(4096))
+                trial.flush()
+        except OSError as error:
+            error.filename = str(folder)
+            refused[str(folder)] = explain_os(error)[0]
+    if not refused:
+        yield Check("ok", "can be written", f"{root} and what a run writes in it, {tempfile.gettempdir()}")
+    for folder_name, said in refused.items():
+        text, _, remedy = said.partition(". ")
+        yield Check("missing", "can be written", text or folder_name, remedy or "make room, or choose another folder")
 
 
 def _store() -> Check:
     if not tracking.enabled():
         return Check("optional", "MLflow store", "off", "unset LENSMITH_TRACKING")
     uri = tracking.uri()
-    if not uri.startswith("sqlite:///"):
+    file = tracking.sqlite_file(uri)
+    if file is None:
         return Check("fact", "MLflow store", uri)
-    file = Path(uri.removeprefix("sqlite:///"))
     if not file.exists():
         return Check("ok", "MLflow store", f"{file}, made by the first run")
     try:
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
             count = database.execute("select count(*) from runs").fetchone()[0]
         return Check("ok", "MLflow store", f"{uri}, {count} runs")
     except sqlite3.Error as error:

@@ -10,10 +10,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from flows.environment import DVC_SETTINGS
-from stages.errors import UserError
+from stages.errors import UserError, explain_os, os_cause
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -94,6 +92,9 @@ def repository(
             f"another DVC command is at work in {root}: wait for it to end, or stop it, then try again"
         ) from error
     except DvcException as error:
+        refused = os_cause(error)
+        if refused is not None:
+            raise UserError(f"{what}: {explain_os(refused)[0]}") from error
         cause = " ".join(str(error).split())[:400] or type(error).__name__
         raise UserError(f"{what}: {cause}; {remedy}") from error
 
@@ -140,7 +141,9 @@ def stage_of(node: str) -> str:
 
 def headline_metrics(root: Path) -> dict[str, list[Path]]:
     """{stage: metric files it writes}, of the files that dvc.yaml lists under ``metrics``."""
-    spec = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    from ruamel.yaml import YAML  # as DVC reads it: YAML 1.2
+
+    spec = YAML(typ="safe").load((root / "dvc.yaml").read_text(encoding="utf-8"))
     listed = {str(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in spec.get("metrics") or []}
     found: dict[str, list[Path]] = {}
     for stage, body in spec["stages"].items():

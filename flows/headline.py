@@ -16,16 +16,32 @@ IDENTITIES = (
     "target",
     "hook_point",
     "architecture",
+    "card",
+    "control",
+    "metric",
 )
 """Keys that say which row of a list a row is, in the order in which they are joined."""
 
 ESTIMATE = {"value", "low", "high", "null"}
 """Keys of an estimate with its interval; the headline is its value."""
 
-LONGEST = 100
-"""Rows of a list that still are headlines. MLflow writes 200 ms for a thousand numbers, and the 184
-rows of metrics/dictionaries.json have twenty thousand.
+PRIMARY = (
+    "reward_mean",
+    "validation_reward",
+    "gap",
+    "exact_recovery",
+    "spearman",
+    "kendall_tau",
+)
+"""What a row is about: where it has one of these, the rest of the row is left to the file."""
+
+LONGEST = 30
+"""Rows of a list that still are headlines: a page with hundreds of numbers is read by nobody, and the 184 rows of
+metrics/dictionaries.json have twenty thousand.
 """
+
+WHOLE = "all"
+"""Where rows are about single tasks or about all of them, the latter are the headlines."""
 
 
 def headline(path: Path) -> dict[str, float]:
@@ -51,8 +67,12 @@ def _numbers(prefix: str, value: object) -> Iterator[tuple[str, float]]:
             return
         for key, part in value.items():
             yield from _numbers(f"{prefix}.{key}", part)
-    elif isinstance(value, list) and len(value) <= LONGEST:
-        for position, part in enumerate(value):
+    elif isinstance(value, list):
+        rows = [part for part in value if not isinstance(part, dict) or part.get("task", WHOLE) == WHOLE]
+        if len(rows) > LONGEST:
+            return
+        for position, part in enumerate(rows):
             row = part if isinstance(part, dict) else {}
-            label = [row[key] for key in IDENTITIES if isinstance(row.get(key), str)]
-            yield from _numbers(f"{prefix}.{'.'.join(label) or position}", part)
+            label = ".".join(row[key] for key in IDENTITIES if isinstance(row.get(key), str)) or str(position)
+            known = [key for key in PRIMARY if key in row]
+            yield from _numbers(f"{prefix}.{label}", {known[0]: row[known[0]]} if known else part)

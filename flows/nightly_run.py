@@ -3,7 +3,9 @@ compared.
 """
 
 import hashlib
+import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +14,13 @@ from flows.graph import headline_metrics, stage_of
 from flows.headline import headline
 from flows.outcome import Outcome
 from stages import tracking
+from stages.base import paths
 
 __all__ = ["NIGHT_TAGS", "NightlyRun"]
 
 NIGHT_TAGS = {"lensmith.kind": "night"}
+GIT_PATIENCE_S = 60
+"""For one question to git; a lock or a slow disk must not keep a night."""
 
 
 class NightlyRun:
@@ -54,6 +59,14 @@ class NightlyRun:
             for path in metrics.get(stage, []):
                 self._row(headline(path), 0)
         self._row.tag({"dvc_lock_sha": _sha(self._root / "dvc.lock")})
+        for file in (*(path for files in metrics.values() for path in files), paths.report_file()):
+            if file.is_file():
+                self._row.artifact(file)
+        counts = Counter(outcome.state for outcome in outcomes)
+        self._row.describe(
+            f"A night: {', '.join(f'{n} nodes {state}' for state, n in sorted(counts.items()))}. All numbers and the"
+            " report are artifacts; stages that ran are child runs."
+        )
         if any(outcome.state in {"failed", "interrupted"} for outcome in outcomes):
             tracking.end_orphans(**{"mlflow.parentRunId": self._row.id})
 
@@ -70,14 +83,19 @@ class NightlyRun:
 
 
 def _git_sha(root: Path) -> str:
-    if not (root / ".git").exists():
+    git = shutil.which("git")  # an archive, or a slim container, has none
+    if git is None or not (root / ".git").exists():
         return "none"
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
+    try:
+        described = subprocess.run(
+            [git, "describe", "--always", "--abbrev=40", "--dirty"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=GIT_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
     return described.stdout.strip() or "none"
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stages.errors import explain_os, os_said
+
 __all__ = ["NodeStatus", "Outcome", "StageFailed", "infer_cause", "outcome_of", "read_status"]
 
 EXITED = re.compile(r"exited with (-?\d+)$")
@@ -71,8 +73,10 @@ def infer_cause(code: int, output: Sequence[str]) -> str:
     lines = [line.strip() for line in output if line.strip()]
     errors = [line.removeprefix(DVC_ERROR) for line in lines if line.startswith(DVC_ERROR)]
     exited = next((int(match[1]) for line in errors if (match := EXITED.search(line))), code)
-    if any("No space left on device" in line for line in lines):
-        return "no space left on the disk: free some (`dvc gc --workspace` drops old results), then run again"
+    # Of what was printed only the end: further up a refusal may be one that was dealt with.
+    refused = next(filter(None, map(os_said, [*errors, *lines[:-4:-1]])), None)
+    if refused is not None and exited not in {-9, 137}:
+        return explain_os(refused)[0]
     if exited in {-9, 137}:
         return "the stage was killed, most likely for memory: close other programs or use --jobs 1, then run again"
     if errors and not EXITED.search(errors[0]):

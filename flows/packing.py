@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flows.graph import repository, stage_of
 from flows.lock_file import Lock, read, write
 from stages.base.files import save_text
-from stages.errors import UserError
+from stages.errors import UserError, explain_os
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -62,7 +62,7 @@ def _opened(root: Path, place: str) -> "Iterator[Repo]":
         with repository(root, what, remedy, remote) as opened:
             yield opened
     except OSError as error:
-        raise UserError(f"{what}: {' '.join(str(error).split())[:400]}; {remedy}") from error
+        raise UserError(f"{what}: {explain_os(error)[0]}") from error
 
 
 def _lock_of(repo: "Repo") -> tuple[Any, str]:

@@ -3,10 +3,11 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,7 +20,9 @@ from rich.progress import (
 
 from flows.outcome import Outcome
 
-__all__ = ["ProgressView", "progress_view"]
+__all__ = ["ProgressView", "progress_view", "telling"]
+
+Tell = Callable[[object], None]
 
 NOISE = (
     "Running stage ",
@@ -37,6 +40,9 @@ NOISE = (
 
 QUIET_S = 10.0
 """Off a terminal a node prints one line in this time, and no more."""
+
+OFTEN_S, SELDOM_S = 2.0, 30.0
+"""Off a terminal other work prints a line at most as often as the first says, and at least as often as the second."""
 
 
 class ProgressView:
@@ -113,3 +119,67 @@ def progress_view(console: Console, total: int) -> Iterator[ProgressView]:
     with Progress(*columns, console=console, transient=True) as progress:
         yield ProgressView(console, progress, total)
     sys.stdout.flush()
+
+
+@contextmanager
+def telling(console: Console, what: str) -> Iterator[Tell]:
+    """Progress of one long piece of work: a status line on a terminal, lines on stderr where there is none (nohup, CI,
+    a notebook), so that stdout keeps what was asked for. Work that says nothing still shows that it goes on.
+
+        with telling(console, "scoring") as tell:
+            result = score_method(..., progress=tell)
+
+    Args:
+        console: what shows the result.
+        what: the work, in a word or two.
+    """
+    if console.is_terminal:
+        with console.status(escape(what)) as shown:
+            yield lambda message: shown.update(escape(f"{what}: {message}"[:120]))
+        return
+    lines = _Lines(what)
+    lines.tell("started")
+    beat = threading.Thread(target=lines.beat, daemon=True)
+    beat.start()
+    try:
+        yield lines.tell
+    finally:
+        lines.ended.set()
+        beat.join()
+    lines.say(f"done after {lines.elapsed()}")
+
+
+class _Lines:
+    """Messages of any thread, as lines with the time; none is repeated, and of many the last is printed."""
+
+    def __init__(self, what: str) -> None:
+        self.ended = threading.Event()
+        self._what = what
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._printed_at, self._message, self._waiting = float("-inf"), "", False
+
+    def elapsed(self) -> str:
+        seconds = int(time.monotonic() - self._started)
+        return f"{seconds // 60}:{seconds % 60:02}"
+
+    def tell(self, message: object) -> None:
+        with self._lock:
+            self._message, self._waiting = " ".join(str(message).split())[:300], True
+            due = time.monotonic() - self._printed_at >= OFTEN_S
+        if due:
+            self.say(self._message)
+
+    def beat(self) -> None:
+        """Print what was held back, and that the work goes on where nothing was said."""
+        while not self.ended.wait(min(OFTEN_S, SELDOM_S) / 2):
+            quiet_s = time.monotonic() - self._printed_at
+            if self._waiting and quiet_s >= OFTEN_S:
+                self.say(self._message)
+            elif quiet_s >= SELDOM_S:
+                self.say(f"still at work: {self._message}")
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            self._printed_at, self._waiting = time.monotonic(), False
+            print(f"[{self.elapsed():>6}] {self._what}: {text}", file=sys.stderr, flush=True)

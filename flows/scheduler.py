@@ -5,6 +5,7 @@ the stages' libraries are needed.
 """
 
 import gc
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from flows.outcome import Outcome, StageFailed
 from flows.processes import ChildProcesses
 from flows.progress import progress_view
 from flows.warm import WarmParents, warm_parents
+from stages import tracking
 from stages.errors import UserError
 
 __all__ = ["RunOptions", "RunResult", "raise_failures", "run_graph", "stoppable"]
@@ -110,7 +112,9 @@ def run_graph(root: Path, console: Console, options: RunOptions) -> RunResult:
             wall_s = time.monotonic() - started
             return RunResult(outcomes, load_durations(root), wall_s, nothing_to_do=True)
         todo = graph.downstream(stale)
-        environment = child_environment(root) | night.environment
+        # MLflow's runs of one run of the graph have its name as a tag.
+        environment = child_environment(root) | {tracking.RUN: f"{time.strftime('%Y-%m-%d %H:%M:%S')} {os.getpid()}"}
+        environment |= night.environment
         with ExitStack() as stack:
             warming = warm_parents(root, environment, stages=len(todo) >= WORTH_WARMING)
             warm = stack.enter_context(warming)

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.durations import Durations
 from flows.graph import stage_of
 from flows.outcome import Outcome
+from flows.tables import print_table
 from stages.contracts.journal import Iteration
 from stages.contracts.record import Record, ResultFile, Verdict
 from stages.contracts.reward_rows import LEADERBOARD, TEST, TRAIN, LeaderboardRow, TaskRow, TestRow
@@ -69,7 +71,7 @@ def print_leaderboard(console: Console, rows: Sequence[LeaderboardRow], title: s
             _signed(row.placebo_reward),
             _verdict(row.verdict) if row.status == "ok" else f"{row.status}: {_verdict(row.verdict)}",
         )
-    console.print(table)
+    print_table(console, table)
     floors = ", ".join(sorted({f"{row.noise_floor:.3f}" for row in rows}))
     for tasks, seeds, instances in sorted({(row.n_tasks, row.n_seeds, row.n_instances) for row in rows}):
         console.print(
@@ -93,7 +95,7 @@ def print_per_task(console: Console, rows: Sequence[TaskRow], title: str) -> Non
                 f"x{row.flop_ratio:.2f}",
                 _verdict(row.verdict) if row.status == "ok" else f"{row.status} {row.reason[:60]}".strip(),
             )
-        console.print(table)
+        print_table(console, table)
 
 
 def print_iterations(console: Console, rows: Sequence[Iteration], title: str) -> None:
@@ -113,7 +115,7 @@ def print_iterations(console: Console, rows: Sequence[Iteration], title: str) ->
             "+".join(part for part in parts if part != "none"),
             "accepted" if row.accepted else "" if row.status == "ok" else f"{row.status} {row.reason}"[:60],
         )
-    console.print(table)
+    print_table(console, table)
 
 
 def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str]) -> Table:
@@ -121,11 +123,11 @@ def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
     for name in left:
-        table.add_column(name, no_wrap=name != "task", min_width=18 if name == "task" else None)
+        table.add_column(name, no_wrap=name != "task")
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     for name in last:
-        table.add_column(name, min_width=10, overflow="fold")
+        table.add_column(name, overflow="fold")
     return table
 
 
@@ -145,8 +147,8 @@ def print_rows(console: Console, rows: Sequence[Record | Mapping[str, object]], 
     for name in names:
         table.add_column(name, no_wrap=name == names[0], overflow="fold")
     for row in flat:
-        table.add_row(*(_cell(row.get(name)) for name in names))
-    console.print(table)
+        table.add_row(*(Text(_cell(row.get(name))) for name in names))
+    print_table(console, table)
 
 
 def _cell(value: object) -> str:
@@ -183,7 +185,7 @@ def print_durations(console: Console, outcomes: Sequence[Outcome], durations: Du
         name = stage + (f" ({bad} not done)" if bad else "")
         counted = str(states.count("executed")), str(states.count("cached"))
         table.add_row(name, *counted, *_sums(arms, durations))
-    console.print(table)
+    print_table(console, table)
 
 
 def _sums(nodes: Sequence[str], durations: Durations) -> tuple[str, str]:

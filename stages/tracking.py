@@ -1,8 +1,9 @@
 """MLflow, a projection of what the stages write: never the truth, and never a reason for a stage to fail.
 
 The store is mlruns/mlflow.db (SQLite, absolute URI) with artifacts in mlruns/artifacts; ``MLFLOW_TRACKING_URI`` names
-another one. ``LENSMITH_TRACKING=off`` writes nothing. A run is a child of ``RUN_PARENT_ID`` if that is set (the nightly
-flow sets it), else it stands alone, so that ``dvc repro`` needs no scheduler.
+another one. ``LENSMITH_TRACKING=off`` writes nothing. A run is a child of ``RUN_PARENT_ID`` if that is set (a run of
+the graph sets it), else it stands alone, so that ``dvc repro`` needs no scheduler. MLflow keeps absolute addresses of
+artifacts; ``settle`` mends them where the folder was moved or copied.
 
 MLflow is imported by the first run that is opened, not by importing this module.
 """
@@ -17,12 +18,36 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from stages.base import paths
 
-__all__ = ["EXPERIMENT", "Run", "enabled", "end_orphans", "open_store", "stage_run", "uri"]
+__all__ = [
+    "CURRENT",
+    "EXPERIMENT",
+    "RUN",
+    "Run",
+    "enabled",
+    "end_orphans",
+    "open_store",
+    "settle",
+    "sqlite_file",
+    "sqlite_uri",
+    "stage_run",
+    "supersede",
+    "uri",
+]
 
 EXPERIMENT = "lensmith"
+ABOUT = """Methods side by side: filter by ``tags.`lensmith.current` = 'yes'`` and open the chart view.
+`lensmith mlflow` prints the address of that. What the runs hold: docs/mlflow.md. Result files are the truth; this is a
+projection of them."""
+RUN = "LENSMITH_RUN"
+"""Names the run of the graph that a stage belongs to; every MLflow run of it has that as a tag."""
+CURRENT = "lensmith.current"
+"""Tag of runs that a later one replaces: yes or no."""
+DEPTH = 2
+"""Parts that a metric's name has at most, between slashes: 400 names in a run are read by nobody."""
 FLUSH_POINTS = 1000
 """Points written at once: a REST store takes no more in one request, and SQLite needs 25 ms for a single point."""
 
@@ -35,7 +60,25 @@ def enabled() -> bool:
 
 def uri() -> str:
     """Where runs are stored; absolute, since a relative one would follow the current directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_database()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(_database())
+
+
+def sqlite_uri(path: Path) -> str:
+    """Address of a SQLite file for MLflow. In the plain form a ? would end the path, so such a path is quoted and
+    SQLite is told that it is. (MLflow makes the folder of what follows ``sqlite:///`` without looking further.)
+    """
+    plain = path.as_posix()
+    return f"sqlite+pysqlite:///file:{quote(plain)}?uri=true" if set(plain) & set("?#%") else f"sqlite:///{plain}"
+
+
+def sqlite_file(address: str) -> Path | None:
+    """The file that an address names, as ``sqlite_uri`` or a person wrote it; None for another kind of store."""
+    scheme, found, rest = address.partition(":///")
+    if not found or scheme.partition("+")[0] != "sqlite":
+        return None
+    place, _, query = rest.partition("?")
+    quoted = place.startswith("file:") and "uri=true" in query.split("&")
+    return Path(unquote(place.removeprefix("file:")) if quoted else place)
 
 
 def _database() -> Path:
@@ -58,19 +101,21 @@ def open_store() -> tuple[Any, str]:
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # its schema chatter would drown the stage's own lines
     with _first_touch():
         _check_file()
+        settle()
         client = MlflowClient(tracking_uri=uri())
         found = client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return client, str(found.experiment_id)
         # Without a location artifacts would go to ./mlruns/<id> of whatever directory is current.
-        location = (paths.mlruns_dir() / "artifacts").as_uri() if uri().startswith("sqlite:") else None
-        return client, str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        location = (paths.mlruns_dir() / "artifacts").as_uri() if sqlite_file(uri()) else None
+        about = {"mlflow.note.content": ABOUT}
+        return client, str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=about))
 
 
 @contextmanager
 def _first_touch() -> Iterator[None]:
     # Two processes that create the schema at once collide ("duplicate column name"), so opening takes turns.
-    if not uri().startswith("sqlite:"):
+    if sqlite_file(uri()) is None:
         yield
         return
     paths.mlruns_dir().mkdir(parents=True, exist_ok=True)
@@ -81,12 +126,45 @@ def _first_touch() -> Iterator[None]:
 
 def _check_file() -> None:
     """Fail at once on a SQLite file that cannot be written: MLflow itself would retry for 100 seconds."""
-    if not uri().startswith("sqlite:///"):
+    path = sqlite_file(uri())
+    if path is None:
         return
-    path = uri().removeprefix("sqlite:///").split("?")[0]
     with closing(sqlite3.connect(path, timeout=30)) as database:
         database.execute("BEGIN IMMEDIATE")
         database.rollback()
+
+
+def settle() -> int:
+    """Make addresses of artifacts those of this folder, where it was moved or copied with its store; returns how many
+    were others. MLflow writes absolute ones, so a copy would go on writing into the original.
+    """
+    file, home = _database(), paths.mlruns_dir().as_uri()
+    if sqlite_file(uri()) != file or not file.is_file():
+        return 0
+    changed = 0
+    with closing(sqlite3.connect(file, timeout=30)) as database, database:
+        known = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+        if "experiments" not in known:
+            return 0
+        ours = database.execute("select artifact_location from experiments where name = ?", (EXPERIMENT,)).fetchone()
+        old = str(ours[0]).removesuffix("/artifacts") if ours and ours[0] else home
+        if old == home:
+            return 0
+        for table, column in _ADDRESSES:
+            if table in known:
+                begins = f"substr({column}, 1, {len(old) + 1}) = ?"
+                text = f"update {table} set {column} = ? || substr({column}, {len(old) + 1}) where {begins}"
+                changed += database.execute(text, (home, f"{old}/")).rowcount
+    return changed
+
+
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's tables hold addresses of artifacts."""
 
 
 class Run:
@@ -96,11 +174,15 @@ class Run:
         self.name, self.id = name, ""
         self._client: Any = None
         self._points: list[tuple[str, float, int, int]] = []
+        self._details: list[tuple[str, int, float]] = []
+        self._curves: dict[str, list[tuple[dict[str, float], int]]] = {}
         if not enabled():
             return
         try:
             client, experiment = open_store()
             tags = {"mlflow.runName": name}
+            if os.environ.get(RUN):
+                tags["lensmith.run"] = os.environ[RUN]
             stage = os.environ.get("DVC_STAGE")
             if stage:
                 tags["stage"] = stage
@@ -114,11 +196,25 @@ class Run:
             self._give_up(error)
 
     def __call__(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Note metrics at a step; they are written in batches."""
+        """Note metrics at a step; they are written in batches.
+
+        A name of more than ``DEPTH`` parts is about a part of the run. Curves of such names go to a child run of that
+        part, under the rest of the name, so that parts can be compared; single numbers go to a table, details.csv.
+        """
         if self._client is None:
             return
         now = int(time.time() * 1000)
-        self._points += [(_legal(key), float(value), now, step) for key, value in metrics.items()]
+        curves: dict[str, dict[str, float]] = {}
+        for key, value in metrics.items():
+            parts = key.split("/")
+            if len(parts) <= DEPTH:
+                self._points.append((_legal(key), float(value), now, step))
+            elif step:
+                curves.setdefault("/".join(parts[:DEPTH]), {})["/".join(parts[DEPTH:])] = float(value)
+            else:
+                self._details.append((key, step, float(value)))
+        for part, values in curves.items():
+            self._curves.setdefault(part, []).append((values, step))
         if len(self._points) >= FLUSH_POINTS:
             self.flush()
 
@@ -150,9 +246,33 @@ class Run:
         except Exception as error:  # any failure of the store is a warning, by design
             self._give_up(error)
 
+    def text(self, name: str, content: str) -> None:
+        """Keep a text as an artifact."""
+        if self._client is None:
+            return
+        try:
+            self._client.log_text(self.id, content, name)
+        except Exception as error:  # any failure of the store is a warning, by design
+            self._give_up(error)
+
+    def describe(self, text: str) -> None:
+        """What stands above the run on its page."""
+        self.tag({"mlflow.note.content": text})
+
     def close(self, status: str = "FINISHED") -> None:
         """Write what is buffered and end the run: FINISHED, FAILED or KILLED."""
         self.flush()
+        if self._client is None:
+            return
+        for part, points in self._curves.items():
+            part_run = Run(part, parent=self.id)
+            part_run.tag({"lensmith.kind": "part"})
+            for values, step in points:
+                part_run(values, step)
+            part_run.close(status)
+        if self._details:
+            lines = [f"{name},{step},{value!r}" for name, step, value in self._details]
+            self.text("details.csv", "\n".join(["name,step,value", *lines]) + "\n")
         if self._client is None:
             return
         try:
@@ -197,6 +317,22 @@ def stage_run(name: str, params: Mapping[str, Any] | None = None, *, parent: str
         run.close("FAILED")
         raise
     run.close()
+
+
+def supersede(**tags: str) -> int:
+    """Mark earlier runs that are current as such no longer, before new ones take their place; returns how many."""
+    if not enabled():
+        return 0
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {**tags, CURRENT: "yes"}.items())
+    try:
+        client, experiment = open_store()
+        runs = client.search_runs([experiment], wanted, max_results=1000)
+        for run in runs:
+            client.set_tag(run.info.run_id, CURRENT, "no")
+        return len(runs)
+    except Exception as error:  # any failure of the store is a warning, by design
+        _warn(error)
+        return 0
 
 
 def end_orphans(**tags: str) -> int:

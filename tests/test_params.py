@@ -118,6 +118,10 @@ def test_values_mean_what_they_mean_to_dvc(tmp_path):
     file = tmp_path / "reward.yaml"
     file.write_text("methods: [on, no, yes]\nflop_weight: 1e-3\nflop_weights: [1e-2, .5]\n", encoding="utf-8")
     config = load("reward", config_of("reward"), file)
+    assert (
+        load("research", config_of("research"), _file(tmp_path, "researcher: search\nseed: 0\nbudget: 010")).budget
+        == 10
+    ), "YAML 1.1: 8"
     assert config.methods == ("on", "no", "yes")
     assert config.flop_weight == 1e-3 and config.flop_weights == (0.01, 0.5)
 
@@ -131,3 +135,40 @@ def test_what_is_no_params_file_is_one_line_that_names_it(tmp_path, content):
     with pytest.raises(UserError, match=r"research\.yaml") as caught:
         load("research", config_of("research"), file)
     assert "\n" not in str(caught.value)
+
+
+def _file(folder: Path, text: str) -> Path:
+    file = folder / "written.yaml"
+    file.write_text(f"{text}\n", encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "said"),
+    [
+        ("reward", "methods: [pca, true]", ("methods.1 = true (written.yaml line 1)", 'put it in quotes: "true"')),
+        ("reward", "form: linear\nmethods: [1.10]", ("methods.0 = 1.10 (written.yaml line 2)", '"1.10"', "a number")),
+        ("reward", "methods: [2024-01-01]", ("methods.0 = 2024-01-01", "a date")),
+        ("reward", "methods: [~]", ("methods.0 = ~", "nothing", '"~"')),
+        ("reward", "methods: pca", ("methods = pca", "write a list: [pca]")),
+        ("reward", "flop_weight: 1,5", ("flop_weight = 1,5", "with a point")),
+        ("reward", "flop_weight: 10%", ("flop_weight = 10%", "write a number")),
+        ("research", "budget: 1.5e-1", ("budget = 1.5e-1", "whole number")),
+        ("research", "budget: 0x0", ("budget = 0x0", "greater than or equal to 1")),
+        ("research", "budget: 12:30", ("budget = 12:30", "whole number")),
+    ],
+)
+def test_a_value_is_shown_as_it_was_written_with_the_remedy(stage, text, said, tmp_path):
+    with pytest.raises(UserError) as caught:
+        load(stage, config_of(stage), _file(tmp_path, text))
+    assert all(part in str(caught.value) for part in said), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_of_the_profile_is_shown_as_it_stands_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    shutil.copytree(toy.ROOT / "params", tmp_path / "params", symlinks=True)
+    (tmp_path / "params" / "profile.yaml").unlink()
+    (tmp_path / "params" / "profile.yaml").write_text("research:\n  researcher: 1.0\n")
+    with pytest.raises(UserError, match=r"researcher = 1\.0 \(profile\.yaml line 2\)"):
+        load("research", config_of("research"))

@@ -60,13 +60,13 @@ def arm_file(lock: Path, root: Path) -> str | None:
     """A source file that only nodes of one and the same arm depend on, in more than one stage: one
     method's file.
     """
-    import yaml
+    from flows.lock_file import read
 
     if not lock.is_file():
         return None
     arms: dict[str, set[str]] = {}
     users: dict[str, int] = {}
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8")).get("stages") or {}
+    stages = read(lock.read_text(encoding="utf-8")).get("stages") or {}
     for node, entry in stages.items():
         for dep in entry.get("deps") or []:
             if str(dep["path"]).endswith(".py") and (root / dep["path"]).is_file():
@@ -159,6 +159,8 @@ def pipeline(*, jobs: int, as_json: bool) -> None:
 def _print_pipeline(console: "Console", runs: list[PipelineRun], jobs: int, changed: str | None) -> None:
     from rich.table import Table
 
+    from flows.tables import print_table
+
     titles = ("run", "wall", "CPU", "executed", "cached", "node time", "outside computation")
     table = Table(*titles, title="pipeline")
     for run in runs:
@@ -172,7 +174,7 @@ def _print_pipeline(console: "Console", runs: list[PipelineRun], jobs: int, chan
             f"{run.node_s:.1f} s",
             "-" if share is None else f"{share:.0%}",
         )
-    console.print(table)
+    print_table(console, table)
     console.print(
         f"{jobs} nodes at a time. Outside computation (start-up, imports, hashing): share of node time.",
         highlight=False,
@@ -191,6 +193,7 @@ def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
 
     from flows.durations import load_durations
     from flows.environment import child_environment
+    from flows.progress import telling
 
     def cpu_s() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -204,7 +207,7 @@ def _timed(name: str, copy: Path, jobs: int, console: "Console") -> PipelineRun:
     environment["PREFECT_HOME"] = str(copy / ".prefect")
     command = [sys.executable, "-m", "flows.command", "run", "--jobs", str(jobs)]
     started, cpu_before = time.monotonic(), cpu_s()
-    with console.status(f"{name} run in {copy}"):
+    with telling(console, f"{name} run in {copy}"):
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     wall_s = time.monotonic() - started
     if done.returncode != 0:
@@ -226,12 +229,14 @@ def metering(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from flows.progress import telling
+    from flows.tables import print_table
     from flows.terminal import print_json
     from stages.benchmarks.metering import bench_metering
 
     console = Console(stderr=as_json)
-    with console.status("metering") as shown:
-        result = bench_metering(lambda message: shown.update(message[:120]))
+    with telling(console, "metering") as tell:
+        result = bench_metering(tell)
     if as_json:
         print_json(result)
         return
@@ -242,7 +247,7 @@ def metering(*, jobs: int, as_json: bool) -> None:
             f"{row.bare_ms:.2f} ms",
             f"{row.metered:.3f}x [{row.metered_low:.3f}, {row.metered_high:.3f}]",
         )
-    console.print(table)
+    print_table(console, table)
     titles = ("task", "method", "operations", "recorded in", "priced in", "direct", "run / direct", "in the sandbox")
     answers = Table(*titles, title="recorded answers")
     for one in result.answers:
@@ -251,7 +256,7 @@ def metering(*, jobs: int, as_json: bool) -> None:
             one.task, one.method, str(one.operations), f"{one.record_s:.3f} s", f"{one.check_s:.3f} s",
             f"{1e3 * one.direct_s:.1f} ms", f"{one.ratio:.2f}x [{one.ratio_low:.2f}, {one.ratio_high:.2f}]", sandboxed,
         )  # fmt: skip
-    console.print(answers)
+    print_table(console, answers)
     for name, value in (result.start_up_s | result.score_s).items():
         console.print(f"{name}: {value:.2f} s", highlight=False)
 
@@ -263,6 +268,7 @@ def calibrator(*, jobs: int, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from flows.tables import print_table
     from flows.terminal import print_json
     from stages.benchmarks.calibrator import bench_calibrator
 
@@ -284,7 +290,7 @@ def calibrator(*, jobs: int, as_json: bool) -> None:
             f"{row.reference_ms:.0f} ms",
             f"{row.reference_ms / row.ms:.1f}x",
         )
-    console.print(table)
+    print_table(console, table)
 
 
 BENCHMARKS: dict[str, Callable[..., None]] = {
@@ -299,6 +305,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
 
 
 def bench(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Which one: see above.")],
     jobs: Jobs = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
@@ -311,10 +318,13 @@ def bench(
 
     Example: lensmith bench pipeline
     """
+    from flows.options import refuse
     from stages.errors import UserError
 
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r} is unknown: use {', '.join(sorted(BENCHMARKS))}")
+    if name != pipeline.__name__:
+        refuse(context, "jobs", f"{name} is measured on one thread; nodes are run by `lensmith bench pipeline`")
     BENCHMARKS[name](jobs=jobs, as_json=as_json)
 
 

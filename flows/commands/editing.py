@@ -38,15 +38,17 @@ def removal(
     Example: lensmith editing removal digits_mlp --behaviour 3 --seeds 2
     """
     import torch
+    from rich.console import Console
 
+    from flows.progress import telling
     from stages.editing.capability import Settings, remove_capability
     from stages.targets.storage import load_target
 
     torch.set_num_threads(1)
-    report = typer.echo if not as_json else (lambda line: None)
-    found = remove_capability(
-        load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=report
-    )
+    with telling(Console(stderr=as_json), "removal") as tell:
+        found = remove_capability(
+            load_target(target), behaviour or None, settings=Settings(seeds=seeds, n_random=draws), progress=tell
+        )
     if as_json:
         from flows.terminal import print_json
 

@@ -10,6 +10,7 @@ __all__ = ["COMMANDS"]
 
 
 def nightly(
+    context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One night, now. Needs no server.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Stay and run by schedule; needs a Prefect server.")] = False,
     cron: Annotated[str, typer.Option("--cron", help="When, with --serve.")] = "0 2 * * *",
@@ -35,9 +36,12 @@ def nightly(
     from flows.commands.running import night_profile, run_options, show_result, use_profile
     from flows.environment import prefect_environment
     from flows.lock import run_lock
+    from flows.options import refuse
     from flows.scheduler import run_graph
     from stages.base import paths
 
+    if once:
+        refuse(context, "cron timezone", "--once is one night, now; a schedule belongs to --serve")
     root, console = paths.root(), Console()
     options = run_options(jobs, runner, scheduler, nightly=True)
     use_profile(root, profile or night_profile(root), console)
@@ -62,8 +66,10 @@ def doctor(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from flows.doctor import examine
+    from flows.tables import print_table
     from flows.terminal import print_json
 
     checks = examine()
@@ -78,8 +84,8 @@ def doctor(
             "fact": "",
         }
         for check in checks:
-            table.add_row(marks[check.state], check.what, check.found, check.remedy)
-        Console().print(table)
+            table.add_row(marks[check.state], check.what, Text(check.found), Text(check.remedy))
+        print_table(Console(), table)
     if any(check.state == "missing" for check in checks):
         raise typer.Exit(1)
 

@@ -16,6 +16,8 @@ def pack(place: Place) -> None:
 
     Example: lensmith pack /mnt/shared/lensmith
     """
+    import shlex
+
     from rich.console import Console
     from rich.filesize import decimal
 
@@ -29,7 +31,12 @@ def pack(place: Place) -> None:
         made = into(paths.root(), place, lambda text: console.print(text, highlight=False, soft_wrap=True))
     console.print(f"packed: {parts(made.nodes)}; {decimal(made.n_bytes)}", highlight=False, soft_wrap=True)
     console.print(f"digest: {made.digest}", highlight=False, soft_wrap=True)
-    console.print(f"fetch:  lensmith fetch {place} --digest {made.digest}", highlight=False, soft_wrap=True)
+    console.print(
+        f"fetch:  lensmith fetch {shlex.quote(place)} --digest {made.digest}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def fetch(

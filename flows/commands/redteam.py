@@ -9,6 +9,7 @@ __all__ = ["COMMANDS"]
 
 
 def redteam(
+    context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="A cross-section that takes less than a minute.")] = False,
     file: Annotated[
         Path | None,
@@ -26,12 +27,19 @@ def redteam(
     from rich.table import Table
 
     from flows.lock import run_lock
+    from flows.options import refuse
+    from flows.progress import telling
+    from flows.tables import print_table
     from flows.terminal import print_json
     from stages.base import paths
     from stages.errors import UserError
 
     if file is not None and not file.is_file():
         raise UserError(f"{file} is not a file: give the path of a Python file with one subclass of Method")
+    if file is not None:
+        refuse(context, "quick", "it is a cross-section of the known exploits, and --file judges one file instead")
+    if as_json:
+        refuse(context, "markdown", "--json prints JSON and nothing else")
     console = Console(stderr=as_json or markdown)
     with run_lock(paths.root(), "lensmith redteam", shared=True):
         from stages.redteam.red_team import (
@@ -42,8 +50,8 @@ def redteam(
             red_team,
         )
 
-        with console.status("red team") as shown:
-            found = red_team(quick=quick, file=file, progress=lambda message: shown.update(str(message)[:120]))
+        with telling(console, "red team") as tell:
+            found = red_team(quick=quick, file=file, progress=tell)
     rows = found.rows
     if as_json:
         print_json(found)
@@ -53,7 +61,7 @@ def redteam(
         table = Table(*COLUMNS, title="red team")
         for row in rows:
             table.add_row(*as_cells(row))
-        console.print(table)
+        print_table(console, table)
     through = [row["name"] for row in failures(rows)] + found.faults
     if through:
         raise RuntimeError(f"{len(through)} got through: {'; '.join(through)}"[:2000])

@@ -51,6 +51,7 @@ def score(
 
     from flows.lock import run_lock
     from flows.needed import make_what_score_needs
+    from flows.progress import telling
     from flows.terminal import print_leaderboard, print_per_task
     from stages.base import paths
     from stages.errors import UserError
@@ -64,10 +65,8 @@ def score(
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method
 
-        with console.status("scoring") as shown:
-            result = score_method(
-                method, timeout_s=timeout, trust=trust, progress=lambda message: shown.update(str(message)[:120])
-            )
+        with telling(console, "scoring") as tell:
+            result = score_method(method, timeout_s=timeout, trust=trust, progress=tell)
     for split in ("train", "validation"):
         rows = [row for row in result.rows if row.split == split]
         if rows:
@@ -90,6 +89,7 @@ def _write_json(out: Path, result: "ScoreResult") -> None:
 
 
 def research(
+    context: typer.Context,
     researcher: Annotated[str, typer.Option("--researcher", help="Who proposes: random or search.")] = "search",
     budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,
@@ -110,12 +110,16 @@ def research(
     from rich.console import Console
 
     from flows.lock import run_lock
+    from flows.options import refuse
+    from flows.progress import telling
     from flows.terminal import print_iterations
     from stages.base import paths
     from stages.errors import UserError
 
     if methods is not None and not methods.is_dir():
         raise UserError(f"{methods} is not a folder: give one with one method per Python file")
+    if methods is not None:
+        refuse(context, "researcher seed", "--methods hands in files in their order, and nobody proposes")
     name = name or f"{researcher if methods is None else 'files'}-{seed}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
         raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
@@ -123,7 +127,7 @@ def research(
     with run_lock(paths.root(), "lensmith research", shared=True):
         from stages.research.stage import campaign
 
-        with console.status(f"campaign {name}"):
+        with telling(console, f"campaign {name}"):
             result = campaign(
                 researcher=researcher,
                 budget=budget,
@@ -141,10 +145,14 @@ def research(
 def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the default browser.")] = False,
 ) -> None:
-    """Say where the HTML report is; one file, no network needed.
+    """Say where the HTML report is, and when it was made; one file, no network needed.
 
     Example: lensmith report --open
     """
+    import sys
+    from datetime import UTC, datetime
+
+    from flows.durations import load_durations
     from stages.base import paths
     from stages.errors import UserError
 
@@ -152,6 +160,10 @@ def report(
     if not path.is_file():
         raise UserError(f"{path} is missing: no run has come that far; make it with `lensmith run`")
     print(path)
+    last = load_durations(paths.root()).last_run
+    ran = f"; the last run ended {last.finished_at} after {last.wall_s:.0f} s" if last is not None else ""
+    made = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    print(f"made {made}, {path.stat().st_size / 1e6:.1f} MB{ran}", file=sys.stderr)
     if open_it:
         import webbrowser
 

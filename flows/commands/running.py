@@ -143,6 +143,9 @@ def _show_results(console: "Console") -> None:
 
 
 def _show_places(console: "Console") -> None:
+    import sqlite3
+    from contextlib import suppress
+
     from stages import tracking
     from stages.base import paths
 
@@ -150,8 +153,10 @@ def _show_places(console: "Console") -> None:
     if paths.report_file().is_file():
         lines.append(f"report:  {paths.report_file()}")
     if tracking.enabled():
+        with suppress(sqlite3.Error, OSError):  # a copy of the folder gets its own addresses before it is looked at
+            tracking.settle()
         lines.append(f"MLflow:  {tracking.uri()}")
-        lines.append(f"         look at it: mlflow ui --backend-store-uri {tracking.uri()}")
+        lines.append("         look at it: lensmith mlflow")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -67,9 +67,14 @@ def audit(
 
     Example: lensmith tasks audit few_shot_shapley --json
     """
+    from rich.console import Console
+
+    from flows.progress import telling
     from stages.tools.tasks import audit as audit_families
 
-    _show(audit_families(names or None), as_json, "audit")
+    with telling(Console(stderr=as_json), "audit") as tell:
+        rows = audit_families(names or None, progress=tell)
+    _show(rows, as_json, "audit")
 
 
 def _show(value: Any, as_json: bool, title: str) -> None:

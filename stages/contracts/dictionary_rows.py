@@ -264,7 +264,15 @@ class Pages(Record):
     """The most class-selective latents of a dictionary."""
 
     images: tuple[str, ...]
-    """Each image once: one character 0..g per pixel for levels 0..16, row by row, square."""
+    """Each input once, as an image: one character per pixel (0-9, a-z, A-Z from none to the largest), row by row."""
+    shape: tuple[int, int] | None = None
+    """Height and width of an image; null: square, or one row where the number of pixels is no square."""
+    levels: int = Field(default=17, ge=2, le=62)
+    """Grey levels of an image."""
+    texts: tuple[str, ...] | None = None
+    """Each input as text, for a model that reads no images; as many as there are images, which may then be empty."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes; null: their numbers."""
     grid: tuple[int, int] | None
     """Height and width of the positions that heat is over; null where there are none."""
     n_rows: int

@@ -6,6 +6,7 @@ from itertools import pairwise
 from stages.contracts.record import Verdict
 from stages.contracts.reward_rows import BudgetRow, LeaderboardRow, TaskRow
 from stages.report.drawing import Plot
+from stages.report.labels import placed
 from stages.report.scales import linear, logarithmic
 from stages.report.wording import flops, interval, number, ratio, sample, score, shorten, signed, spread
 
@@ -113,7 +114,9 @@ def pareto(rows: Sequence[LeaderboardRow], ranges: Mapping[str, tuple[float, flo
     if front:
         plot.line(points[front[-1]][0], points[front[-1]][1], x.high, points[front[-1]][1], "front")
     plot.mark(1.0, 0.0, "baseline", "baseline: no method, all of its FLOPs", radius=14, shape="square")
-    # Drawn from the last place to the first, so that the best is never hidden.
+    spots = [(x.at(row.flop_ratio), plot.py(row.performance_gain)) for row in rows]
+    labels = placed(spots, plot.height, 9.5)
+    # Drawn from the last place to the first, so that the best lies on top.
     for i, row in reversed(list(enumerate(rows))):
         kind = "on-front" if i + 1 in front else "off-front"
         gain = interval(row.performance_gain_low, row.performance_gain_high)
@@ -122,7 +125,7 @@ def pareto(rows: Sequence[LeaderboardRow], ranges: Mapping[str, tuple[float, flo
             f"{i + 1}. {row.method}: gain {signed(row.performance_gain)} {gain} at {ratio(row.flop_ratio)}"
             f" of the baseline's FLOPs ({sample(row)})",
             y_interval=(row.performance_gain_low, row.performance_gain_high),
-            x_interval=ranges.get(row.method), radius=9.5, text=str(i + 1),
+            x_interval=ranges.get(row.method), radius=9.5, text=str(i + 1), label=labels[i],
         )  # fmt: skip
     return plot
 
@@ -162,6 +165,10 @@ def cost_curve(rows: Sequence[TaskRow], places: Mapping[str, int]) -> Plot:
         )  # fmt: skip
     everything = [*line, *((cost, value) for cost, value, _ in points)]
     front = set(pareto_front(everything))
+    numbered = [i for i in sorted(front) if i >= len(line)]
+    spots = [(x.at(everything[i][0]), plot.py(everything[i][1])) for i in numbered]
+    obstacles = [(x.at(cost), plot.py(value)) for cost, value in line]
+    labels = dict(zip(numbered, placed(spots, plot.height, 8, obstacles), strict=True))
     # Those on the front last, on top.
     ordered = sorted(enumerate(points.items(), start=len(line)), key=lambda item: item[0] in front)
     for i, ((cost, value, method), (one, budgets)) in ordered:
@@ -172,6 +179,7 @@ def cost_curve(rows: Sequence[TaskRow], places: Mapping[str, int]) -> Plot:
             f"{method}, {budgets} budget: score {numbers} at {flops(cost)}",
             y_interval=(one.assisted_low, one.assisted_high) if on_front else None,
             radius=8 if on_front else 3, text=str(places.get(method, "")) if on_front else "",
+            label=labels.get(i, (0, 0)),
         )  # fmt: skip
     return plot
 

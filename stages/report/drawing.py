@@ -5,11 +5,13 @@ outside the axes (labels, ticks) hangs over into margins that the style sheet ke
 """
 
 from html import escape
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from markupsafe import Markup
 
 from stages.report.scales import Scale
 
-__all__ = ["Plot", "Shape", "symbol"]
+__all__ = ["Drawn", "Plot", "Shape", "symbol"]
 
 Anchor = Literal["start", "middle", "end"]
 Shape = Literal["circle", "square", "triangle", "diamond"]
@@ -97,8 +99,13 @@ class Plot:
         radius: float = 5,
         text: str = "",
         shape: Shape = "circle",
+        label: tuple[int, int] = (0, 0),
     ) -> None:
-        """A data point with its intervals; ``title`` is shown on hover and read aloud."""
+        """A data point with its intervals; ``title`` is shown on hover and read aloud.
+
+        Args:
+            label: where the symbol with its text stands, in pixels from the point; a line leads there from a dot.
+        """
         parts = [f"<title>{escape(title)}</title>"]
         at_x, at_y = self.px(x), self.py(y)
         if x_interval and x_interval[0] is not None and x_interval[1] is not None:
@@ -107,11 +114,20 @@ class Plot:
         if y_interval and y_interval[0] is not None and y_interval[1] is not None:
             low_y, high_y = self.py(y_interval[0]), self.py(y_interval[1])
             parts.append(f'<line class="whisker" x1="{at_x}" x2="{at_x}" y1="{low_y}" y2="{high_y}"/>')
-        parts.append(symbol(shape, at_x, at_y, radius))
+        drawn = [symbol(shape, at_x, at_y, radius)]
         if text:
-            parts.append(
+            drawn.append(
                 f'<text class="inside" x="{at_x}" y="{at_y}" dy=".35em" text-anchor="middle">{escape(text)}</text>'
             )
+        if label != (0, 0):
+            dx, dy = label
+            # A line has no lengths that mix percent and pixels: a nested element carries it to the point.
+            parts.append(
+                f'<svg x="{at_x}" y="{at_y}" overflow="visible"><line class="leader" x2="{dx}" y2="{dy}"/></svg>'
+                f'{symbol("circle", at_x, at_y, 2.5)}<g transform="translate({dx} {dy})">{"".join(drawn)}</g>'
+            )
+        else:
+            parts += drawn
         self._add(f'<g class="mark {kind}">{"".join(parts)}</g>')
         self.n_marks += 1
 
@@ -138,3 +154,14 @@ class Plot:
 
     def _add(self, element: str) -> None:
         self._parts.append(element)
+
+
+class Drawn(NamedTuple):
+    """A plot as the template shows it."""
+
+    svg: Markup
+    n_marks: int
+
+    @classmethod
+    def of(cls, plot: Plot) -> "Drawn":
+        return cls(Markup(plot.svg()), plot.n_marks)

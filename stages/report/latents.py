@@ -1,21 +1,23 @@
 """Galleries -> what the page's explorer of latents reads, and a plain table for readers without scripts.
 
 The explorer (page/latents.js) gets one block of JSON per dictionary, in columns, parsed when the dictionary is chosen,
-and one of images, each image once. That is about 1 kB per latent.
+and one of images, each image once. Counts are packed with their runs of zeros, other lists as parts of their largest
+value: that is about 0.6 kB per latent. How many classes there are, how large an image is and how many greys it has, the
+gallery says.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from markupsafe import Markup
 
-from stages.contracts.dictionary_rows import Gallery, Latent
+from stages.contracts.dictionary_rows import Gallery, Latent, Pages
 from stages.report.images import strip
 from stages.report.wording import number
 
-__all__ = ["SCORES", "explorer", "image_of"]
+__all__ = ["SCORES", "explorer", "image_of", "shape_of"]
 
 SCORES = (
     "selectivity",
@@ -29,8 +31,14 @@ SCORES = (
 )
 """Per-latent metrics; what each is stands under its field."""
 FIGURES = 3
+N_HEAT = 5
+"""Inputs of a latent, strongest first, that are shown with where in them it is active."""
 N_PLAIN = 4
 """Latents per dictionary in the table for readers without scripts."""
+STEPS = 647
+"""Steps on either side of 0 that two characters hold."""
+PIXELS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""One character per pixel, from none to the largest."""
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"
 """One character per position of a heat map, from none to the latent's largest activation."""
 
@@ -39,11 +47,13 @@ class ShownLatent(NamedTuple):
     """A row of the table for readers without scripts."""
 
     number: int
-    class_: int
+    class_: str
     strip: str
-    """Its images as one, a data URI."""
+    """Its images as one, a data URI; empty where inputs are no images."""
+    texts: str
+    """Its inputs as text, where they are."""
     n: int
-    """How many those are."""
+    """How many inputs those are."""
     numbers: list[str]
     loss: str
 
@@ -95,7 +105,8 @@ def explorer(galleries: Sequence[Gallery], n_latents: int) -> Explorer | None:
     if not dictionaries:
         return None
     hints = {name: Latent.hint(name) for name in SCORES}
-    return Explorer(dictionaries, _json(list(images)), _json(hints), list(SCORES), sum(one.n for one in dictionaries))
+    pixels = ["" if key.startswith("\0") else key for key in images]
+    return Explorer(dictionaries, _json(pixels), _json(hints), list(SCORES), sum(one.n for one in dictionaries))
 
 
 def _names(galleries: Sequence[Gallery]) -> list[str]:
@@ -107,17 +118,26 @@ def _names(galleries: Sequence[Gallery]) -> list[str]:
     ]
 
 
-def image_of(text: str) -> list[list[int]]:
-    """Rows of pixels, 0..16, of a gallery's characters.
+def shape_of(gallery: Pages) -> tuple[int, int]:
+    """Height and width of a gallery's images: as it says, else square, else one row."""
+    if gallery.shape is not None:
+        return gallery.shape
+    n = len(gallery.images[0]) if gallery.images else 0
+    side = math.isqrt(n)
+    return (side, side) if side * side == n else (1, n)
+
+
+def image_of(text: str, shape: tuple[int, int]) -> list[list[int]]:
+    """Rows of pixels of a gallery's characters.
 
     Raises:
-        ValueError: their number is no square.
+        ValueError: there are more or fewer than the shape has, or one stands for no level.
     """
-    side = math.isqrt(len(text))
-    if side * side != len(text):
-        raise ValueError(f"an image is square, but {len(text)} pixels are none: {text[:80]!r}")
-    levels = [int(shade, 17) for shade in text]
-    return [levels[i : i + side] for i in range(0, len(levels), side)]
+    height, width = shape
+    if height * width != len(text):
+        raise ValueError(f"an image has {len(text)} pixels, not {height} x {width}: {text[:80]!r}")
+    levels = [PIXELS.index(shade) for shade in text]
+    return [levels[i : i + width] for i in range(0, len(levels), width)]
 
 
 class Block(TypedDict):
@@ -127,6 +147,14 @@ class Block(TypedDict):
     n_live: int
     n_rows: int
     n_examples: int
+    n_classes: int
+    n_bins: int
+    """Of the histogram of activations."""
+    class_names: Sequence[str] | None
+    shape: tuple[int, int]
+    levels: int
+    texts: Mapping[int, str] | None
+    """By number of the image, where inputs are no images."""
     grid: tuple[int, int] | None
     columns: dict[str, Sequence[object]]
     """Entry i of each belongs to the same latent."""
@@ -134,7 +162,9 @@ class Block(TypedDict):
 
 def _block(gallery: Gallery, n_latents: int, images: dict[str, int]) -> Block:
     latents = gallery.latents[:n_latents]
-    place = [images.setdefault(image, len(images)) for image in gallery.images]
+    # Texts tell inputs apart whose images are all empty.
+    keys = gallery.images if gallery.texts is None else [f"\0{text}" for text in gallery.texts]
+    place = [images.setdefault(key, len(images)) for key in keys]
     columns: dict[str, Sequence[object]] = {
         "latent": [latent.latent for latent in latents],
         "class": [latent.class_ for latent in latents],
@@ -143,27 +173,74 @@ def _block(gallery: Gallery, n_latents: int, images: dict[str, int]) -> Block:
     columns |= {name: [_short(getattr(latent, name)) for latent in latents] for name in SCORES}
     columns |= {
         "images": [[place[image] for image in latent.images] for latent in latents],
-        "activations": [[_short(value) for value in latent.activations] for latent in latents],
-        "classes": [latent.classes for latent in latents],
-        "histogram": [[n for counts in latent.histogram for n in counts] for latent in latents],
-        "neighbours": [[[other, _short(cosine)] for other, cosine in latent.neighbours] for latent in latents],
-        "logit_effect": [[_short(value) for value in latent.logit_effect] for latent in latents],
-        "ablated_logits": [[_short(value) for value in latent.ablation.logits] for latent in latents],
+        "activations": [_scaled(latent.activations) for latent in latents],
+        "classes": [_digits(latent.classes) for latent in latents],
+        "histogram": [_packed([n for counts in latent.histogram for n in counts]) for latent in latents],
+        "neighbours": [" ".join(map(_neighbour, latent.neighbours)) for latent in latents],
+        "logit_effect": [_scaled(latent.logit_effect) for latent in latents],
+        "ablated_logits": [_scaled(latent.ablation.logits) for latent in latents],
         "ablation_loss": [_short(latent.ablation.loss) for latent in latents],
         "ablation_changed": [_short(latent.ablation.changed) for latent in latents],
         "ablation_n": [latent.ablation.n for latent in latents],
     }
     if gallery.grid:
-        columns["positions"] = [latent.positions for latent in latents]
-        columns["heat"] = ["".join(map(_heat, latent.heat or ())) for latent in latents]
+        columns["positions"] = [_digits(latent.positions[:N_HEAT]) for latent in latents]
+        columns["heat"] = ["".join(map(_heat, (latent.heat or ())[:N_HEAT])) for latent in latents]
     return Block(
         n_latents=gallery.n_latents,
         n_live=gallery.n_live,
         n_rows=gallery.n_rows,
         n_examples=gallery.n_examples,
+        n_classes=max((len(counts) for latent in latents for counts in latent.histogram), default=0),
+        n_bins=max((len(latent.histogram) for latent in latents), default=0),
+        class_names=gallery.class_names,
+        shape=shape_of(gallery),
+        levels=gallery.levels,
+        texts=None if gallery.texts is None else dict(zip(place, gallery.texts, strict=True)),
         grid=gallery.grid,
         columns=columns,
     )
+
+
+def _digits(numbers: Sequence[int]) -> str | Sequence[int]:
+    """One character each (``-``: -1), where all are small enough."""
+    if all(-1 <= number < len(PIXELS) for number in numbers):
+        return "".join("-" if number < 0 else PIXELS[number] for number in numbers)
+    return numbers
+
+
+def _neighbour(pair: tuple[int, float | None]) -> str:
+    """``17:98``: a latent and its cosine, in hundredths."""
+    other, cosine = pair
+    return f"{other}:{'' if cosine is None else round(100 * cosine)}"
+
+
+def _packed(counts: Sequence[int]) -> str:
+    """``3c12,1``: counts; a letter is a run of zeros (a: one, z: 26), and zeros at the end are left out."""
+    out: list[str] = []
+    zeros = 0
+    for count in counts:
+        if not count:
+            zeros += 1
+            continue
+        while zeros:
+            out.append("abcdefghijklmnopqrstuvwxyz"[min(zeros, 26) - 1])
+            zeros -= min(zeros, 26)
+        out.append(f",{count}" if out and out[-1][-1].isdigit() else str(count))
+    return "".join(out)
+
+
+def _scaled(values: Sequence[float | None]) -> tuple[float, str]:
+    """(largest magnitude, two characters per value: its share of that, -1 to 1 in 1,294 steps; ``--``: unknown)."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+
+    def digits(value: float | None) -> str:
+        if value is None:
+            return "--"
+        step = STEPS + round(STEPS * value / largest) if largest else STEPS
+        return LEVELS[step // 36] + LEVELS[step % 36]
+
+    return float(f"{largest:.4g}"), "".join(map(digits, values))
 
 
 def _heat(percents: Sequence[int]) -> str:
@@ -185,13 +262,18 @@ def _json(value: object) -> Markup:
 
 
 def _plain(gallery: Gallery, latent: Latent) -> ShownLatent:
-    pictures = [image_of(gallery.images[image]) for image in latent.images]
+    shape = shape_of(gallery)
+    drawn = gallery.texts is None and shape[0] * shape[1] > 0
+    pictures = [image_of(gallery.images[image], shape) for image in latent.images] if drawn else []
+    texts = [] if gallery.texts is None else [gallery.texts[image] for image in latent.images]
+    names = gallery.class_names
     shown = (latent.selectivity, latent.purity, latent.density, latent.monosemanticity)
     return ShownLatent(
         latent.latent,
-        latent.class_,
-        strip(pictures) if pictures else "",
-        len(pictures),
+        names[latent.class_] if names and 0 <= latent.class_ < len(names) else str(latent.class_),
+        strip(pictures, gallery.levels - 1) if pictures else "",
+        " \u00b7 ".join(texts),
+        len(latent.images),
         [number(value, 3) for value in shown],
         number(latent.ablation.loss, 3),
     )

@@ -1,6 +1,6 @@
 """The tables of the page: which columns, in which words. Titles and hints are those of the fields."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from stages.contracts.dictionary_rows import DictionaryRow
@@ -8,6 +8,7 @@ from stages.contracts.journal import CampaignSummary, Iteration
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Estimate, Record, Verdict
 from stages.contracts.reward_rows import ControlRow, FreshRow, LeaderboardRow, TaskRow
+from stages.report.matrix import kind_of
 from stages.report.tables import Cell, Column, Table, table
 from stages.report.wording import (
     DASH,
@@ -75,7 +76,7 @@ def _verdict(verdict: Verdict) -> Cell:
     return Cell(verdict, verdict, VERDICTS.get(verdict, "quiet"))
 
 
-def leaderboard_table(rows: Sequence[BoardT], caption: str, first: Sequence[Column[BoardT]] = ()) -> Table:
+def leaderboard_table(rows: Sequence[BoardT], caption: str, last: Sequence[Column[BoardT]] = ()) -> Table:
     """Everything a leaderboard row says."""
     place = {id(row): i + 1 for i, row in enumerate(rows)}
     model = LeaderboardRow
@@ -86,10 +87,11 @@ def leaderboard_table(rows: Sequence[BoardT], caption: str, first: Sequence[Colu
         return _status(row.status, f"{', '.join(parts)} of {row.n_tasks} tasks" if parts else "")
 
     def size(row: LeaderboardRow) -> Cell:
-        return Cell(f"{row.n_tasks} tasks, {row.n_seeds} seeds, {row.n_instances} instances", row.n_instances)
+        rest = f"{row.n_seeds} seeds, {row.n_instances} instances"
+        return Cell(f"{row.n_tasks} tasks", row.n_instances, "", rest)
 
     def worst(row: LeaderboardRow) -> Cell:
-        return Cell(f"{signed(row.worst_task_reward)} {task(row.worst_task)}", row.worst_task_reward)
+        return Cell(signed(row.worst_task_reward), row.worst_task_reward, "", task(row.worst_task))
 
     def against(row: LeaderboardRow) -> Cell:
         return Cell(placebo_note(row) if row.verdict == "better" else DASH, "", "quiet")
@@ -102,17 +104,21 @@ def leaderboard_table(rows: Sequence[BoardT], caption: str, first: Sequence[Colu
         _change(model, "performance_gain"),
         _column(model, "flop_ratio", lambda row: Cell(ratio(row.flop_ratio), row.flop_ratio), True),
         _change(model, "placebo_reward"),
-        Column("against its placebo", against),
         _column(model, "worst_task", worst, True),
         _column(model, "noise_floor", lambda row: Cell(number(row.noise_floor), row.noise_floor), True),
+        Column("against its placebo", against),
         Column("n", size, True, model.hint("n_instances")),
         _column(model, "status", outcome),
     ]
-    return table(caption, [*first, *columns], rows)
+    return table(caption, [*columns, *last], rows)
 
 
-def task_table(rows: Sequence[TaskRow]) -> Table:
-    """Every method on every task, all three arms."""
+def task_table(rows: Sequence[TaskRow], kinds: Mapping[str, str] | None = None) -> Table:
+    """Every method on every task, all three arms.
+
+    Args:
+        kinds: what each family asks, where known.
+    """
     model = TaskRow
 
     def arm(field: str) -> Column[TaskRow]:
@@ -133,24 +139,29 @@ def task_table(rows: Sequence[TaskRow]) -> Table:
         return Cell(f"{flops(row.flops_assisted)} / {flops(row.flops_baseline)}", row.flop_ratio)
 
     def size(row: TaskRow) -> Cell:
-        return Cell(f"{row.n_instances} instances, {row.n_seeds} seeds", row.n_instances)
+        return Cell(f"{row.n_instances} instances", row.n_instances, "", f"{row.n_seeds} seeds")
 
     columns: list[Column[TaskRow]] = [
-        Column("task", lambda row: Cell(f"{row.family} on {row.target}", "", "name")),
+        _text(model, "method", "name"),
+        reward("reward"),
+        _column(model, "verdict", lambda row: _verdict(row.verdict)),
+        Column("task", lambda row: Cell(f"{row.family} on {row.target}")),
+        Column("question", lambda row: kind_of(row.family, kinds or {})),
         _text(model, "split"),
-        _text(model, "method"),
         arm("baseline_score"),
         arm("assisted_score"),
         arm("placebo_score"),
-        reward("reward"),
         reward("placebo_reward"),
-        _column(model, "verdict", lambda row: _verdict(row.verdict)),
         Column("FLOPs, assisted / baseline", spent, True, "charged per evaluated instance; sorted by their ratio"),
         _column(model, "used_answer", lambda row: Cell(f"{100 * row.used_answer:.0f}%", row.used_answer), True),
         Column("n", size, True, model.hint("n_instances")),
         _column(model, "status", lambda row: _status(row.status)),
     ]
-    return table("Every method on every task", columns, rows)
+
+    def tags(row: TaskRow) -> dict[str, str]:
+        return {"split": row.split, "target": row.target, "kind": kind_of(row.family, kinds or {})}
+
+    return table("Every method on every task", columns, rows, tags)
 
 
 def campaign_table(iterations: Sequence[Iteration]) -> Table:
@@ -193,13 +204,13 @@ def controls_table(rows: Sequence[ControlRow]) -> Table:
 
     columns: list[Column[ControlRow]] = [
         _text(model, "control", "name"),
-        _text(model, "expected"),
-        Column("found [95%]", found, True, model.hint("value")),
         Column(
             "",
             lambda row: Cell("passed", "b", "good") if row.passed else Cell("FAILED", "a", "bad"),
             hint=model.hint("passed"),
         ),
+        Column("found [95%]", found, True, model.hint("value")),
+        _text(model, "expected"),
         _text(model, "detail"),
     ]
     return table("Controls", columns, rows)
@@ -217,10 +228,10 @@ def fresh_table(rows: Sequence[FreshRow], caption: str) -> Table:
 
     columns: list[Column[FreshRow]] = [
         _text(model, "method", "name"),
-        _text(model, "task"),
+        _column(model, "gap", gap, True, True),
         _column(model, "old", lambda row: _plain(row.old), True),
         _column(model, "fresh", lambda row: _plain(row.fresh), True),
-        _column(model, "gap", gap, True, True),
+        _text(model, "task"),
         _column(model, "outcome", lambda row: _status(row.outcome, row.reason or "")),
     ]
     return table(caption, columns, rows)
@@ -243,24 +254,24 @@ def dictionary_table(rows: Sequence[DictionaryRow]) -> Table:
             if found.low is not None:
                 text += f" {spread(found.low, found.high, places)}"
             if found.null is not None and row.architecture != "random":
-                text += f" null {number(found.null, places)}"
+                text += f" null\u00a0{number(found.null, places)}"
             return Cell(text, found.value)
 
         return _column(model, field, cell, True)
 
     def size(row: DictionaryRow) -> Cell:
-        return Cell(f"{row.n_validation_rows} rows, {row.n_validation_examples} examples", row.n_validation_rows)
+        return Cell(f"{row.n_validation_rows} rows", row.n_validation_rows, "", f"{row.n_validation_examples} examples")
 
     columns: list[Column[DictionaryRow]] = [
-        _text(model, "target", "name"),
+        _text(model, "architecture", "name"),
+        metric("explained_variance"),
+        metric("l0", 1),
+        metric("loss_recovered"),
+        _text(model, "target"),
         _text(model, "hook_point"),
-        _text(model, "architecture"),
         _column(model, "sparsity", lambda row: Cell(f"{row.sparsity:g}", row.sparsity), True),
         _column(model, "seed", lambda row: Cell(str(row.seed), row.seed), True),
         _column(model, "n_latents", lambda row: Cell(str(row.n_latents), row.n_latents), True),
-        metric("l0", 1),
-        metric("explained_variance"),
-        metric("loss_recovered"),
         metric("dead_ratio"),
         metric("monosemanticity"),
         metric("class_purity"),

@@ -10,7 +10,7 @@ from stages.report.scales import Scale
 from stages.report.tables import Cell, Column, Table, table
 from stages.report.wording import DASH, change, number, shorten
 
-__all__ = ["KINDS", "proxy_forest", "proxy_table", "ranked"]
+__all__ = ["KINDS", "proxy_forest", "proxy_table", "ranked", "telling"]
 
 
 class Kind(NamedTuple):
@@ -34,6 +34,8 @@ KINDS = (
 )
 """The last two are partial correlations."""
 ROW = 46
+AT_ONCE = 4
+"""Metrics of a target that are drawn at least; the others are folded away."""
 
 
 def ranked(rows: Sequence[ProxyRow]) -> list[ProxyRow]:
@@ -43,6 +45,14 @@ def ranked(rows: Sequence[ProxyRow]) -> list[ProxyRow]:
         return -1.0 if row.spearman.value is None else abs(row.spearman.value)
 
     return sorted(rows, key=lambda row: (-strength(row), row.metric))
+
+
+def telling(rows: Sequence[ProxyRow]) -> list[ProxyRow]:
+    """Those that are drawn at once: what can be told from 0, and the strongest of the others up to a handful."""
+    clear = [row for row in rows if row.spearman.excludes_zero]
+    others = [row for row in rows if not row.spearman.excludes_zero and row.spearman.value is not None]
+    shown = {id(row) for row in [*clear, *others[: max(0, AT_ONCE - len(clear))]]}
+    return [row for row in rows if id(row) in shown]
 
 
 def proxy_forest(rows: Sequence[ProxyRow]) -> Plot:
@@ -65,7 +75,9 @@ def proxy_forest(rows: Sequence[ProxyRow]) -> Plot:
                 continue
             at = y + kind.y
             if found.null is not None:
-                plot.tick(found.null, at, 4, "null")
+                # The null is a size: a correlation may lie beyond it on either side.
+                plot.tick(abs(found.null), at, 4, "null")
+                plot.tick(-abs(found.null), at, 4, "null")
             plot.mark(
                 found.value, at, f"proxy {kind.field}{' clear' if found.excludes_zero else ''}",
                 f"{row.metric}, {kind.words}: {change(found)}, null {number(found.null)}, n = {row.n} dictionaries",
@@ -87,8 +99,8 @@ def proxy_table(rows: Sequence[ProxyRow]) -> Table:
 
     columns = [
         Column[ProxyRow]("metric", lambda row: Cell(row.metric, row.metric, "name"), hint=ProxyRow.hint("metric")),
-        Column[ProxyRow]("target", lambda row: row.target, hint=ProxyRow.hint("target")),
         *map(of, KINDS),
+        Column[ProxyRow]("target", lambda row: row.target, hint=ProxyRow.hint("target")),
         Column[ProxyRow]("n", lambda row: Cell(str(row.n), row.n), True, ProxyRow.hint("n")),
     ]
     return table("Which metric predicts reward", columns, rows)

@@ -1,7 +1,8 @@
 """Result files -> rows. What is not there is noted with the command that makes it, never invented."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,6 +64,8 @@ class Results:
     proxies: Sequence[ProxyRow] = ()
     circuits: Sequence[CircuitRow] = ()
     drawings: Sequence[CircuitDrawing] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Kind of question of each task family, where the tasks are at hand."""
     missing: Sequence[Missing] = ()
 
     @property
@@ -139,5 +142,20 @@ def load_results() -> Results:
         proxies=proxies,
         circuits=circuits,
         drawings=drawings,
+        kinds=_kinds(),
         missing=reader.missing,
     )
+
+
+def _kinds() -> dict[str, str]:
+    """{family: kind of question}, from the public facts of the tasks."""
+    found: dict[str, str] = {}
+    for path in sorted(paths.task_dir("any").parent.glob("*/family.json")):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            name = path.parent.name
+            raise UserError(f"{path} is not JSON ({error}): make it anew with `dvc repro -f tasks@{name}`") from error
+        if isinstance(facts, dict) and isinstance(facts.get("query_kind"), str):
+            found[path.parent.name] = facts["query_kind"].lower()
+    return found

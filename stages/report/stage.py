@@ -8,14 +8,16 @@ import sys
 
 from pydantic import Field
 
+from stages import tracking
 from stages.base import paths
 from stages.base.params import Params, load
 from stages.errors import UserError
 from stages.report.composing import render
 from stages.report.figure import leaderboard_svg
 from stages.report.results import load_results
+from stages.report.wording import summary
 
-__all__ = ["Config", "figure", "main", "run"]
+__all__ = ["Config", "figure", "main", "project", "run"]
 
 
 class Config(Params):
@@ -53,6 +55,20 @@ def figure() -> None:
     print(f"figure: {path}")
 
 
+def project() -> None:
+    """The page and the leaderboard's figure as artifacts of an MLflow run; one of these is current."""
+    if not tracking.enabled():
+        return
+    tracking.supersede(**{"lensmith.kind": "report"})
+    with tracking.stage_run("report") as log:
+        log.tag({"lensmith.kind": "report", tracking.CURRENT: "yes"})
+        log.artifact(paths.report_file())
+        rows = load_results().leaderboard
+        if rows:
+            log.text("leaderboard.svg", leaderboard_svg(rows))
+            log.describe(" ".join(summary(rows)))
+
+
 def main() -> None:
     if sys.argv[1:] == ["figure"]:
         figure()
@@ -61,3 +77,4 @@ def main() -> None:
     else:
         size = run(load("report", Config))
         print(f"report: {paths.report_file()} ({size / 1e6:.2f} MB)")
+        project()

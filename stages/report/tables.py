@@ -1,6 +1,6 @@
 """Tables a reader can sort: each cell has the text shown and the value it is sorted by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -18,6 +18,18 @@ class Cell:
     """Sorted by; empty: the text."""
     kind: str = ""
     """Class of the style sheet."""
+    note: str = ""
+    """Stands below the text, smaller."""
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """The number, and its interval and null, which stand below it: side by side they would need three times the
+        width.
+        """
+        if self.note:
+            return self.text, self.note
+        number, found, rest = self.text.partition(" [")
+        return (number, f"[{rest}") if found and self.kind != "name" else (self.text, "")
 
 
 @dataclass(frozen=True)
@@ -43,11 +55,23 @@ class Table:
     caption: str
     columns: Sequence[Heading]
     rows: Sequence[Sequence[Cell]]
+    tags: Sequence[Mapping[str, str]] = ()
+    """What each row can be filtered by; empty: by nothing."""
+
+    def tagged(self) -> Iterator[tuple[Sequence[Cell], Mapping[str, str]]]:
+        """Rows, each with its tags."""
+        return zip(self.rows, self.tags or [{}] * len(self.rows), strict=True)
 
 
-def table(caption: str, columns: Sequence[Column[RowT]], rows: Sequence[RowT]) -> Table:
+def table(
+    caption: str,
+    columns: Sequence[Column[RowT]],
+    rows: Sequence[RowT],
+    tags: Callable[[RowT], Mapping[str, str]] | None = None,
+) -> Table:
     heads = [Heading(column.name, column.numeric, column.hint) for column in columns]
-    return Table(caption, heads, [[_cell(column.cell(row)) for column in columns] for row in rows])
+    cells = [[_cell(column.cell(row)) for column in columns] for row in rows]
+    return Table(caption, heads, cells, [tags(row) for row in rows] if tags else ())
 
 
 def _cell(value: Cell | str) -> Cell:

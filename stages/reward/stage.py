@@ -3,6 +3,7 @@
 Writes metrics/leaderboard.json (validation), train.json, per_task.json, sensitivity.json and controls.json.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from stages.contracts.reward_rows import (
     RankRow,
     RewardSettings,
     SensitivityTable,
+    TaskRow,
     TauRow,
 )
 from stages.execution.results import load_arms, load_baseline
@@ -61,6 +63,33 @@ def sensitivity(
     return SensitivityTable(default=chosen, rows=tuple(rows), kendall_tau=tuple(taus))
 
 
+def project(config: Config, boards: Mapping[str, Sequence[LeaderboardRow]], per_task: Sequence[TaskRow]) -> None:
+    """One MLflow run per method: few numbers, under shared names, so that a chart compares methods; its rows beside."""
+    tracking.supersede(**{"lensmith.kind": "method"})
+    train = {row.method: row for row in boards["train"]}
+    for row in reversed(boards["validation"]):  # MLflow lists the latest first
+        with tracking.stage_run(f"method {row.method}", config.model_dump(exclude={"methods", "flop_weights"})) as log:
+            log.tag({"lensmith.kind": "method", "method": row.method, "verdict": row.verdict, tracking.CURRENT: "yes"})
+            log(
+                {
+                    "reward": row.reward_mean,
+                    "reward_low": row.reward_low,
+                    "reward_high": row.reward_high,
+                    "score_gained": row.performance_gain,
+                    "flop_ratio": row.flop_ratio,
+                    "placebo_reward": row.placebo_reward,
+                    "worst_task_reward": row.worst_task_reward,
+                    "train_reward": train[row.method].reward_mean,
+                }
+            )
+            log.describe(
+                f"Reward {row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}] on validation families:"
+                f" {row.verdict}. All numbers: rows.json; the report is an artifact of the run called report."
+            )
+            mine = [one.facts() for one in per_task if one.method == row.method]
+            log.text("rows.json", json.dumps({"leaderboard": row.facts(), "tasks": mine}, indent=1) + "\n")
+
+
 def run(config: Config) -> None:
     tasks = [load_task(family, target) for split in ("train", "validation") for family, target in list_tasks(split)]
     baselines = {task.name: load_baseline(paths.execution_dir("baseline"), task.name) for task in tasks}
@@ -72,16 +101,15 @@ def run(config: Config) -> None:
         return [judge(task, baselines[task.name], method_arms[task.name], settings) for task in chosen]
 
     everything = {method: judged(arms[method], config) for method in config.methods}
-    numbers: dict[str, dict[str, float]] = {method: {} for method in config.methods}
+    boards: dict[str, tuple[LeaderboardRow, ...]] = {}
     for split, file in (("validation", LEADERBOARD), ("train", TRAIN)):
         rows = [
             leaderboard_row(method, split, [j for j in of if j.task.split == split], config.seed)
             for method, of in everything.items()
         ]
-        file.save(ranked(rows))
-        for row in rows:
-            numbers[row.method] |= {f"{split}/{k}": float(v) for k, v in row if isinstance(v, int | float)}
-        for row in ranked(rows) if split == "validation" else ():
+        boards[split] = ranked(rows)
+        file.save(boards[split])
+        for row in boards[split] if split == "validation" else ():
             print(
                 f"{row.method:<16} reward {row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]"
                 f" {row.verdict}",
@@ -89,13 +117,7 @@ def run(config: Config) -> None:
             )
     per_task = tuple(task_row(method, j) for method, of in everything.items() for j in of)
     PER_TASK.save(per_task)
-    for one in per_task:
-        wanted = {"reward_mean": one.reward_mean, "gain_mean": one.gain_mean, "flop_ratio": one.flop_ratio}
-        numbers[one.method] |= {f"{one.task}/{k}": value for k, value in wanted.items()}
-    for method, metrics in numbers.items():
-        with tracking.stage_run(f"method {method}", config.model_dump(exclude={"methods", "flop_weights"})) as log:
-            log.tag({"lensmith.kind": "method", "method": method})
-            log(metrics, 0)
+    project(config, boards, per_task)
     default = (config.form, config.flop_weight)
     grid = {default, *((form, weight) for form in FORMS for weight in config.flop_weights)}
     quick = {"draws": 100}

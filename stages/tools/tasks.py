@@ -4,7 +4,7 @@ Nothing here opens the files of stage ``tasks``: instances are drawn anew from s
 held-out family shows no instance that a result is computed on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Required, TypedDict
 
@@ -213,7 +213,7 @@ def make_instances(name: str, n: int, seed: int, target: str | None = None, with
     return shown
 
 
-def audit(names: Sequence[str] | None = None) -> list[AuditRow]:
+def audit(names: Sequence[str] | None = None, progress: Callable[[str], None] = lambda said: None) -> list[AuditRow]:
     """Check families on fresh instances; one row per family and target.
 
     ``constant``, ``truth`` and ``permuted`` are scores of those predictions; ``overlap`` counts instances shared with
@@ -228,11 +228,15 @@ def audit(names: Sequence[str] | None = None) -> list[AuditRow]:
     """
     config = load("tasks", Config)
     torch.set_num_threads(1)
+    tasks = [
+        (family(name), settings_of(config, name).split, target_name)
+        for name in names or FAMILIES.names()
+        for target_name in settings_of(config, name).targets
+    ]
     rows = []
-    for name in names or FAMILIES.names():
-        made, settings = family(name), settings_of(config, name)
-        for target_name in settings.targets:
-            rows.append(_audit_one(made, load_target(target_name), settings.split, config.seed))
+    for i, (made, split, target_name) in enumerate(tasks, start=1):
+        progress(f"{made.name} on {target_name}, {i} of {len(tasks)}")
+        rows.append(_audit_one(made, load_target(target_name), split, config.seed))
     return rows
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "bench",
     "doctor",
     "leaderboard",
+    "mlflow",
     "nightly",
     "redteam",
     "report",
@@ -56,6 +57,13 @@ def test_every_command_is_there_with_an_example() -> None:
         (["bench", "everything"], "pipeline"),
         (["report"], "is missing"),
         (["research", "--name", "../x"], "--name"),
+        (["research", "--methods", "source", "--researcher", "search"], "--researcher would change nothing"),
+        (["nightly", "--once", "--cron", "0 3 * * *"], "--cron would change nothing"),
+        (["nightly", "--once", "--cron", "0 3 * * *", "--timezone", "UTC"], "--cron and --timezone would"),
+        (["redteam", "--file", "dvc.yaml", "--quick"], "--quick would change nothing"),
+        (["redteam", "--json", "--markdown"], "--markdown would change nothing"),
+        (["bench", "cache", "--jobs", "2"], "--jobs would change nothing"),
+        (["run", "--scheduler", "tcp://127.0.0.1:1"], "--runner dask"),
     ],
 )
 def test_mistakes_are_one_line_with_exit_code_2(done_toy: Toy, words: list[str], said: str) -> None:

@@ -135,6 +135,10 @@ def test_row_of_a_cached_night_is_as_complete_as_the_first(nights: Toy) -> None:
     assert [tags[1][f"stage.{node.replace('@', '_')}"] for node in nodes] == ["cached"] * 4
     assert all(set(tag) >= {"git_sha", "dvc_lock_sha"} for tag in tags)
     assert tags[0]["dvc_lock_sha"] == tags[1]["dvc_lock_sha"]
+    assert "4 nodes executed" in tags[0]["mlflow.note.content"] and "4 nodes cached" in tags[1]["mlflow.note.content"]
+    for run in (first, second):
+        kept = nights.root / "mlruns" / "artifacts" / run / "artifacts" / "leaderboard.json"
+        assert kept.read_bytes() == (nights.root / "metrics" / "leaderboard.json").read_bytes()
 
 
 def test_stages_are_children_of_the_night_that_ran_them(nights: Toy) -> None:
@@ -175,6 +179,14 @@ def test_headline_names_rows_by_what_they_are(tmp_path: Path) -> None:
     path.write_text(json.dumps({"n": 3, "ok": True, "rows": rows, "c": [1], "e": estimate, "long": [1] * 101}))
     assert headline(path) == {"x.n": 3.0, "x.rows.test.pca.r": 0.5, "x.c.0": 1.0, "x.e": 0.25}
     assert headline(tmp_path / "none.json") == {}
+
+
+def test_headlines_are_few_and_those_of_all_tasks(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    row = {"method": "pca", "split": "test", "reward_mean": 0.5, "reward_low": 0.1, "noise_floor": 0.02, "n_tasks": 3}
+    single = [{"method": "pca", "task": f"t{i}", "gap": 0.5} for i in range(60)]
+    path.write_text(json.dumps({"board": [row], "fresh": [{"method": "pca", "task": "all", "gap": 0.1}, *single]}))
+    assert headline(path) == {"x.board.test.pca.reward_mean": 0.5, "x.fresh.pca.gap": 0.1}
 
 
 def free_port() -> int:

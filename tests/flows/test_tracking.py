@@ -149,3 +149,54 @@ def test_first_users_do_not_collide(tmp_path: Path) -> None:
         assert process.returncode == 0 and "warning" not in said, said
     assert ask(tmp_path, "select status from runs") == [("FINISHED",)] * 3
     assert ask(tmp_path, "select count(*) from experiments where name = 'lensmith'") == [(1,)]
+
+
+def names(root: Path, run: str) -> set[str]:
+    return {row[0] for row in ask(root, f"select key from latest_metrics where run_uuid = '{run}'")}
+
+
+def test_a_run_has_few_numbers_and_its_parts_are_runs_of_their_own(root: Path) -> None:
+    with tracking.stage_run("dictionaries") as log:
+        log({"loss": 1.0, "noise_flip/reward": 0.5}, 0)
+        log({f"noise_flip/assisted/seed{seed}/tight/score": 0.25 for seed in range(200)}, 0)
+        for step in (1, 2, 3):
+            log({f"layer.0/{kind}/losses/mse": 1 / step for kind in ("topk", "standard")}, step)
+    assert names(root, log.id) == {"loss", "noise_flip/reward"}
+    children = ask(
+        root,
+        "select r.name, r.run_uuid, r.status from runs r join tags t on t.run_uuid = r.run_uuid"
+        f" where t.key = 'mlflow.parentRunId' and t.value = '{log.id}' order by r.name",
+    )
+    assert [(name, status) for name, _, status in children] == [
+        ("layer.0/standard", "FINISHED"),
+        ("layer.0/topk", "FINISHED"),
+    ]
+    for _, run, _ in children:
+        points = ask(root, f"select key, step, value from metrics where run_uuid = '{run}' order by step")
+        assert points == [("losses/mse", 1, 1.0), ("losses/mse", 2, 0.5), ("losses/mse", 3, 1 / 3)]
+    (file,) = (root / "mlruns" / "artifacts" / log.id).rglob("details.csv")
+    lines = file.read_text().splitlines()
+    assert lines[0] == "name,step,value" and len(lines) == 201
+    assert lines[1] == "noise_flip/assisted/seed0/tight/score,0,0.25"
+
+
+def test_runs_of_one_run_of_the_graph_are_found_by_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tracking.RUN, "2026-01-01 1")
+    with tracking.stage_run("a"), tracking.stage_run("b"):
+        pass
+    assert ask(root, "select count(*) from tags where key = 'lensmith.run' and value = '2026-01-01 1'") == [(2,)]
+
+
+def test_only_the_latest_of_its_kind_is_current(root: Path) -> None:
+    for i in range(3):
+        assert tracking.supersede(**{"lensmith.kind": "method"}) == (i > 0) * 2
+        for method in ("pca", "sae"):
+            with tracking.stage_run(f"method {method}") as log:
+                log.tag({"lensmith.kind": "method", tracking.CURRENT: "yes"})
+                log.describe("what it is")
+                log.text("rows.json", "{}")
+    found = ask(root, "select value, count(*) from tags where key = 'lensmith.current' group by value")
+    assert dict(found) == {"yes": 2, "no": 4}
+    assert ask(root, "select count(*) from tags where key = 'mlflow.note.content'") == [(6,)]
+    about = ask(root, "select value from experiment_tags where key = 'mlflow.note.content'")
+    assert "lensmith.current" in about[0][0]

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.contracts.dictionary_rows import GALLERY, Galleries, Gallery
+from stages.contracts.dictionary_rows import GALLERY, Galleries, Gallery, Latent
+from stages.report.latents import N_HEAT
 from stages.report.stage import Config, run
 from tests.report.conftest import gallery_of, latents, write_results
 from tests.report.test_browser import opened, pytestmark, report
+from tests.report.test_sections import other_inputs
 
 __all__ = ["pytestmark", "report"]  # a fixture and marks that are shared
 
@@ -40,7 +42,8 @@ f.onload = async () => {
   out.bars = root.querySelectorAll(".detail .by-class .bar").length;
   out.logits = root.querySelectorAll(".detail .logits rect").length;
   out.scores = root.querySelectorAll(".detail dl div").length;
-  out.near = root.querySelectorAll(".detail .near li").length;
+  out.near = root.querySelectorAll(".detail .near:not(.alike) li").length;
+  out.alike = [...root.querySelectorAll(".detail .alike a")].map((a) => decodeURIComponent(a.hash)).join(" ");
   const outside = (e) => !e.closest(".scroll") && e.getBoundingClientRect().right > WIDTH + .5;
   const wide = [...root.querySelectorAll("*")].filter(outside);
   out.wide = wide.map((e) => e.outerHTML.slice(0, 80)).join(" ");
@@ -61,6 +64,26 @@ f.onload = async () => {
   links[0].dispatchEvent(new w.KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true, cancelable: true}));
   out.focused = d.activeElement.textContent; out.next = links[1].textContent;
   await click(d.activeElement); out.shown = title(); out.hash = w.location.hash;
+  await click(root.querySelector(".detail [name=compare]"));
+  out.alone = root.querySelector(".beside h3").textContent;
+  const first = d.activeElement;
+  await click(root.querySelectorAll("tbody a")[5]);
+  await click(root.querySelector(".detail [name=compare]"));
+  const beside = root.querySelector(".beside");
+  out.beside = [...beside.querySelectorAll("article")].map((a) => a.dataset.latent).join(" ");
+  out.parts = [...beside.querySelectorAll("article")].map((a) => a.querySelectorAll("section").length).join(" ");
+  out.address = decodeURIComponent(beside.querySelector("nav a").hash);
+  await click(root.querySelector(".detail [name=compare]"));
+  out.fewer = beside.querySelectorAll("article").length;
+  w.location.hash = out.address; await new Promise((done) => setTimeout(done, 100));
+  out.reopened = beside.querySelectorAll("article").length;
+  const saved = [];
+  const hand = w.lensmithSave.hand;
+  w.lensmithSave.hand = (name, kind, content) => saved.push(content);
+  root.querySelector(".tools [data-save=json]").click();
+  root.querySelector(".tools [data-save=csv]").click();
+  w.lensmithSave.hand = hand;
+  out.saved = `${JSON.parse(saved[0]).rows.length} ${saved[1].trim().split("\\r\\n").length - 1}`;
   const other = control("dictionary").options[0].value;
   set("dictionary", other, "change"); out.other = title(); out.otherrows = root.querySelectorAll("tbody tr").length;
   out.done = "yes";
@@ -100,7 +123,7 @@ def test_two_thousand_latents_can_be_sorted_searched_and_linked(
     assert seen["linked"] == f"Latent {chosen.latent} class {chosen.class_}"
     assert seen["dictionary"] == "z_conv/conv.hook_post/topk"
     assert seen["rows"] == "25" and seen["painted"] == "true"
-    assert int(seen["pictures"]) == int(seen["heat"]) == len(chosen.images)
+    assert int(seen["pictures"]) == len(chosen.images) and int(seen["heat"]) == min(N_HEAT, len(chosen.images))
     assert int(seen["bars"]) == sum(n > 0 for counts in chosen.histogram for n in counts)
     assert int(seen["logits"]) == 20 and int(seen["scores"]) == 11
     assert int(seen["near"]) == len(chosen.neighbours)
@@ -125,7 +148,55 @@ def test_two_thousand_latents_can_be_sorted_searched_and_linked(
     assert seen["unknown"].startswith("Not understood: nonsense.")
     assert seen["focused"] == seen["next"] and seen["shown"].startswith(f"Latent {seen['next']} ")
     assert seen["hash"] == f"#latent=z_conv/conv.hook_post/topk/{seen['next']}"
+    assert seen["alone"] == "Choose another to compare it with"
+    assert len(seen["beside"].split()) == 2 and seen["parts"] == "4 4"
+    assert seen["address"] == f"#compare={seen['beside'].replace(' ', '+')}"
+    assert (seen["fewer"], seen["reopened"]) == ("1", "2") and seen["saved"] == "2000 2000"
+    mine = set(chosen.images)
+
+    def alike(one: Latent) -> float:
+        shared = len(mine & set(one.images))
+        return shared / (len(mine) + len(one.images) - shared)
+
+    best = sorted((one for one in pages if one is not chosen and alike(one)), key=lambda one: (-alike(one), one.latent))
+    assert seen["alike"].split() == [f"#latent=z_conv/conv.hook_post/topk/{one.latent}" for one in best[:5]]
     assert seen["other"] and seen["otherrows"] == "14"
+
+
+def test_a_model_of_tokens_with_three_classes_is_shown_as_text(results_root: Path, tmp_path: Path) -> None:
+    n = len(latents(np.random.default_rng(1), 5, 64, None).images)
+    words = other_inputs(
+        images=("",) * n, texts=tuple(f"<i>the token {i}</i>" for i in range(n)), class_names=("noun", "verb", "<b>")
+    )
+    wide = other_inputs(images=tuple(f"0Z{i:04d}"[:6] for i in range(n)), shape=(2, 3), levels=62)
+    made = [gallery_of(words, "a_words", "h.0"), gallery_of(wide, "a_words", "h.1")]
+    GALLERY.save(
+        Galleries(target="a_words", dictionaries=made), results_root / "data/dictionaries/a_words/gallery.json"
+    )
+    run(Config(n_gallery=9, max_failures=100))
+    harness = results_root / "report" / "tokens.html"
+    harness.write_text(
+        """<!doctype html><iframe id="f" src="index.html#latent=a_words/h.0/topk/LATENT"
+        style="width:1280px;height:900px"></iframe><script>f.onload = () => {
+        const d = f.contentDocument, out = document.body.dataset, root = d.getElementById("explorer");
+        out.texts = [...root.querySelectorAll(".detail .token-text")].map((t) => t.textContent).join("|");
+        out.classes = [...root.querySelectorAll("[name=class] option")].map((o) => o.textContent).join("|");
+        out.rows = root.querySelectorAll(".by-class .grid").length;
+        out.logits = root.querySelectorAll(".detail .logits rect").length;
+        const select = root.querySelector("[name=dictionary]");
+        select.value = "a_words/h.1/topk"; select.dispatchEvent(new Event("change"));
+        const canvas = root.querySelector(".detail .picture canvas");
+        out.size = `${canvas.width}x${canvas.height}`;
+        out.pixels = [...canvas.getContext("2d").getImageData(0, 0, 2, 1).data].join();
+        };</script>""".replace("LATENT", str(words.latents[0].latent)),
+        encoding="utf-8",
+    )
+    page, console = opened(harness, tmp_path / "profile")
+    assert console == ""
+    seen = {key.removeprefix("data-"): str(value) for key, value in page.body.items()}
+    assert seen["texts"].startswith("<i>the token ") and seen["classes"] == "any|noun|verb|<b>"
+    assert (seen["rows"], seen["logits"], seen["size"]) == ("3", "4", "3x2")
+    assert seen["pixels"] == "255,255,255,255,0,0,0,255", "a Z is the darkest of 62 levels"
 
 
 def test_a_link_to_a_latent_that_is_not_there_does_no_harm(report: Path, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
     page = render(results)
     for row in results.leaderboard:
         assert f"{signed(row.reward_mean)} [{signed(row.reward_low)}, {signed(row.reward_high)}]" in page
-        assert f"{row.n_tasks} tasks, {row.n_seeds} seeds, {row.n_instances} instances" in page
+        rest = f"{row.n_seeds} seeds, {row.n_instances} instances"
+        assert f'{row.n_tasks} tasks <span class="iv">{rest}</span>' in page
     assert results.missing == []
 
 
@@ -215,7 +216,20 @@ def test_images_come_back_out_of_their_png() -> None:
     wanted = 15 - np.minimum(15, np.round(np.concatenate(list(images), axis=1) * 15 / 16))
     assert np.array_equal(shades, wanted.astype(np.uint8))
     with pytest.raises(ValueError, match="each must be"):
-        strip([[[0] * 7] * 8])
+        strip([[[0] * 7] * 8, [[0] * 8] * 8])
+
+
+@pytest.mark.parametrize(("height", "width", "n", "top"), [(3, 5, 2, 16), (28, 28, 9, 255), (120, 200, 9, 61)])
+def test_images_may_have_any_shape_and_greys(height: int, width: int, n: int, top: int) -> None:
+    images = np.random.default_rng(0).integers(0, top + 1, (n, height, width))
+    data = base64.b64decode(strip(images.tolist(), top).removeprefix("data:image/png;base64,"))
+    assert struct.unpack(">II", data[16:24]) == (n * width, height)
+    start = data.index(b"IDAT")
+    raw = zlib.decompress(data[start + 4 : start + 4 + struct.unpack(">I", data[start - 4 : start])[0]])
+    rows = np.frombuffer(raw, np.uint8).reshape(height, -1)[:, 1:]
+    shades = np.stack([rows >> 4, rows & 15], -1).reshape(height, -1)[:, : n * width]
+    wanted = 15 - np.minimum(15, np.round(np.concatenate(list(images), axis=1) * 15 / top))
+    assert np.array_equal(shades, wanted.astype(np.uint8))
 
 
 def test_the_figure_is_written_and_stable(results_root: Path) -> None:

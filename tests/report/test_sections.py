@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from stages.contracts.circuit_rows import CircuitDrawing, CircuitRow, DrawnEdge, DrawnNode
-from stages.contracts.dictionary_rows import DICTIONARIES, DictionaryRow
+from stages.contracts.dictionary_rows import DICTIONARIES, DictionaryRow, Pages
 from stages.contracts.record import Estimate
 from stages.report.circuits import circuit_table, draw_circuit, fate, fates
 from stages.report.composing import render
-from stages.report.latents import LEVELS, _json, explorer, image_of
+from stages.report.latents import LEVELS, N_HEAT, _json, _packed, _scaled, explorer, image_of, shape_of
 from stages.report.proxies import proxy_forest, proxy_table, ranked
 from stages.report.results import load_results
 from stages.report.sweeps import BASELINES, points, styles, sweep
@@ -75,9 +75,9 @@ def test_proxies_are_ranked_by_strength_and_drawn_with_their_nulls() -> None:
     rows = ranked(proxies())
     assert [row.metric for row in rows[:2]] == ["probe_5_sparse", "l0"] and rows[-1].metric == "class_purity"
     plot = proxy_forest(rows)
-    assert plot.n_marks == 15 and plot.svg().count('class="null"') == 15
+    assert plot.n_marks == 15 and plot.svg().count('class="null"') == 30, "on both sides of 0"
     cells = proxy_table(rows).rows
-    assert len(cells) == 6 and "null" in cells[0][2].text and cells[-1][2].text == "\u2013"
+    assert len(cells) == 6 and "null" in cells[0][1].text and cells[-1][1].text == "\u2013"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,35 @@ def test_circuits_are_a_table_with_numbers_to_sort_by() -> None:
     )
 
 
+def unpacked(text: str, n: int) -> list[int]:
+    """As page/latent.js does it."""
+    out: list[int] = []
+    for number, run in re.findall(r"(\d+)|([a-z])", text):
+        out += [int(number)] if number else [0] * (ord(run) - 96)
+    return out + [0] * (n - len(out))
+
+
+def unscaled(packed: tuple[float, str]) -> list[float | None]:
+    largest, text = packed
+    pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
+    return [None if pair == "--" else (int(pair, 36) - 647) / 647 * largest for pair in pairs]
+
+
+@pytest.mark.parametrize("counts", [[], [0] * 60, [0, 3, 12, 0, 0, 1, 1, 0], [5] * 4, [0] * 27 + [1], [123456, 0, 7]])
+def test_packed_counts_come_back(counts: list[int]) -> None:
+    assert unpacked(_packed(counts), len(counts)) == counts
+
+
+@pytest.mark.parametrize("values", [(), (0.0, 0.0), (1.5, -3.0, None, 0.001), (1e-9, -1e-9), (None,)])
+def test_scaled_values_come_back(values: tuple[float | None, ...]) -> None:
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    back = unscaled(_scaled(values))
+    assert [value is None for value in back] == [value is None for value in values]
+    assert all(
+        abs(a - b) <= 5e-3 * largest for a, b in zip(back, values, strict=True) if a is not None and b is not None
+    )
+
+
 @pytest.mark.parametrize("grid", [None, (1, 17), (7, 7)])
 def test_the_explorer_holds_every_latent_and_each_image_once(grid: "tuple[int, int] | None") -> None:
     made = latents(np.random.default_rng(1), 40, 64, grid)
@@ -181,9 +210,15 @@ def test_the_explorer_holds_every_latent_and_each_image_once(grid: "tuple[int, i
         assert columns["latent"][i] == latent.latent
         assert [images[n] for n in columns["images"][i]] == [made.images[n] for n in latent.images]
         assert columns["ablation_loss"][i] == pytest.approx(latent.ablation.loss, rel=6e-3)
-        assert [tuple(columns["histogram"][i][10 * b : 10 * b + 10]) for b in range(10)] == list(latent.histogram)
+        assert unpacked(columns["histogram"][i], 100) == [n for counts in latent.histogram for n in counts]
+        for key, values in (
+            ("activations", latent.activations),
+            ("logit_effect", latent.logit_effect),
+            ("ablated_logits", latent.ablation.logits),
+        ):
+            assert unscaled(columns[key][i]) == pytest.approx(values, abs=2e-3 * max(map(abs, values)) + 1e-9)
         if grid:
-            percents = [percent for heat in latent.heat for percent in heat]
+            percents = [percent for heat in latent.heat[:N_HEAT] for percent in heat]
             levels = [int(level, 36) * 100 / (len(LEVELS) - 1) for level in columns["heat"][i]]
             assert levels == pytest.approx(percents, abs=1.5)
     assert ("heat" in columns) == (grid is not None) == (block["grid"] is not None)
@@ -203,10 +238,50 @@ def test_no_latent_no_explorer() -> None:
     assert explorer([gallery_of(made)], 0) is None
 
 
-def test_an_image_is_square() -> None:
-    assert image_of("0g81") == [[0, 16], [8, 1]]
-    with pytest.raises(ValueError, match="square"):
-        image_of("012")
+def test_an_image_has_the_shape_and_the_greys_that_its_gallery_says() -> None:
+    assert image_of("0g81", (2, 2)) == [[0, 16], [8, 1]] and image_of("0Za", (1, 3)) == [[0, 61, 10]]
+    with pytest.raises(ValueError, match="3 pixels, not 2 x 2"):
+        image_of("012", (2, 2))
+    made = latents(np.random.default_rng(1), 2, 64, None)
+    assert shape_of(made) == (8, 8)
+    assert shape_of(made.model_copy(update={"images": ("012",)})) == (1, 3), "no square: one row"
+    assert shape_of(made.model_copy(update={"images": ("012345",), "shape": (2, 3)})) == (2, 3)
+
+
+def other_inputs(**values: object) -> Pages:
+    """Three classes, two outputs, inputs of another kind than 8 x 8 pixels of 17 greys."""
+    made = latents(np.random.default_rng(1), 5, 64, None)
+    fewer = [
+        one.model_copy(
+            update={
+                "class_": one.class_ % 3,
+                "classes": tuple(k % 3 for k in one.classes),
+                "histogram": tuple(counts[:3] for counts in one.histogram),
+                "logit_effect": (0.5, -0.25),
+                "ablation": one.ablation.model_copy(update={"logits": (None, 0.125)}),
+            }
+        )
+        for one in made.latents
+    ]
+    return made.model_copy(update={"latents": tuple(fewer), **values})
+
+
+def test_the_explorer_takes_galleries_of_any_shape_and_of_texts() -> None:
+    n = len(latents(np.random.default_rng(1), 5, 64, None).images)
+    wide = other_inputs(
+        images=tuple(f"0Z{i:04d}"[:6] for i in range(n)), shape=(2, 3), levels=62, class_names=("a", "b", "c")
+    )
+    words = other_inputs(images=("",) * n, texts=tuple(f"<b>token {i}</b>" for i in range(n)))
+    found = explorer([gallery_of(wide), gallery_of(words, architecture="words")], 9)
+    assert found is not None
+    first, second = (json.loads(one.json) for one in found.dictionaries)
+    assert (first["n_classes"], first["n_bins"], first["shape"], first["levels"]) == (3, 10, [2, 3], 62)
+    assert first["class_names"] == ["a", "b", "c"] and first["texts"] is None
+    assert [second["texts"][str(k)] for k in second["columns"]["images"][0]] == [
+        f"<b>token {k}</b>" for k in words.latents[0].images
+    ]
+    assert found.dictionaries[0].plain[0].strip.startswith("data:image/png;base64,")
+    assert found.dictionaries[1].plain[0].strip == "" and "token" in found.dictionaries[1].plain[0].texts
 
 
 def test_the_page_works_without_scripts(results_root: Path) -> None:
@@ -236,7 +311,7 @@ def test_a_method_that_does_worse_on_fresh_instances_is_marked(results_root: Pat
     section = page.partition('<section id="fresh">')[2].partition("</section>")[0]
     assert "1 of 2 methods that answer have one" in section
     marked = [row for row in section.split("<tr>") if "num bad" in row]
-    assert marked and all("memorises" in row and "+0.300 [+0.210, +0.400]" in row for row in marked)
+    assert marked and all("memorises" in row and "+0.300 <" in row and "[+0.210, +0.400]" in row for row in marked)
 
 
 def test_no_edge_of_a_deep_circuit_leaves_its_drawing() -> None:

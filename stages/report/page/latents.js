@@ -1,117 +1,34 @@
 
-// The explorer of latents. A dictionary's data lie in the page as JSON, in columns, and are parsed when it is chosen; of the
-// list one page of rows exists at a time. #latent=<dictionary>/<number> leads to a latent, so every choice is a link.
+// The explorer of latents: found, sorted, linked, compared. Of the list one page of rows exists at a time.
+// #latent=<dictionary>/<number> leads to a latent, #compare=<dictionary>/<number>+... to several side by side.
 (() => {
   const root = document.getElementById("explorer");
-  if (!root) return;
-  const PAGE = 25, CLASSES = 10, SHADES = 35, DASH = "\u2013";
+  if (!root || !latentPage) return;
+  const { COLUMNS, DASH, blocks, called, link, picture, said, signed } = latentPage;
+  const PAGE = 25, MOST = 4;
   const form = root.querySelector("form");
   const control = (name) => form.elements.namedItem(name);
   const [list, head, count] = [root.querySelector("tbody"), root.querySelector("thead tr"), root.querySelector(".count")];
-  const [detail, pager] = [root.querySelector(".detail"), root.querySelector(".pager")];
-  const parsed = (element) => JSON.parse(element.textContent);
-  const images = parsed(document.getElementById("latent-images"));
-  const hints = parsed(document.getElementById("latent-hints"));
-  const blocks = new Map([...document.querySelectorAll("script[data-dictionary]")].map((e) => [e.dataset.dictionary, e]));
+  const [detail, pager, beside] = [root.querySelector(".detail"), root.querySelector(".pager"), root.querySelector(".beside")];
   const narrow = matchMedia("(max-width: 900px)");
-
-  // Sortable columns: key in the data, name, whether the list shows it, what it is.
-  const COLUMNS = [
-    ["latent", "latent", true, "its number"],
-    ["class", "class", true, "the class it is most correlated with"],
-    ["selectivity", "selectivity", true],
-    ["density", "density", true],
-    ["monosemanticity", "mono\u00adsemanticity", true],
-    ["ablation_loss", "loss if ablated", true, "mean change of the loss, nats"],
-    ["ablation_changed", "answers changed if ablated", false, "share of examples"],
-    ["purity", "purity", false],
-    ["entropy", "entropy", false],
-    ["max_cosine", "max cosine", false],
-    ["mean_activation", "mean activation", false],
-    ["max_activation", "max activation", false],
-    ["n_images", "images it fires for", false, "distinct ones"],
-  ].map(([key, name, shown, hint]) => ({ key, name, shown, hint: hint ?? hints[key] ?? "" }));
   const ALIASES = { loss: "ablation_loss", changed: "ablation_changed", images: "n_images" };
 
-  let name = "", data = null, columns = null, order = [], page = 0, chosen = -1, down = true, medians = {};
-
-  // Elements -----------------------------------------------------------------------------------------------------
-  const make = (tag, given = {}, ...inside) => {
-    const element = document.createElement(tag);
-    for (const [key, value] of Object.entries(given)) {
-      if (value === undefined || value === null || value === false) continue;
-      if (key === "text") element.textContent = value;
-      else element.setAttribute(key, value === true ? "" : value);
-    }
-    element.append(...inside);
-    return element;
-  };
-  const draw = (tag, given, ...inside) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [key, value] of Object.entries(given)) {
-      if (key === "text") element.textContent = value;
-      else element.setAttribute(key, value);
-    }
-    element.append(...inside);
-    return element;
-  };
-  const said = (value, places = 3) => {
-    if (value === null || value === undefined) return DASH;
-    if (Number.isInteger(value)) return value.toLocaleString("en").replace("-", "\u2212");
-    const size = Math.abs(value);
-    const fixed = size >= 100 ? 0 : size >= 10 ? Math.min(places, 1) : size >= 1 ? Math.min(places, 2) : places;
-    const text = size >= 0.001 || size === 0 ? value.toFixed(fixed) : value.toExponential(1);
-    return text.replace(/-/g, "\u2212");
-  };
-  const signed = (value) => (value > 0 ? "+" : "") + said(value);
-  const link = (number, text) => make("a", { href: `#latent=${name}/${number}`, text: text ?? String(number) });
-
-  // Dark ink on white, as on paper, beside each other with a transparent column between.
-  const picture = (numbers, label) => {
-    const side = numbers.length ? Math.sqrt(images[numbers[0]].length) : 1;
-    const canvas = make("canvas", { width: Math.max(1, numbers.length * (side + 1) - 1), height: side, role: "img", "aria-label": label });
-    const context = canvas.getContext("2d");
-    numbers.forEach((number, at) => {
-      const pixels = context.createImageData(side, side);
-      for (let i = 0; i < side * side; i++) {
-        const shade = 255 - Math.round((parseInt(images[number][i], 17) * 255) / 16);
-        pixels.data.set([shade, shade, shade, 255], 4 * i);
-      }
-      context.putImageData(pixels, at * (side + 1), 0);
-    });
-    return canvas;
-  };
-  // Activation at every position: over the image where positions form a grid, else a strip whose lower line marks the
-  // position the image stands at.
-  const heat = (levels, own) => {
-    const [h, w] = data.grid;
-    const strip = h === 1;
-    const canvas = make("canvas", { class: strip ? "heat-strip" : "heat-map", width: w, height: strip ? 3 : h, role: "img",
-      "aria-label": `activation at each of ${h * w} positions` });
-    const context = canvas.getContext("2d");
-    levels.forEach((level, at) => {
-      context.fillStyle = `rgba(196, 52, 24, ${strip ? 0.08 + (0.92 * level) / SHADES : (0.78 * level) / SHADES})`;
-      context.fillRect(at % w, Math.floor(at / w), 1, strip ? 2 : 1);
-    });
-    if (strip && own !== undefined) {
-      context.fillStyle = "rgb(120, 128, 136)";
-      context.fillRect(own, 2, 1, 1);
-    }
-    return canvas;
-  };
+  let name = "", book = null, columns = null, order = [], page = 0, chosen = -1, down = true;
+  let compared = [];
 
   // Choosing -----------------------------------------------------------------------------------------------------
   const open = (wanted) => {
-    if (wanted === name && data) return;
+    if (wanted === name && book) return;
     name = wanted;
-    data = parsed(blocks.get(name));
-    columns = data.columns;
+    book = latentPage.open(name);
+    columns = book.columns;
     control("dictionary").value = name;
-    medians = {};
-    for (const { key } of COLUMNS) {
-      const values = columns[key].filter((value) => value !== null).sort((a, b) => a - b);
-      medians[key] = values.length ? values[Math.floor(values.length / 2)] : null;
-    }
+    const before = control("class").value;
+    const n = book.data.n_classes;
+    control("class").replaceChildren(make("option", { value: "", text: "any" }),
+      ...Array.from({ length: n }, (_, k) => make("option", { value: String(k), text: called(book, k) })));
+    control("class").value = Number(before) < n ? before : "";
+    control("class").closest("label").hidden = n === 0;
     chosen = -1;
     search();
   };
@@ -163,10 +80,11 @@
     const last = Math.max(0, Math.ceil(order.length / PAGE) - 1);
     page = Math.min(Math.max(to, 0), last);
     const rows = order.slice(page * PAGE, (page + 1) * PAGE).map((i) => {
-      const row = make("tr", { "data-i": i }, make("td", { class: "name" }, link(columns.latent[i])),
-        make("td", {}, picture(columns.images[i].slice(0, 3), "top images")));
+      const row = make("tr", { "data-i": i }, make("td", { class: "name" }, link(book, columns.latent[i])),
+        make("td", {}, picture(book, columns.images[i].slice(0, 3), "top inputs")));
       for (const { key } of COLUMNS.filter((column) => column.shown && column.key !== "latent")) {
-        row.append(make("td", { class: "num", "data-key": key, text: key === "ablation_loss" ? signed(columns[key][i]) : said(columns[key][i]) }));
+        const text = key === "class" ? called(book, columns.class[i]) : key === "ablation_loss" ? signed(columns[key][i]) : said(columns[key][i]);
+        row.append(make("td", { class: "num", "data-key": key, text }));
       }
       return row;
     });
@@ -186,104 +104,47 @@
     }
   };
 
-  // One latent ---------------------------------------------------------------------------------------------------
-  const part = (title, note, ...inside) =>
-    make("section", {}, make("h4", { text: title }), ...inside, ...(note ? [make("p", { class: "note", text: note })] : []));
-
-  const tops = (i) => {
-    const positions = data.grid ? data.grid[0] * data.grid[1] : 0;
-    const figures = columns.images[i].map((number, at) => {
-      const digit = columns.classes[i][at];
-      const box = make("div", { class: "picture" }, picture([number], digit < 0 ? "class unknown" : `class ${digit}`));
-      if (data.grid) {
-        const levels = [...columns.heat[i].slice(at * positions, (at + 1) * positions)].map((c) => parseInt(c, 36));
-        box.append(heat(levels, columns.positions[i][at]));
-      }
-      return make("figure", {}, box, make("figcaption", { text: said(columns.activations[i][at]) }));
+  // Several latents side by side, of any dictionaries: the same parts of each in one row.
+  const same = ([of, number], book, i) => of === book.name && number === book.columns.latent[i];
+  const comparing = (book, i) => {
+    const there = compared.some((one) => same(one, book, i));
+    const button = make("button", { type: "button", name: "compare", text: there ? "remove from comparison" : "compare", disabled: !there && compared.length >= MOST,
+      title: compared.length >= MOST ? `${MOST} at most` : "Put it beside others" });
+    button.addEventListener("click", () => {
+      compared = there ? compared.filter((one) => !same(one, book, i)) : [...compared, [book.name, book.columns.latent[i]]];
+      lay();
+      button.replaceWith(comparing(book, i));
     });
-    const [h, w] = data.grid ?? [0, 0];
-    const note = !data.grid ? "Activation below each image. No heat map: this hook point holds one vector per input, without positions."
-      : h === 1 ? `Activation below each image; the strip is the activation at each of the ${w} token positions of its input, the grey mark the position the image stands at.`
-      : `Activation below each image; red: where in the image, on the ${h} \u00d7 ${w} grid of the layer (hidden while you point at it).`;
-    return part("Images that excite it most", note, make("div", { class: "pictures" }, ...figures));
+    return button;
   };
-
-  // Small multiples: one row of bars per class, all to one scale.
-  const histogram = (i) => {
-    const counts = columns.histogram[i];
-    const bins = counts.length / CLASSES;
-    const top = Math.max(...counts, 1), row = 17;
-    const svg = draw("svg", { class: "by-class", height: CLASSES * row + 18, role: "img", "aria-label": "activation histogram by class" });
-    for (let digit = 0; digit < CLASSES; digit++) {
-      const base = (digit + 1) * row;
-      let sum = 0;
-      svg.append(draw("line", { class: "grid", x1: 0, x2: "100%", y1: base, y2: base }));
-      for (let bin = 0; bin < bins; bin++) {
-        const n = counts[bin * CLASSES + digit];
-        sum += n;
-        if (!n) continue;
-        const height = Math.max(1, (14 * n) / top);
-        const range = `${said((columns.max_activation[i] * bin) / bins)} to ${said((columns.max_activation[i] * (bin + 1)) / bins)}`;
-        svg.append(draw("rect", { class: digit === columns.class[i] ? "bar best" : "bar", x: `${(100 * bin) / bins + 0.4}%`, width: `${100 / bins - 0.8}%`, y: base - height, height },
-          draw("title", { text: `class ${digit}, activation ${range}: ${n} rows` })));
-      }
-      svg.append(draw("text", { x: -8, y: base - 3, "text-anchor": "end", text: digit }), draw("text", { class: "soft", x: "100%", dx: 8, y: base - 3, text: sum.toLocaleString("en") }));
-    }
-    const end = CLASSES * row + 14;
-    svg.append(draw("text", { class: "soft", x: 0, y: end, text: "0" }), draw("text", { class: "soft", x: "100%", y: end, "text-anchor": "end", text: said(columns.max_activation[i]) }));
-    return part("Activation by class", `Rows by activation, where it fires; on the right their number, of ${data.n_rows.toLocaleString("en")} held-out rows. Highest bar: ${top.toLocaleString("en")} rows.`, svg);
-  };
-
-  const bars = (values, title) => {
-    const top = Math.max(...values.map(Math.abs), 1e-12), row = 17;
-    const svg = draw("svg", { class: "logits", height: values.length * row, role: "img", "aria-label": `${title}: ${values.map((v, k) => `${k}: ${signed(v)}`).join(", ")}` });
-    svg.append(draw("line", { class: "zero", x1: "50%", x2: "50%", y1: 0, y2: values.length * row }));
-    values.forEach((value, k) => {
-      const width = (48 * Math.abs(value)) / top;
-      svg.append(
-        draw("text", { x: -8, y: k * row + 12, "text-anchor": "end", text: k }),
-        draw("rect", { class: value < 0 ? "less" : "more", x: `${value < 0 ? 50 - width : 50}%`, width: `${width}%`, y: k * row + 3, height: row - 5 }, draw("title", { text: `output ${k}: ${signed(value)}` })),
-        draw("text", { class: "soft", x: "100%", dx: 6, y: k * row + 12, text: signed(value) }));
+  const lay = () => {
+    beside.hidden = !compared.length;
+    if (!compared.length) { beside.replaceChildren(); return; }
+    const clear = make("button", { type: "button", text: "clear" });
+    clear.addEventListener("click", () => { compared = []; lay(); if (chosen >= 0) show(chosen); });
+    const address = `#compare=${compared.map(([of, number]) => `${of}/${number}`).join("+")}`;
+    const columnsOf = compared.map(([of, number]) => {
+      const book = latentPage.open(of);
+      const i = book.at.get(number);
+      return make("article", { "data-latent": `${of}/${number}` },
+        make("h4", {}, link(book, number, `Latent ${number}`), make("span", { text: ` ${of}` })),
+        ...["tops", "histogram", "effects", "scores"].map((part) => latentPage[part](book, i)));
     });
-    return make("div", {}, make("p", { class: "axis-name", text: title }), svg);
-  };
-
-  const effects = (i) => {
-    const n = columns.ablation_n[i];
-    const [loss, changed] = [columns.ablation_loss[i], columns.ablation_changed[i]];
-    const logits = columns.ablated_logits[i];
-    const most = logits.reduce((best, value, k) => (Math.abs(value) > Math.abs(logits[best]) ? k : best), 0);
-    const text = `Set to 0, all else kept, on ${n} examples for which it fires: loss ${signed(loss)} nats, ${said(100 * changed, 0)}% of answers change, logit ${most} moves most (${signed(logits[most])}).`;
-    return part("What it does to the outputs", "Added: its direction times its mean activation, at every position of a few inputs that are the same for all latents. Means over examples; each panel to its own scale.",
-      make("p", { text }), make("div", { class: "pair" }, bars(columns.logit_effect[i], "logits when added"), bars(logits, "logits when ablated")));
-  };
-
-  const neighbours = (i) => {
-    const items = columns.neighbours[i].map(([number, cosine]) => {
-      const at = columns.latent.indexOf(number);
-      const known = at >= 0;
-      return make("li", {}, known ? link(number, `latent ${number}`) : make("span", { text: `latent ${number}` }),
-        make("span", { class: "soft", text: ` cosine ${said(cosine, 2)}${known ? `, class ${columns.class[at]}` : ""}` }),
-        ...(known ? [picture(columns.images[at].slice(0, 3), "its top images")] : []));
-    });
-    return part("Nearest decoder directions", "", make("ol", { class: "near" }, ...items));
-  };
-
-  const scores = (i) => {
-    const items = COLUMNS.filter(({ key }) => key !== "latent" && key !== "class").map(({ key, name: title, hint }) =>
-      make("div", { title: hint }, make("dt", { text: title }), make("dd", {}, said(columns[key][i]), make("span", { class: "soft", text: ` ${said(medians[key])}` }))));
-    return part("Scores", "Beside each: the median over this dictionary's latents.", make("dl", {}, ...items));
+    beside.replaceChildren(
+      make("header", {}, make("h3", { text: compared.length > 1 ? `${compared.length} latents side by side` : "Choose another to compare it with" }),
+        make("nav", {}, make("a", { href: address, text: "link" }), clear)),
+      make("div", { class: "scroll columns", tabindex: "0", role: "region", "aria-label": "Latents side by side" }, ...columnsOf));
   };
 
   const show = (i) => {
     chosen = i;
     const at = order.indexOf(i);
-    const step = (to, text) => (to >= 0 && to < order.length && at >= 0 ? link(columns.latent[order[to]], text) : make("span", { class: "soft", text }));
+    const step = (to, text) => (to >= 0 && to < order.length && at >= 0 ? link(book, columns.latent[order[to]], text) : make("span", { class: "soft", text }));
     detail.replaceChildren(
-      make("header", {}, make("h3", {}, `Latent ${columns.latent[i]} `, make("span", { text: `class ${columns.class[i]}` })),
-        make("nav", { "aria-label": "Latents in the list" }, make("a", { class: "to-list", href: "#explorer", text: "list" }), step(at - 1, "\u2039 previous"), link(columns.latent[i], "link"), step(at + 1, "next \u203a")),
-        make("p", { class: "note", text: `${name}; ${data.n_live.toLocaleString("en")} of ${data.n_latents.toLocaleString("en")} latents are live` })),
-      tops(i), histogram(i), effects(i), neighbours(i), scores(i));
+      make("header", {}, make("h3", {}, `Latent ${columns.latent[i]} `, make("span", { text: book.data.n_classes ? `class ${called(book, columns.class[i])}` : "" })),
+        make("nav", { "aria-label": "Latents in the list" }, make("a", { class: "to-list", href: "#explorer", text: "list" }), step(at - 1, "\u2039 previous"), link(book, columns.latent[i], "link"), step(at + 1, "next \u203a"), comparing(book, i)),
+        make("p", { class: "note", text: `${name}; ${book.data.n_live.toLocaleString("en")} of ${book.data.n_latents.toLocaleString("en")} latents are live` })),
+      ...latentPage.parts.map((part) => part(book, i)));
     mark();
   };
 
@@ -291,11 +152,19 @@
   const follow = (moved) => {
     let target = "";
     try { target = decodeURIComponent(location.hash); } catch { return; }
+    const several = target.match(/^#compare=(.+)$/);
+    if (several) {
+      const wanted = several[1].split("+").map((one) => one.match(/^(.+)\/(\d+)$/)).filter((one) => one && blocks.has(one[1]));
+      compared = wanted.slice(0, MOST).map(([, of, number]) => [of, Number(number)]).filter(([of, number]) => latentPage.open(of).at.has(number));
+      lay();
+      if (!moved) root.scrollIntoView();
+      return;
+    }
     const match = target.match(/^#latent=(.+)\/(\d+)$/);
     if (!match || !blocks.has(match[1])) return;
     open(match[1]);
-    const i = columns.latent.indexOf(Number(match[2]));
-    if (i < 0) { count.textContent = `Latent ${match[2]} of ${name} is not shown: it is dead or beyond the limit.`; return; }
+    const i = book.at.get(Number(match[2]));
+    if (i === undefined) { count.textContent = `Latent ${match[2]} of ${name} is not shown: it is dead or beyond the limit.`; return; }
     const at = order.indexOf(i);
     if (at >= 0 && Math.floor(at / PAGE) !== page) turn(Math.floor(at / PAGE));
     show(i);
@@ -312,7 +181,7 @@
     search();
   };
   head.append(...[COLUMNS[0], null, ...COLUMNS.slice(1).filter((column) => column.shown)].map((column) => {
-    if (!column) return make("th", { scope: "col", text: "top images" });
+    if (!column) return make("th", { scope: "col", text: "top inputs" });
     const button = make("button", { type: "button", text: column.name });
     button.addEventListener("click", () => sortBy(column.key));
     return make("th", { scope: "col", class: column.key === "latent" ? null : "num", "data-key": column.key, title: column.hint }, button);
@@ -341,6 +210,15 @@
       list.rows[step > 0 ? 0 : list.rows.length - 1].querySelector("a").focus();
     }
   });
+  // What was found, all pages of it, as a table.
+  const found = () => order.map((i) => Object.fromEntries([["dictionary", name], ...COLUMNS.map(({ key }) => [key, key === "class" ? called(book, columns.class[i]) : columns[key][i]])]));
+  const place = name.replace(/[^\w.-]+/g, "-");
+  for (const [kind, save] of [["CSV", () => lensmithSave.hand(`lensmith-latents${place}.csv`, "text/csv", lensmithSave.csv(found()))],
+    ["JSON", () => lensmithSave.hand(`lensmith-latents${place}.json`, "application/json", JSON.stringify({ table: "latents", rows: found() }, null, 1) + "\n")]]) {
+    const button = make("button", { type: "button", text: kind, "data-save": kind.toLowerCase(), title: `The latents found, as ${kind}` });
+    button.addEventListener("click", save);
+    root.querySelector(".tools").append(button);
+  }
   root.hidden = false;
   open(blocks.keys().next().value);
   follow(false);
