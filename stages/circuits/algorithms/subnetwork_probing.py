@@ -17,7 +17,7 @@ falls
   closed;
 - the ranking is then read with forwards alone: the shortest faithful prefix (``Found.unpolished``), and cuts from its
 weak
-  end until no edge can be cut.
+  end until no edge, no set that a gradient proposes and no pair can be cut (``joint``).
 
 Shape legend: S = seeds (masks), E = edges, B = batch.
 """
@@ -30,11 +30,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.circuits.algorithms.acdc import eliminate, losses, only_rounding
+from stages.base.progress import report
+from stages.circuits.algorithms.acdc import eliminate, losses
+from stages.circuits.algorithms.findable import check_findable
 from stages.circuits.algorithms.found import Bill, Found
+from stages.circuits.algorithms.joint import joint_cuts
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective
-from stages.errors import UserError
 
 __all__ = ["Probe", "faithful_prefix", "probe"]
 
@@ -69,7 +71,7 @@ class Probe:
     size: int | None = None
     """Edges wanted; None: as few as are faithful."""
     polish: bool = True
-    """Read the ranking with forwards until the circuit is faithful and irreducible."""
+    """Read the ranking with forwards until the circuit is faithful and irreducible up to pairs."""
     over: Literal["edges", "nodes"] = "edges"
 
 
@@ -90,6 +92,7 @@ def probe(
     Raises:
         UserError: with every edge cut the loss is no higher than with none: there is nothing to find.
     """
+    check_findable(engine, objective)
     started, before = time.perf_counter(), engine.cost.copy()
     n, layout = engine.groups, engine.layout
     gates = len(layout.sources) if settings.over == "nodes" else engine.n_edges
@@ -102,13 +105,6 @@ def probe(
 
     with torch.no_grad():
         empty = loss_of(torch.zeros(n, engine.n_edges))
-    if any(only_rounding(float(loss), engine.clean_outputs) for loss in empty):
-        raise UserError(
-            "with every edge cut the loss is no higher than with none: the empty circuit is 'correct' on these inputs"
-            " under"
-            " this ablation; vary the inputs or use another ablation (lensmith circuits discover says which input is"
-            " constant)"
-        )
     allowed = settings.tolerance * empty
     start = log((settings.open - GAMMA) / (ZETA - settings.open))
     theta = start + settings.noise * torch.randn(n, gates, generator=generator)
@@ -117,6 +113,7 @@ def probe(
     weight = torch.full((n,), log(settings.penalty))
     warm = max(1, int(settings.warm_up * settings.steps))
     for step in range(settings.steps):
+        report(f"learning masks of {n} seeds", step, settings.steps)
         share = step / max(1, settings.steps - 1)
         hot, cold = settings.temperature
         beta = hot * (cold / hot) ** share
@@ -164,6 +161,7 @@ def _read(
         mask = unpolished = faithful_prefix(engine, objective, scores, allowed)
         if settings.polish and settings.over == "edges":
             mask = eliminate(engine, objective, mask, order[::-1], allowed)
+            mask = joint_cuts(engine, objective, mask, order[::-1], lambda _, after: after <= allowed)
             # What polishing kept stands before what it cut; within each, the learned order stays.
             scores = scores + mask * (scores.max() - scores.min() + 1.0)
     cost = engine.cost - before
