@@ -22,12 +22,12 @@ LIBRARIES = tuple(
 
 
 @contextmanager
-def given_by_the_user(what: str, ours: str = "") -> Iterator[None]:
+def given_by_the_user(what: str, ours: tuple[str, ...] = ()) -> Iterator[None]:
     """Turn what the block raises into one line that says where in the user's code it happened.
 
     Args:
         what: what failed at what, such as "the module fails on inputs (4, 3)".
-        ours: folder of code that may be called back by the user's: an error raised there is passed on as it is.
+        ours: files of code that the user's may call back: an error raised there is passed on as it is.
 
     Raises:
         UserError: the block raised; an error that already is one is passed on.
@@ -38,7 +38,7 @@ def given_by_the_user(what: str, ours: str = "") -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         place = failed_at(error)
-        if ours and place.startswith(ours):
+        if place.startswith(ours):
             raise
         said = " ".join(str(error).split()) or "no message"
         raise UserError(f"{what} with {type(error).__name__}: {said[:300]}{_shown(place)}; mend it") from error

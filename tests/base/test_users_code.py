@@ -10,7 +10,7 @@ from stages.base.users_code import given_by_the_user
 from stages.errors import UserError
 
 
-def run(tmp_path: Path, code: str, ours: str = "") -> None:
+def run(tmp_path: Path, code: str, ours: tuple[str, ...] = ()) -> None:
     file = tmp_path / "mine.py"
     file.write_text(code)
     space: dict[str, object] = {}
@@ -33,7 +33,7 @@ def test_the_last_line_of_the_users_own_is_named(tmp_path: Path) -> None:
 
 def test_what_fails_in_our_own_code_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path, "def f():\n    return 1 / 0\n", ours=str(tmp_path))
+        run(tmp_path, "def f():\n    return 1 / 0\n", ours=(str(tmp_path),))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "def f():\n    raise KeyboardInterrupt\n")
 

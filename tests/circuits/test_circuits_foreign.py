@@ -12,7 +12,9 @@ from stages.circuits.discovery import Subject, discover, load_subject
 from stages.circuits.engine.graph import Graph, Node
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import mse
+from stages.circuits.engine.transformers import PlainTransformer
 from stages.errors import UserError
+from tests.circuits.conftest import filled
 from tests.circuits.foreign import Foreign, inputs
 
 FEW = Settings(steps=20, tolerance=0.05)
@@ -115,6 +117,12 @@ def test_half_precision_is_refused_with_the_remedy(dtype: torch.dtype) -> None:
     said = told(Subject(Foreign().to(dtype), inputs().to(dtype)))
     assert str(dtype).removeprefix("torch.") in said and "call module.float()" in said
     assert "give clean.float()" in told(Subject(Foreign(), inputs().to(dtype)))
+
+
+def test_modules_of_ours_fail_like_anyones_and_empty_outputs_are_told() -> None:
+    module = filled(PlainTransformer(1, 1, 6, 3, 8, 5, 4, 3))
+    assert "fails on inputs (4, 4) with IndexError" in told(Subject(module, torch.full((4, 4), 9), metric="mse"))
+    assert "outputs are empty, (4, 0, 3)" in told(Subject(module, torch.ones(4, 1, dtype=torch.long), metric="mse"))
 
 
 def test_inputs_and_weights_of_two_dtypes_are_told() -> None:
@@ -259,6 +267,12 @@ def test_constant_inputs_are_named_in_every_method(method: str) -> None:
     subject = Subject(Foreign(), inputs(1).repeat(40, 1))
     with pytest.raises(UserError, match=r"nothing to find: x \(all 3 units\), h.*vary the inputs.*--ablation zero"):
         discover(subject, method, ablation="mean")
+
+
+def test_counterfactuals_that_change_nothing_are_told() -> None:
+    x = inputs()
+    with pytest.raises(UserError, match=r"x \(all 3 units\).*same in clean and counterfactual.*give counterfactual"):
+        discover(Subject(Foreign(), x, counterfactual=x), "acdc", ablation="interchange")
 
 
 def test_a_sample_too_small_to_vary_says_which_option() -> None:

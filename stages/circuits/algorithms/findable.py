@@ -41,7 +41,7 @@ def nothing_changes(engine: MaskedForward) -> bool:
 def unvarying(engine: MaskedForward) -> dict[str, bool]:
     """Sources whose cut changes nothing on any input under the engine's ablation -> whether they are inputs of the
     graph. A node all of whose units are such stands for them."""
-    names = set(engine.constant_sources() if engine.ablation != "zero" else engine.silent_sources())
+    names = set(engine.unchanged_sources())
     computed = {source for fed in engine.layout.writers.values() for source in fed}
     found: dict[str, bool] = {}
     for node in engine.graph.nodes:
@@ -112,10 +112,14 @@ def _why(engine: MaskedForward) -> str:
             "every source varies, but the outputs follow none of them: look at the weights of the last layers, or ask"
             " for outputs that do (the metric's, a part of the logits)"
         )
-    what = "0 on every input" if engine.ablation == "zero" else "the same on every input"
+    what = {"zero": "0 on every input", "interchange": "the same in clean and counterfactual inputs"}.get(
+        engine.ablation, "the same on every input"
+    )
     inputs, layers = ([name for name, kind in same.items() if kind is wanted] for wanted in (True, False))
     remedies = []
-    if inputs:
+    if inputs and engine.ablation == "interchange":
+        remedies.append("give counterfactual inputs that differ from the clean ones")
+    elif inputs:
         remedies.append("vary the inputs")
     if layers and not inputs:
         remedies.append(

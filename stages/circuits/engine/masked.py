@@ -221,6 +221,15 @@ class MaskedForward:
             ]
         return tuple(constant)
 
+    def unchanged_sources(self) -> tuple[str, ...]:
+        """Sources whose replacement under the ablation is what they are, on every input (within rounding)."""
+        unchanged: list[Tensor] = []
+        for name, value in self._clean_sources.items():
+            shift = (value - self._ablated[name]).abs().flatten(2).amax((0, 2))
+            unchanged.append(shift <= 1e-6 * value.abs().flatten(2).amax((0, 2)))
+        same = torch.cat(unchanged).tolist()
+        return tuple(name for name, is_same in zip(self.layout.sources, same, strict=True) if is_same)
+
     def silent_sources(self) -> tuple[str, ...]:
         """Sources that write 0 on every input of the data."""
         values = [value.abs().flatten(2).amax((0, 2)) for value in self._clean_sources.values()]

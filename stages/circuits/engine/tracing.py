@@ -23,7 +23,11 @@ DTYPES = (torch.float32, torch.float64)
 """In half precision a sum of parents is off by more than an undeclared source would be."""
 REPEATED = 1e-5
 """Difference of two runs on the same inputs, as a share of the largest value, that is no randomness."""
-ENGINE = str(Path(__file__).resolve().parent)
+HOOKS = tuple(
+    str(Path(__file__).resolve().with_name(f"{name}.py"))
+    for name in ("hooking", "masked", "mixing", "readers", "tracing")
+)
+"""Code of ours that runs inside the user's module; other files here hold modules, which may fail like anyone's."""
 
 
 class Traced(NamedTuple):
@@ -36,7 +40,7 @@ class Traced(NamedTuple):
 
 def run_module(model: nn.Module, inputs: Tensor) -> Tensor:
     """Outputs of the user's module; what it raises is told with its line, what our hooks raise is not."""
-    with given_by_the_user(f"the module fails on inputs {tuple(inputs.shape)}", ours=ENGINE):
+    with given_by_the_user(f"the module fails on inputs {tuple(inputs.shape)}", ours=HOOKS):
         outputs: Tensor = model(inputs)
     return outputs
 
@@ -58,6 +62,10 @@ def trace(model: nn.Module, graph: Graph, points: Points, inputs: Tensor) -> Tra
             if not isinstance(value, Tensor) or value.shape[:1] != inputs.shape[:1]:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise UserError(f"hook point {name!r} holds {shape}: a tensor with the batch axis first is needed")
+            if value.numel() == 0:
+                raise UserError(
+                    f"hook point {name!r} is empty, {tuple(value.shape)}: give longer inputs, or drop the node"
+                )
             if value.dtype not in DTYPES:
                 raise UserError(
                     f"hook point {name!r} holds {_short(value.dtype)}: float32 or float64 is needed; take the cast or"
@@ -145,6 +153,8 @@ def _check_outputs(outputs: object, inputs: Tensor) -> None:
             f"the module returns {tuple(outputs.shape)} for {len(inputs)} inputs: (inputs, ..., outputs) is needed,"
             " and of one number per input out.unsqueeze(-1)"
         )
+    if outputs.numel() == 0:
+        raise UserError(f"the module's outputs are empty, {tuple(outputs.shape)}: give longer inputs, or return some")
     if outputs.dtype not in DTYPES:
         raise UserError(f"the module returns {_short(outputs.dtype)}: return float outputs (logits), not answers")
 
