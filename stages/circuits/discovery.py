@@ -1,6 +1,7 @@
 """Finding a circuit in anyone's module: from a ``Subject`` to edges, metrics, cost, and what is doubtful."""
 
 from dataclasses import replace
+from math import isfinite
 from typing import TypedDict, cast
 
 import torch
@@ -157,6 +158,10 @@ def discover(
         found += _found(method, whole, engine, objective, generator, settings)
     searched = Searched(method, whole, samples, seen, found, objective, settings)
     judged = _judged(searched, generator, graph, subject, size)
+    if not _all_finite(judged):
+        raise UserError(
+            f"a loss or a score came out not finite: {largest(whole)}; leave such inputs out, or scale them"
+        )
     if origin == "default":
         judged["validity"].insert(0, "no ablation was stated, so mean was used: a circuit holds for its ablation only")
     if method in ("eap", "nap", "hisp") and settings.linear is projection:
@@ -275,6 +280,14 @@ def _judged(searched: Searched, generator: torch.Generator, graph: Graph, subjec
         },
         "validity": said,
     }
+
+
+def _all_finite(found: object) -> bool:
+    if isinstance(found, dict):
+        return all(_all_finite(value) for value in found.values())
+    if isinstance(found, list):
+        return all(_all_finite(value) for value in found)
+    return not isinstance(found, float) or isfinite(found)
 
 
 def flops_of(engine: MaskedForward) -> int | None:

@@ -237,6 +237,20 @@ def test_a_metric_without_a_gradient_is_for_methods_without() -> None:
     assert "no gradient" in told(Subject(Foreign(), inputs(), metric=detached), "edge-sp")
 
 
+def test_a_gradient_that_is_not_finite_is_told() -> None:
+    def rooted(outputs: Tensor, clean: Tensor) -> Tensor:
+        return (outputs - clean).square().sum(-1) + 0.0 * (0.0 * outputs).abs().sum(-1).sqrt()
+
+    for method in ("edge-sp", "eap", "eap-ig"):
+        assert "finite" in (said := told(Subject(Foreign(), inputs(), metric=rooted), method)) and "gradient" in said
+    assert discover(Subject(Foreign(), inputs(), metric=rooted), "acdc", ablation="zero")["circuit"] is not None
+
+
+def test_a_result_that_is_not_finite_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.circuits.discovery.divergence", lambda *_: float("inf"))
+    assert "came out not finite" in told(Subject(Foreign(), inputs(), metric="mse"))
+
+
 def test_a_score_is_no_loss() -> None:
     def score(outputs: Tensor, clean: Tensor) -> Tensor:
         return outputs[..., 0] + 10.0

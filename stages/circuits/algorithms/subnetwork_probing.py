@@ -32,11 +32,12 @@ from torch import Tensor
 
 from stages.base.progress import report
 from stages.circuits.algorithms.acdc import eliminate, losses
-from stages.circuits.algorithms.findable import check_findable
+from stages.circuits.algorithms.findable import check_findable, outlier
 from stages.circuits.algorithms.found import Bill, Found
 from stages.circuits.algorithms.joint import joint_cuts
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective
+from stages.errors import UserError
 
 __all__ = ["Probe", "faithful_prefix", "probe"]
 
@@ -133,6 +134,11 @@ def probe(
         if step >= warm and settings.adapt:
             weight = weight + settings.adapt * torch.where(loss.detach() <= settings.band * empty, 1.0, -1.0)
     learned = theta.detach()
+    if not bool(torch.isfinite(learned).all()):
+        raise UserError(
+            "the loss has no finite gradient where edges are partly cut (a root or logarithm at 0, overflow)"
+            f": {outlier(engine) or 'add a small number there, or use --method acdc, which needs none'}"
+        )
     scores = layout.node_scores(torch.sigmoid(learned)) if settings.over == "nodes" else learned
     spent, seconds = engine.cost - before, time.perf_counter() - started
     share_bill = (seconds / n, spent.forwards // n, spent.backwards // n)
