@@ -68,7 +68,8 @@ def train(
         for option, given in (("--steps", steps), ("--batch", batch), ("--lr", lr), ("--to", to)):
             if given is not None:
                 raise UserError(
-                    f"{option} {given} does nothing with --architecture {architecture}, which is not trained: leave it out"
+                    f"{option} {given} does nothing with --architecture {architecture}, which is not trained: leave it"
+                    " out"
                 )
         if sparsity != int(sparsity):
             raise UserError(f"--sparsity {sparsity:g}: {architecture} keeps a whole number of latents per row")
