@@ -69,6 +69,14 @@ def test_one_position_is_a_position(length: int, width: int) -> None:
     torch.testing.assert_close(engine(cut)[0], module.b(torch.relu(pre)))
 
 
+def test_the_mean_over_positions_is_one_for_units_along_the_last_axis() -> None:
+    module, x = Positions(), inputs(80).view(20, 4, 3)
+    engine = MaskedForward(module, module.circuit(), x, ablation="mean-all")
+    post = torch.relu(module.a(x))
+    out = engine(torch.tensor([float(edge.source.startswith("x")) for edge in engine.layout.edges]))[0]
+    torch.testing.assert_close(out, module.b(post.mean((0, 1))).expand_as(out))
+
+
 def test_a_convolution_with_one_channel_is_one() -> None:
     class Images(Foreign):
         def __init__(self) -> None:

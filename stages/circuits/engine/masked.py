@@ -368,7 +368,8 @@ class MaskedForward:
                 return torch.zeros_like(value)
             case "mean" | "mean-all":
                 codes = node.part is not None and node.part.decoder is not None
-                features = 1 if node.axis != 1 and value.dim() > 3 and not codes else 0
+                last = node.axis == value.dim() - 2  # units along the last axis leave positions only
+                features = 1 if node.axis != 1 and not last and value.dim() > 3 and not codes else 0
                 one = [mean_over(unit, self.ablation == "mean-all", features) for group in value for unit in group]
                 return torch.stack(one).view_as(value)
         return value
