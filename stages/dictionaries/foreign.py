@@ -54,6 +54,9 @@ def present_form(given: object, file: Path) -> DictionaryConfig:
     cfg["metadata"] = moved | (about if isinstance(about, dict) else {})
     cfg.setdefault("architecture", "standard")
     cfg.setdefault("apply_b_dec_to_input", True)
+    scaled = cfg.get("normalize_activations")
+    if scaled is None or isinstance(scaled, bool):
+        cfg["normalize_activations"] = "expected_average_only_in" if scaled else "none"
     options = cfg.get("activation_fn_kwargs")
     if cfg.get("activation_fn") == "topk" and isinstance(options, dict) and options.get("k") is not None:
         cfg |= {"architecture": "topk", "k": options["k"]}
@@ -83,6 +86,9 @@ def checked_weights(cfg: DictionaryConfig, weights: Mapping[str, Tensor], folder
     kind = latent_kind(cfg["architecture"])
     if kind not in WEIGHTS:
         return dict(weights)
+    ones = weights.get("scaling_factor")
+    if ones is not None and bool((ones == 1).all()):  # written by older versions to no effect
+        weights = {name: value for name, value in weights.items() if name != "scaling_factor"}
     d_in, n, d_out = cfg["d_in"], cfg["d_sae"], cfg.get("d_out", cfg["d_in"])
     wanted = WEIGHTS[kind] | {"W_dec", "b_dec"} | ({"W_skip"} if "skip_" in cfg["architecture"] else set())
     missing, more = sorted(wanted - set(weights)), sorted(set(weights) - wanted)
@@ -111,6 +117,10 @@ def _misfit(architecture: str, held: set[str], missing: list[str], more: list[st
     fitting = [kind for kind, names in WEIGHTS.items() if names | {"W_dec", "b_dec"} == held and kind != "plugged"]
     if fitting and latent_kind(architecture) not in fitting:
         return f"{text}; they are those of {' or '.join(fitting)}: say so in cfg.json"
+    if "log_threshold" in more:
+        return f"{text}; that is a state of training: save torch.exp(log_threshold) as threshold"
+    if "scaling_factor" in more:
+        return f"{text}; latents are multiplied by it: multiply the rows of W_dec by it, and save it again without"
     if missing:
         return f"{text}; save it again with them"
     return f"{text}; leave them out of the file, or name the architecture they are of"

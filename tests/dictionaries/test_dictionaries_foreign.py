@@ -204,6 +204,12 @@ def with_(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], object]:
         ("standard", without("b_enc"), "lack b_enc; save it again"),
         ("topk", without("W_dec"), "lack W_dec"),
         ("jumprelu", without("threshold"), "lack threshold; they are those of standard or topk"),
+        (
+            "jumprelu",
+            lambda w: w.update(log_threshold=w.pop("threshold").log()),
+            "save torch.exp.log_threshold. as threshold",
+        ),
+        ("standard", with_("scaling_factor", torch.full((32,), 2.0)), "multiply the rows of W_dec by it"),
         ("gated", with_("extra", torch.zeros(3)), "hold extra as well; leave them out"),
         ("standard", with_("W_enc", torch.zeros(32, 16)), "transposed, save W_enc.T"),
         ("standard", with_("W_dec", torch.zeros(32, 17)), r"W_dec has shape \(32, 17\), cfg.json says d_in = 16"),
@@ -248,6 +254,16 @@ def test_weights_of_any_float_dtype_are_read_as_float32(tmp_path: Path, dtype: t
     codec, made = load_codec(folder), load_dictionary(folder)
     assert codec.encode(rows(5)).dtype == codec.decoder.dtype == made["W_dec"].dtype == torch.float32
     torch.testing.assert_close(codec.encode(rows(5)), encode(made, rows(5)))
+
+
+def test_what_older_versions_wrote_to_no_effect_is_passed_over(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "one", normalize_activations=False, metadata="absent")
+    wanted = load_codec(folder).encode(rows(5))
+    weights(folder, with_("scaling_factor", torch.ones(32)))
+    torch.testing.assert_close(load_codec(folder).encode(rows(5)), wanted)
+    torch.testing.assert_close(encode(load_dictionary(folder), rows(5)), wanted)
+    with pytest.raises(UserError, match="fold it in with SAELens"):
+        load_codec(saved(tmp_path / "other", normalize_activations=True))
 
 
 @pytest.mark.parametrize("name", ["identity", "pca", "random"])
