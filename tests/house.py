@@ -23,6 +23,8 @@ NO_INFLUENCE = {
     "stages.__main__": "starts a stage; it changes no output",
     "stages.errors": "how a failure is shown; it changes no output",
     "stages.tracking": "a projection; it changes no output",
+    "stages.base.progress": "says how far work has come; it changes no output",
+    "stages.base.users_code": "says where a user's code failed; it changes no output",
     "stages.base.registry": "finds a file by its name; which file is a dependency of its own",
 }
 """Modules that every stage may import and none depends on: an edit must not re-run everything."""

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from stages.circuits.discovery import Discovery
+    from stages.circuits.judging import CircuitFound
 
 __all__ = ["COMMANDS", "GROUPS", "measure"]
 
@@ -31,12 +34,15 @@ def discover(
         str | None, typer.Option("--metric", help="kl, mse, answer or projection; else the target's own.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Loss of a faithful circuit, as a share of the empty circuit's.")
-    ] = 0.01,
+        float | None,
+        typer.Option("--tolerance", help="Loss of a faithful circuit, as a share of the empty circuit's; else 0.01."),
+    ] = None,
     size: Annotated[
         int | None, typer.Option("--size", min=1, help="Edges wanted of edge-sp; else as few as are faithful.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Of edge-sp and node-sp.")] = 200,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=100_000, help="Of edge-sp and node-sp; else 200.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find a circuit in a module of one's own: edges with scores, how faithful it is, what it cost, what is doubtful.
@@ -45,7 +51,8 @@ def discover(
     """
     from dataclasses import replace
 
-    from stages.circuits.algorithms.methods import METHODS, Settings
+    from flows.bar import showing_progress
+    from stages.circuits.algorithms.methods import METHODS, SIZED, STEPPED, TOLERANT, Settings
     from stages.circuits.discovery import discover as run
     from stages.circuits.discovery import load_subject
     from stages.circuits.engine.objectives import OBJECTIVES
@@ -55,12 +62,22 @@ def discover(
         raise UserError(f"method {method!r} is unknown: use {', '.join(METHODS)}")
     if metric is not None and metric not in OBJECTIVES:
         raise UserError(f"metric {metric!r} is unknown: use {', '.join(sorted(OBJECTIVES))}")
-    if not 0 < tolerance < 1:
+    if tolerance is not None and not 0 < tolerance < 1:
         raise UserError(f"--tolerance is {tolerance}: give a share between 0 and 1, such as 0.01")
-    settings = replace(Settings(), tolerance=tolerance, size=size, steps=steps)
-    result = run(
-        load_subject(target), method, ablation=ablation, seeds=seeds, batch=batch, settings=settings, metric=metric
-    )
+    for option, given, takers in (
+        ("--tolerance", tolerance, TOLERANT),
+        ("--size", size, SIZED),
+        ("--steps", steps, STEPPED),
+    ):
+        if given is not None and method not in takers:
+            raise UserError(
+                f"{option} {given} does nothing with --method {method}: it is of {', '.join(takers)}; leave it out, or"
+                " choose one of these"
+            )
+    settings = replace(Settings(), tolerance=0.01 if tolerance is None else tolerance, size=size, steps=steps or 200)
+    subject = load_subject(target)
+    with showing_progress():
+        result = run(subject, method, ablation=ablation, seeds=seeds, batch=batch, settings=settings, metric=metric)
     _show(result, as_json)
 
 
@@ -75,12 +92,14 @@ def cards(
     """
     from rich.console import Console
 
+    from flows.bar import showing_progress
     from flows.terminal import print_json, print_rows
+    from stages.base.progress import report
     from stages.circuits.recovery import card_rows
 
     console = Console(stderr=as_json)
-    with console.status("deriving") as shown:
-        rows = card_rows((only,) if only else (), progress=lambda name: shown.update(f"deriving {name}"))
+    with showing_progress():
+        rows = card_rows((only,) if only else (), progress=lambda name: report(f"deriving {name}", 0, 1))
     if as_json:
         print_json(rows)
         return
@@ -95,12 +114,14 @@ def measure(*, jobs: int, as_json: bool) -> None:
     is."""
     from rich.console import Console
 
+    from flows.bar import showing_progress
     from flows.terminal import print_json, print_rows
+    from stages.base.progress import report
     from stages.circuits.recovery import bench_rows, verdicts
 
     console = Console(stderr=as_json)
-    with console.status("deriving and searching") as shown:
-        rows = bench_rows(progress=lambda name: shown.update(name))
+    with showing_progress():
+        rows = bench_rows(progress=lambda name: report(name, 0, 1))
     if as_json:
         print_json(rows)
         return
@@ -121,7 +142,17 @@ def _show(result: "Discovery", as_json: bool) -> None:
     head = ("method", "ablation", "ablation_from", "seeds", "n_edges", "n_inputs", "inputs_per_seed")
     print_rows(console, [{name: value for name, value in result.items() if name in head}])
     print_rows(console, result["edges"][:30], "edges, best first; all of them with --json")
-    print_rows(console, result["per_seed"], "per seed")
+    rows = [{name: row[name] for name in PER_SEED if name in row} for row in result["per_seed"]]  # type: ignore[literal-required]
+    print_rows(console, rows, "per seed; shares are of the empty circuit's loss; more with --json")
+    circuit = result["circuit"]
+    if circuit is not None:
+        _show_circuit(console, circuit, result["tolerance"])
+    if result["alternatives"]:
+        listed = [
+            {**other, "without": ", ".join(other["without"]), "instead": ", ".join(other["instead"])}
+            for other in result["alternatives"]
+        ]
+        print_rows(console, listed, "alternatives: circuits that do as well")
     for part in (result["metrics"], result["cost"]):
         for key, value in part.items():
             if not isinstance(value, list):
@@ -129,6 +160,26 @@ def _show(result: "Discovery", as_json: bool) -> None:
                 console.print(f"{key}: {message}", highlight=False)
     for message in result["validity"]:
         console.print(f"careful: {message}", highlight=False, markup=False)
+
+
+PER_SEED = ("seed", "seconds", "size", "share", "share_held_out", "faithful", "agreement")
+UP_TO = {
+    "pairs": "irreducible up to pairs: no edge and no pair of edges can be cut; larger sets were not all tried",
+    "single edges": "irreducible up to single edges: there are too many pairs of edges to try",
+    "nothing": "reducible",
+}
+
+
+def _show_circuit(console: "Console", circuit: "CircuitFound", tolerance: float | None) -> None:
+    verdict = "faithful" if circuit["faithful"] else "NOT faithful"
+    held = circuit["share_held_out"]
+    console.print(
+        f"circuit ({circuit['of']}): {circuit['size']} edges, {verdict}: {circuit['share']:.3g} of the empty circuit's"
+        f" loss on all of the data, {'nothing' if held is None else f'{held:.3g}'} held out, asked for {tolerance:g};"
+        f" {UP_TO[circuit['irreducible_up_to']]}",
+        highlight=False,
+        markup=False,
+    )
 
 
 COMMANDS = ()

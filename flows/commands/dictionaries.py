@@ -41,9 +41,13 @@ def train(
     sparsity: Annotated[
         float, typer.Option("--sparsity", help="Latents per row; for standard, gated, p_anneal: a coefficient.")
     ] = 8.0,
-    steps: Annotated[int, typer.Option("--steps", min=1, max=1_000_000, help="Optimiser steps.")] = 400,
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Rows per step.")] = 256,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate of Adam.")] = 3e-3,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=1_000_000, help="Optimiser steps; else 400. Not of baselines.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=2, help="Rows per step; else 256. Not of baselines.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Of Adam; else 0.003. Not of baselines.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds weights and order of rows.")] = 0,
     to: Annotated[str | None, typer.Option("--to", help="A transcoder: the hook point to predict.")] = None,
     skip: Annotated[bool, typer.Option("--skip", help="A transcoder with a linear path beside the latents.")] = False,
@@ -56,25 +60,39 @@ def train(
 
     Example: lensmith dictionaries train digits_mlp layers.0.hook_post --out my_dictionary
     """
+    from flows.bar import showing_progress
+    from stages.dictionaries.evaluation.baselines import BASELINES
+    from stages.errors import UserError
+
+    if architecture in BASELINES:
+        for option, given in (("--steps", steps), ("--batch", batch), ("--lr", lr), ("--to", to)):
+            if given is not None:
+                raise UserError(
+                    f"{option} {given} does nothing with --architecture {architecture}, which is not trained: leave it"
+                    " out"
+                )
+        if sparsity != int(sparsity):
+            raise UserError(f"--sparsity {sparsity:g}: {architecture} keeps a whole number of latents per row")
+    steps, batch, lr = steps or 400, batch or 256, 3e-3 if lr is None else lr
     if to is not None:
         from stages.tools.transcoders import train_between
 
-        measured = train_between(
-            target, hook, to, architecture, skip=skip, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch,
-            lr=lr, seed=seed, out=out, checkpoint=checkpoint,
-        )  # fmt: skip
+        with showing_progress():
+            measured = train_between(
+                target, hook, to, architecture, skip=skip, n_latents=n_latents, sparsity=sparsity, steps=steps,
+                batch=batch, lr=lr, seed=seed, out=out, checkpoint=checkpoint,
+            )  # fmt: skip
         _show_metrics(measured.facts(), as_json)
         return
     if skip or checkpoint is not None:
-        from stages.errors import UserError
-
         raise UserError("--skip and --checkpoint are of transcoders: give --to HOOK as well")
     from stages.tools.dictionaries import train_one
 
-    made = train_one(
-        target, hook, architecture, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch, lr=lr, seed=seed,
-        out=out,
-    )  # fmt: skip
+    with showing_progress():
+        made = train_one(
+            target, hook, architecture, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch, lr=lr,
+            seed=seed, out=out,
+        )  # fmt: skip
     _show_metrics(made.facts(), as_json)
 
 
@@ -89,8 +107,11 @@ def evaluate(
 
     Example: lensmith dictionaries eval digits_mlp/layers.0.hook_post/topk
     """
+    from stages.errors import UserError
     from stages.tools.dictionaries import evaluate_dictionary
 
+    if (target is None) != (hook is None):
+        raise UserError("--target and --hook go together: give both, or neither where the folder says them")
     _show_metrics(evaluate_dictionary(name, target, hook).facts(), as_json)
 
 

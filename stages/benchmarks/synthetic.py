@@ -1,13 +1,15 @@
 """Known answers: dictionaries trained on activations whose true features are known (SynthSAEBench, 2602.14687).
 
-Data and scores are SAELens's own (``sae_lens.synthetic``): features with Zipfian frequencies, a hierarchy and low-rank
-correlations, as in the benchmark, at a size one core can train on. What is scored is the saved dictionary, loaded with
-``SAE.load_from_disk``. Penalty coefficients are found by trial so that every architecture is near the same L0: scores
-at different L0 cannot be compared.
+Data and scores are SAELens's own (``sae_lens.synthetic``): the world of the benchmark (frequencies, a hierarchy of
+three levels with exclusion and scaled children, correlations, magnitudes), at a size one core can train on. What is
+scored is the saved dictionary, loaded with ``SAE.load_from_disk``. Penalty coefficients are found by trial so that
+every architecture is near the same L0: scores at different L0 cannot be compared.
 
 Shape legend: N = rows, D = width, G = true features, F = latents.
 """
 
+import contextlib
+import io
 import math
 import statistics
 import tempfile
@@ -31,7 +33,7 @@ from stages.dictionaries.training.train import (
 )
 from stages.errors import UserError
 
-__all__ = ["METRICS", "PUBLISHED", "World", "make_world", "rows_of_world", "run_synthetic", "score"]
+__all__ = ["METRICS", "PUBLISHED", "SMALL_16K", "World", "make_world", "rows_of_world", "run_synthetic", "score"]
 
 METRICS = ("f1", "mcc", "uniqueness", "explained_variance", "l0")
 PUBLISHED = {
@@ -40,7 +42,7 @@ PUBLISHED = {
     "matching_pursuit": (0.4464, 0.6930, 0.8281, 0.8351),
 }  # fmt: skip
 """SynthSAEBench-16k v2 at L0 = 25: F1, MCC, uniqueness, explained variance (SAELens docs/synth_sae_bench.md)."""
-TRIALS = 5
+TRIALS = 4
 """Runs to find a penalty coefficient."""
 Row = dict[str, Any]
 
@@ -65,17 +67,22 @@ class World:
     """Trees of the hierarchy; each parent has four children, two deep. 0: no hierarchy, no correlations."""
     max_prob: float = 0.4
     min_prob: float = 0.01
+    as_published: bool = False
+    """Hierarchy, exclusion, correlations, frequencies and magnitudes of SynthSAEBench-16k v2, whatever the size."""
 
 
-FULL = World(
-    n_features=512, width=192, n_latents=192, l0=8.0, n_rows=200_000, steps=1500, batch=512, lr=1e-3, n_eval=20_000,
-    roots=24,
+SMALL_16K = World(
+    n_features=2048, width=256, n_latents=512, l0=8.0, n_rows=100_000, steps=1500, batch=512, lr=1e-3, n_eval=20_000,
+    roots=16, min_prob=5e-4, as_published=True,
 )  # fmt: skip
-"""Scaled down so that sqrt(L0 / width), the noise that features are to each other, is as in SynthSAEBench-16k: 0.2."""
+"""SynthSAEBench-16k v2 with an eighth of its features: features per tree and latent, and sqrt(L0 / width), are its own.
+Its L0 of 25 is the true one of its most frequent quarter of features, as 8 is here."""
 
 
 def make_world(world: World, seed: int) -> Any:
     """SAELens's synthetic model of this size."""
+    if world.as_published:
+        return _published_world(world, seed)
     from sae_lens.synthetic import HierarchyConfig, ZipfianFiringProbabilityConfig
     from sae_lens.synthetic.synthetic_model import LowRankCorrelationConfig, SyntheticModel, SyntheticModelConfig
 
@@ -90,6 +97,35 @@ def make_world(world: World, seed: int) -> Any:
         correlation=LowRankCorrelationConfig(rank=16, seed=seed) if structured else None,
     )  # fmt: skip
     return SyntheticModel(config)
+
+
+def _published_world(world: World, seed: int) -> Any:
+    """The configuration of SynthSAEBench-16k v2 (SAELens docs/synth_sae_bench.md), but for the sizes."""
+    from sae_lens.synthetic import HierarchyConfig, ZipfianFiringProbabilityConfig
+    from sae_lens.synthetic.firing_magnitudes import FoldedNormalMagnitudeConfig, LinearMagnitudeConfig
+    from sae_lens.synthetic.synthetic_model import (
+        LowRankCorrelationConfig,
+        OrthogonalizationConfig,
+        SyntheticModel,
+        SyntheticModelConfig,
+    )
+
+    config = SyntheticModelConfig(
+        num_features=world.n_features, hidden_dim=world.width, bias=0.5, seed=seed,
+        firing_probability=ZipfianFiringProbabilityConfig(
+            exponent=0.5, max_prob=world.max_prob, min_prob=world.min_prob
+        ),
+        hierarchy=HierarchyConfig(
+            total_root_nodes=world.roots, branching_factor=4, max_depth=3, mutually_exclusive_portion=1.0,
+            compensate_probabilities=True, scale_children_by_parent=True,
+        ),
+        orthogonalization=OrthogonalizationConfig(num_steps=100, lr=3e-4),
+        correlation=LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
+        mean_firing_magnitudes=LinearMagnitudeConfig(start=5.0, end=4.0),
+        std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
+    )  # fmt: skip
+    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
+        return SyntheticModel(config)
 
 
 def rows_of_world(model: Any, n_rows: int, *seed: str | int) -> Tensor:
@@ -117,7 +153,7 @@ def score(dictionary: Dictionary, model: Any, n_rows: int, seed: int) -> dict[st
 
 
 def run_synthetic(
-    world: World = FULL,
+    world: World = SMALL_16K,
     architectures: Sequence[str] = ARCHITECTURES,
     seeds: Sequence[int] = (0, 1, 2),
     progress: Callable[[str], None] = print,

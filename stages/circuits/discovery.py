@@ -1,35 +1,36 @@
-"""Finding a circuit in anyone's module: from a file with ``build`` to edges, metrics, cost, and what is doubtful."""
+"""Finding a circuit in anyone's module: from a ``Subject`` to edges, metrics, cost, and what is doubtful."""
 
-import importlib.util
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Required, TypedDict, cast
+from dataclasses import replace
+from math import isfinite
+from typing import TypedDict, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.circuits.algorithms.acdc import losses
+from stages.circuits.algorithms.findable import check_findable, largest, outlier
 from stages.circuits.algorithms.found import Found
-from stages.circuits.algorithms.methods import Settings, run_method
+from stages.circuits.algorithms.methods import TOLERANT, Settings, run_method
 from stages.circuits.engine.ablation import Ablation
-from stages.circuits.engine.graph import Graph, Node
+from stages.circuits.engine.graph import Graph
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective, distance, projection
-from stages.circuits.evaluation import (
-    agreement,
-    divergence,
-    faithfulness_curve,
-    node_scores,
-    random_mask,
-    seed_agreement,
+from stages.circuits.evaluation import divergence, faithfulness_curve, node_scores, random_mask, seed_agreement
+from stages.circuits.judging import (
+    AlternativeFound,
+    CircuitFound,
+    Searched,
+    SeedRow,
+    circuits_of,
+    outliers,
+    seed_rows,
 )
+from stages.circuits.subject import Subject, check_subject, graph_of, load_subject
 from stages.circuits.validity import check_circuit
 from stages.errors import UserError
 from stages.metering.op_table import UnknownOpError, count_flops
 
-__all__ = ["Subject", "discover", "load_subject"]
+__all__ = ["Discovery", "Subject", "discover", "load_subject"]
 
 AT_ONCE = 4096
 """Examples of all seeds together in one batch."""
@@ -52,19 +53,6 @@ class ScoredNode(TypedDict):
     """Of its best edge."""
 
 
-class SeedRow(TypedDict, total=False):
-    """One seed; the last four only where the method finds a circuit."""
-
-    seed: Required[int]
-    seconds: Required[float]
-    forwards: Required[int]
-    backwards: Required[int]
-    size: int
-    loss: float
-    loss_of_random_circuit: float
-    agreement: float
-
-
 class DiscoveryCost(TypedDict):
     seconds_per_seed: float
     forwards: float
@@ -79,6 +67,10 @@ class Findings(TypedDict):
 
     edges: list[ScoredEdge]
     nodes: list[ScoredNode]
+    circuit: CircuitFound | None
+    """None where the method only ranks."""
+    alternatives: list[AlternativeFound]
+    """Circuits that do as well; empty: none was found, or the method only ranks."""
     per_seed: list[SeedRow]
     metrics: dict[str, float | list[float] | None]
     cost: DiscoveryCost
@@ -93,85 +85,12 @@ class Discovery(Findings):
     ablation: str
     ablation_from: str
     """option, target or default."""
+    tolerance: float | None
+    """Share of the empty circuit's loss that was asked for; None where the method only ranks."""
     seeds: int
     n_edges: int
     n_inputs: int
     inputs_per_seed: int
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a circuit is looked for in. ``build()`` returns one of these, or a dict with the same keys."""
-
-    module: nn.Module
-    """A HookedRootModule in eval mode."""
-    clean: Tensor
-    """(n, ...) inputs."""
-    graph: Graph | None = None
-    """None: ``module.circuit()``."""
-    counterfactual: Tensor | None = None
-    """(n, ...) one for each clean input; needed for ``interchange``."""
-    metric: str | Objective = "kl"
-    """mse, kl, answer, projection, or a function (S, B, ..., C), (B, ..., C) -> (S, B), 0 = like the full module."""
-    ablation: Ablation | None = None
-    """Used where the caller states none."""
-
-
-def load_subject(spec: str) -> Subject:
-    """``FILE.py:function`` -> what the function returns.
-
-    Raises:
-        UserError: no such file or function, it fails, or what it returns is not a subject.
-    """
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
-    if not name or not path.is_file():
-        raise UserError(f"{spec!r} is no target: give FILE.py:function, where the function returns module and data")
-    loading = importlib.util.spec_from_file_location(f"lensmith_circuit_{path.stem}", path)
-    if loading is None or loading.loader is None:
-        raise UserError(f"{path} is no Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(loading)
-    sys.modules[loading.name] = module
-    try:
-        loading.loader.exec_module(module)
-        if not callable(getattr(module, name, None)):
-            raise UserError(f"{path} has no function {name!r}: define it, without arguments")
-        built: Any = getattr(module, name)()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{spec} fails with {type(error).__name__}: {error}; mend it") from error
-    if isinstance(built, Mapping):
-        unknown = sorted(set(built) - set(Subject.__dataclass_fields__))
-        if unknown or not {"module", "clean"} <= set(built):
-            raise UserError(
-                f"{spec} returns the keys {sorted(built)}: module and clean are needed, graph, counterfactual, metric"
-                f" and"
-                " ablation may be added"
-            )
-        built = Subject(**built)
-    if not isinstance(built, Subject) or not isinstance(built.clean, Tensor):
-        raise UserError(
-            f"{spec} returns {type(built).__name__}: return a dict with module and clean (a tensor), or a Subject"
-        )
-    return built
-
-
-def _graph(subject: Subject) -> Graph:
-    found: Any = subject.graph
-    if found is None:
-        declare = getattr(subject.module, "circuit", None)
-        if not callable(declare):
-            raise UserError(
-                f"{type(subject.module).__name__} declares no graph: give it a method circuit() that returns"
-                " Graph(Node(...), ...), or return graph= from build (docs/circuits.md)"
-            )
-        found = declare()
-    if isinstance(found, list | tuple) and all(isinstance(node, Node) for node in found):
-        found = Graph(*found)
-    if not isinstance(found, Graph):
-        raise UserError(f"the graph is a {type(found).__name__}: return Graph(Node(...), ...)")
-    return found
 
 
 def discover(
@@ -192,23 +111,26 @@ def discover(
         ablation: what cut sources are replaced by; None: the subject's, else "mean", which the result says.
         seeds: each draws its own sample of the data, starts and gates.
         batch: inputs per seed, drawn without replacement; all of them where there are fewer.
-        settings: of the method.
+        settings: of the method. After ACDC, sets of edges are cut too, as edge-sp does.
         metric: in place of the subject's.
 
     Returns:
-        JSON: edges with scores and in how many seeds' circuits they are, per-seed rows, metrics, cost, validity.
+        JSON: edges with scores and in how many seeds' circuits they are, the circuit and its alternatives, per-seed
+        rows, metrics, cost, validity.
 
     Raises:
         UserError: whatever is wrong with the module, its declaration, the data or the options; says what to do.
     """
     if seeds < 1 or batch < 1:
         raise UserError(f"seeds = {seeds}, batch = {batch}: both must be at least 1")
+    check_subject(subject)
     origin = "option" if ablation else "target" if subject.ablation else "default"
     chosen = cast(Ablation, ablation or subject.ablation or "mean")
-    objective, settings = distance(metric or subject.metric), settings or Settings()
-    if not isinstance(metric or subject.metric, str) or (metric or subject.metric) in ("answer", "projection"):
-        settings = Settings(**{**settings.__dict__, "linear": None})
-    graph, generator = _graph(subject), torch.Generator().manual_seed(0)
+    wanted = metric or subject.metric
+    objective, settings = distance(wanted), replace(settings or Settings(), joint_after_acdc=True)
+    if not isinstance(wanted, str) or wanted in ("answer", "projection"):
+        settings = replace(settings, linear=None)
+    graph, generator = graph_of(subject), torch.Generator().manual_seed(0)
     whole = MaskedForward(
         subject.module,
         graph,
@@ -217,17 +139,29 @@ def discover(
         counterfactual=subject.counterfactual,
         generator=generator,
     )
+    _check_metric(whole, wanted, objective, method)
+    check_findable(whole, objective, ranks=method not in TOLERANT)
     size = min(batch, len(subject.clean))
     found: list[Found] = []
+    samples: list[MaskedForward] = []
+    seen: list[Tensor] = []
     for start in range(0, seeds, max(1, AT_ONCE // size)):
         group = min(max(1, AT_ONCE // size), seeds - start)
-        rows = torch.cat([torch.randperm(len(subject.clean), generator=generator)[:size] for _ in range(group)])
+        drawn = [torch.randperm(len(subject.clean), generator=generator)[:size] for _ in range(group)]
+        rows = torch.cat(drawn)
         engine = MaskedForward(
             subject.module, graph, subject.clean[rows], ablation=chosen, generator=generator, groups=group, check=False,
             counterfactual=None if subject.counterfactual is None else subject.counterfactual[rows],
         )  # fmt: skip
-        found += run_method(method, engine, objective, generator, settings)
-    judged = _judged(whole, objective, found, settings, generator, graph, subject, size)
+        samples += [engine.group(i) if group > 1 else engine for i in range(group)]
+        seen += [torch.zeros(len(subject.clean), dtype=torch.bool).index_fill(0, one, True) for one in drawn]
+        found += _found(method, whole, engine, objective, generator, settings)
+    searched = Searched(method, whole, samples, seen, found, objective, settings)
+    judged = _judged(searched, generator, graph, subject, size)
+    if not _all_finite(judged):
+        raise UserError(
+            f"a loss or a score came out not finite: {largest(whole)}; leave such inputs out, or scale them"
+        )
     if origin == "default":
         judged["validity"].insert(0, "no ablation was stated, so mean was used: a circuit holds for its ablation only")
     if method in ("eap", "nap", "hisp") and settings.linear is projection:
@@ -239,6 +173,7 @@ def discover(
         "method": method,
         "ablation": chosen,
         "ablation_from": origin,
+        "tolerance": settings.tolerance if method in TOLERANT else None,
         "seeds": seeds,
         "n_edges": whole.n_edges,
         "n_inputs": len(subject.clean),
@@ -247,36 +182,53 @@ def discover(
     }
 
 
-def _judged(
+def _found(
+    method: str,
     whole: MaskedForward,
+    engine: MaskedForward,
     objective: Objective,
-    found: list[Found],
-    settings: Settings,
     generator: torch.Generator,
-    graph: Graph,
-    subject: Subject,
-    size: int,
-) -> Findings:
-    layout = whole.layout
+    settings: Settings,
+) -> list[Found]:
+    """One run; what fails is said in numbers of the whole data, which the user has, not of a seed's sample."""
+    try:
+        return run_method(method, engine, objective, generator, settings)
+    except UserError as error:
+        if engine.batch < whole.batch and "every edge cut" in str(error):
+            raise UserError(f"on the {engine.batch} inputs of a seed: {error}; or raise --batch") from error
+        if outlier(whole):
+            raise UserError(f"{error} ({largest(whole)})") from error
+        raise
+
+
+def _check_metric(whole: MaskedForward, wanted: str | Objective, objective: Objective, method: str) -> None:
+    """That the metric can tell outputs of this shape apart, and is 0 where nothing is cut."""
+    if isinstance(wanted, str):
+        if wanted in ("kl", "answer") and whole.clean_outputs.shape[-1] == 1:
+            raise UserError(
+                f"metric {wanted!r} compares the outputs of an input with one another, and the module has one output:"
+                " use --metric mse"
+            )
+        return
+    empty, full = losses(whole, objective, torch.stack([torch.zeros(whole.n_edges), whole.ones()])).tolist()
+    if method in TOLERANT and abs(full) > 1e-3 * max(abs(empty), 1e-12):
+        raise UserError(
+            f"the metric is {full:.3g} on the full module's own outputs (with every edge cut {empty:.3g}): it must be 0"
+            " there and rise as outputs move away, since a tolerance is a share of it; of a score, return"
+            " score(clean) - score(outputs)"
+        )
+
+
+def _judged(searched: Searched, generator: torch.Generator, graph: Graph, subject: Subject, size: int) -> Findings:
+    whole, objective, found = searched.whole, searched.objective, searched.found
+    layout, held = whole.layout, searched.held
     scores = torch.stack([one.scores for one in found]).mean(0)
     masks = [one.mask for one in found if one.mask is not None]
     votes = torch.stack(masks).sum(0) if masks else None
-    empty = float(losses(whole, objective, torch.zeros(whole.n_edges)))
-    per_seed = []
-    for seed, one in enumerate(found):
-        row: SeedRow = {
-            "seed": seed,
-            "seconds": round(one.bill.seconds, 4),
-            "forwards": one.bill.forwards,
-            "backwards": one.bill.backwards,
-        }
-        if one.mask is not None:
-            control = random_mask(whole.n_edges, int(one.mask.sum()), generator)
-            row["size"] = int(one.mask.sum())
-            row["loss"] = float(losses(whole, objective, one.mask))
-            row["loss_of_random_circuit"] = float(losses(whole, objective, control))
-            row["agreement"] = agreement(whole, one.mask)
-        per_seed.append(row)
+    controls = [
+        None if one.mask is None else random_mask(whole.n_edges, int(one.mask.sum()), generator) for one in found
+    ]
+    per_seed, said = seed_rows(searched, held, controls)
     order = scores.argsort(descending=True, stable=True).tolist()
     edges: list[ScoredEdge] = [
         {
@@ -287,23 +239,26 @@ def _judged(
         }
         for place in order
     ]
+    empty = float(held.empty.mean())
     metrics: dict[str, float | list[float] | None] = {
         "loss_of_empty_circuit": empty,
         "iou_of_seeds": seed_agreement(masks),
     }
-    said: tuple[str, ...] = ()
     if empty > 0:
         metrics |= faithfulness_curve(whole, objective, scores)
+    circuit: CircuitFound | None = None
+    others: list[AlternativeFound] = []
     if votes is not None:
+        mask, circuit, others, more = circuits_of(searched, held, per_seed, scores)
         majority = (votes * 2 > len(found)).float()
         if whole.clean_outputs.shape[-1] > 1:
             metrics["kl_of_majority_circuit"] = divergence(whole, majority)
         bare = None
         if whole.ablation != "zero":
             bare = MaskedForward(whole.model, graph, subject.clean, ablation="zero", check=False)
-        checked = check_circuit(whole, objective, majority, settings.tolerance, bare)
         metrics["majority_size"] = int(majority.sum())
-        said = checked.said
+        said += [*more, *check_circuit(whole, objective, mask, searched.settings.tolerance, bare).said]
+    said += outliers(whole, held.empty)
     flops, share = flops_of(whole), size / len(subject.clean)
     passes = sum(one.bill.forwards + 2 * one.bill.backwards for one in found) / len(found)
     nodes = node_scores(layout, scores)
@@ -312,6 +267,8 @@ def _judged(
     return {
         "edges": edges,
         "nodes": [{"node": layout.sources[place], "score": round(float(nodes[place]), 6)} for place in read],
+        "circuit": circuit,
+        "alternatives": others,
         "per_seed": per_seed,
         "metrics": metrics,
         "cost": {
@@ -321,8 +278,16 @@ def _judged(
             "flops_of_one_forward": flops,
             "flops_per_seed": None if flops is None else round(flops * share * passes),
         },
-        "validity": list(said),
+        "validity": said,
     }
+
+
+def _all_finite(found: object) -> bool:
+    if isinstance(found, dict):
+        return all(_all_finite(value) for value in found.values())
+    if isinstance(found, list):
+        return all(_all_finite(value) for value in found)
+    return not isinstance(found, float) or isfinite(found)
 
 
 def flops_of(engine: MaskedForward) -> int | None:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.base import paths
-from stages.contracts.dictionary import Dictionary, DictionaryConfig
+from stages.contracts.dictionary import Dictionary
+from stages.dictionaries.foreign import checked_weights, present_form
 from stages.errors import UserError
 
 __all__ = ["CFG", "load_dictionaries", "load_dictionary", "save_dictionary"]
@@ -27,19 +28,20 @@ def save_dictionary(dictionary: Dictionary, folder: Path) -> None:
 
 
 def load_dictionary(folder: Path) -> Dictionary:
-    """What was saved. SAELens is not imported.
+    """What was saved, by us or by somebody else, in any form of SAELens (see ``foreign``), which is not imported.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or the weights are not those of the architecture in cfg.json.
     """
     cfg_file = paths.require(folder / CFG, "dictionaries")
     weights_file = paths.require(folder / WEIGHTS, "dictionaries")
     try:
-        cfg: DictionaryConfig = json.loads(cfg_file.read_text(encoding="utf-8"))
+        given: object = json.loads(cfg_file.read_text(encoding="utf-8"))
         weights: dict[str, Tensor] = load_file(weights_file)
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{folder} is damaged ({error}): delete it and run stage `dictionaries`") from error
-    return cast(Dictionary, {"cfg": cfg, **weights})
+    cfg = present_form(given, cfg_file)
+    return cast(Dictionary, {"cfg": cfg, **checked_weights(cfg, weights, folder)})
 
 
 def load_dictionaries(target: str, root: Path | None = None) -> dict[str, Dictionary]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,31 @@ def test_functions_of_ones_own_are_used_and_resumed(acts: Tensor, tmp_path: Path
     assert explained_variance(acts, rebuilt) > 0.3
     with pytest.raises(UserError, match="regulariser 'mine' is unknown"):
         train(acts, recipe, 0)
+
+
+@pytest.mark.parametrize(
+    ("mine", "said"),
+    [
+        (lambda z, w: z.sum(-1), r"returned a tensor of shape \(128,\): it must return a float tensor, one number"),
+        (lambda z, w: float(z.detach().sum()), "returned float"),
+        (lambda z, w: z.sum() / 0.0, "returned NaN or infinity"),
+        (lambda z, w: z.detach().sum(), "has no gradient"),
+        (
+            lambda z, w: z @ w.T @ z,
+            r"fails on \(128, 32\), \(32, 16\) with RuntimeError.*test_dictionaries_plugs.py:\d+ ",
+        ),
+    ],
+)
+def test_what_a_regulariser_of_ones_own_returns_is_looked_at(acts: Tensor, mine: Any, said: str) -> None:
+    recipe = replace(recipe_for("topk", 32, 4, 10, 128, 1e-2), regularisers=(("mine", 0.2),))
+    with pytest.raises(UserError, match=f"regulariser 'mine' {said}"):
+        train(acts, recipe, 0, regularisers={"mine": mine})
+
+
+def test_what_an_activation_of_ones_own_returns_is_looked_at(acts: Tensor) -> None:
+    recipe = replace(recipe_for("standard", 32, 0.1, 10, 128, 1e-2), activation="mine")
+    with pytest.raises(UserError, match=r"activation 'mine' returned a tensor of shape \(128,\).*latents of shape"):
+        train(acts, recipe, 0, activations={"mine": lambda pre: pre.sum(-1)})
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

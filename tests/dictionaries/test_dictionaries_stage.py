@@ -1,6 +1,7 @@
 """The stage from caches to files, on untrained targets."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -300,6 +301,38 @@ def test_the_benchmark_measures_both_to_the_same_loss(tmp_path: Path) -> None:
             row = bench.compare_training(cache, architecture, 32, 200, 20, 1)
         assert row["final_loss"] == pytest.approx(row["peer_final_loss"], rel=0.01)
         assert row["samples_per_s"] > 0 and row["peer_samples_per_s"] > 0 and row["ratio"] > 0
+
+
+def test_a_dictionary_is_measured_on_what_it_says_it_is_of_and_on_nothing_else(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect, "load", lambda *_: finished.config)
+    name = f"digits_mlp/{HOOKS['digits_mlp']}/topk"
+    kept = inspect.evaluate_dictionary(name)
+    for target, hook, said in (
+        ("digits_few_shot", HOOKS["digits_few_shot"], "of target 'digits_mlp'.*not of 'digits_few_shot'"),
+        ("digits_mlp", "layers.1.hook_post", "takes rows of 64"),
+    ):
+        with pytest.raises(UserError, match=said):
+            inspect.evaluate_dictionary(name, target, hook)
+    assert inspect.evaluate_dictionary(name, "digits_mlp", HOOKS["digits_mlp"]) == kept
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.root / "data/dictionaries" / name, copy)
+    cfg = json.loads((copy / "cfg.json").read_text())
+    about = cfg["metadata"]
+    (copy / "cfg.json").write_text(json.dumps(cfg | {"metadata": about | {"target_digest": "f" * 64}}))
+    with pytest.raises(UserError, match=r"digest ffffffffffff.*trained again"):
+        inspect.evaluate_dictionary(str(copy))
+    # SAELens before version 6: everything at the top.
+    old = {key: value for key, value in cfg.items() if key not in ("metadata", "architecture", "k")}
+    old |= {"model_name": about["model_name"], "hook_point": about["hook_name"], "activation_fn_str": "topk"}
+    (copy / "cfg.json").write_text(json.dumps(old | {"activation_fn_kwargs": {"k": cfg["k"]}}))
+    found = inspect.evaluate_dictionary(str(copy))
+    assert (found.target, found.hook_point, found.architecture) == ("digits_mlp", HOOKS["digits_mlp"], "topk")
+    assert found.l0 == kept.l0
+    (copy / "cfg.json").write_text(json.dumps(old | {"activation_fn_kwargs": {"k": cfg["k"]}, "model_name": None}))
+    with pytest.raises(UserError, match="does not say which target"):
+        inspect.evaluate_dictionary(str(copy))
 
 
 def test_caches_of_one_target_are_aligned_and_others_refused(finished: Finished) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from stages.benchmarks.synthetic import (
     PUBLISHED,
+    SMALL_16K,
     World,
     make_world,
     rows_of_world,
@@ -50,6 +51,21 @@ def test_rows_depend_on_the_seed_alone(model: Any) -> None:
     one, again, other = (rows_of_world(model, 500, "train", seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_the_world_of_the_benchmark_is_the_published_one_but_for_its_size() -> None:
+    """SynthSAEBench-16k v2, as SAELens's docs/synth_sae_bench.md has it."""
+    config = make_world(replace(SMALL_16K, n_features=256, width=32, roots=2), 0).cfg
+    tree, firing = config.hierarchy, config.firing_probability
+    assert (firing.exponent, firing.max_prob, firing.min_prob) == (0.5, 0.4, 5e-4)
+    assert (tree.branching_factor, tree.max_depth, tree.mutually_exclusive_portion) == (4, 3, 1.0)
+    assert tree.scale_children_by_parent and tree.compensate_probabilities and config.bias == 0.5
+    assert (config.correlation.rank, config.correlation.correlation_scale) == (25, 0.1)
+    assert (config.orthogonalization.num_steps, config.orthogonalization.lr) == (100, 3e-4)
+    assert (config.mean_firing_magnitudes.start, config.mean_firing_magnitudes.end) == (5.0, 4.0)
+    assert (config.std_firing_magnitudes.mean, config.std_firing_magnitudes.std) == (0.5, 0.5)
+    published = 16_384
+    assert SMALL_16K.n_features * 8 == published and SMALL_16K.roots * 8 == 128 and SMALL_16K.n_latents * 8 == 4096
 
 
 def test_the_benchmark_ranks_what_was_published_and_gives_intervals() -> None:

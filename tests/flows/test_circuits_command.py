@@ -27,7 +27,7 @@ def test_discover_prints_json_and_nothing_else() -> None:
     done = CliRunner().invoke(app, [*words, "--seeds", "2", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert {"edges", "metrics", "cost", "per_seed", "validity"} <= set(found)
+    assert {"alternatives", "circuit", "edges", "metrics", "cost", "per_seed", "validity"} <= set(found)
     assert found["edges"][0].keys() == {"source", "reader", "score", "seeds_that_keep_it"}
     shown = CliRunner().invoke(app, [*words, "--seeds", "1"])
     assert shown.exit_code == 0 and "loss_of_empty_circuit" in shown.stdout
@@ -56,6 +56,41 @@ def test_cards_are_listed() -> None:
 def test_mistakes_are_the_users(words: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["circuits", "discover", "--target", f"{EXAMPLE}:build", *words])
     assert isinstance(done.exception, UserError) and said in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "acdc", "--size", "3"], "--size 3 does nothing with --method acdc: it is of edge-sp"),
+        (["--method", "node-sp", "--size", "3"], "it is of edge-sp"),
+        (["--method", "eap", "--steps", "5"], "--steps 5 does nothing with --method eap"),
+        (["--method", "acdc", "--steps", "5"], "it is of edge-sp, node-sp"),
+        (["--method", "random", "--tolerance", "0.1"], "it is of edge-sp, node-sp, acdc"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["circuits", "discover", "--target", f"{EXAMPLE}:build", *words])
+    assert isinstance(done.exception, UserError) and said in str(done.exception)
+
+
+@pytest.mark.parametrize("method", ["edge-sp", "acdc", "eap-ig-activations"])
+def test_progress_goes_to_stderr_as_plain_lines(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.bar.QUIET_S", 0.0)
+    words = ["circuits", "discover", "--target", f"{EXAMPLE}:build", "--method", method, "--seeds", "2", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    json.loads(done.stdout)
+    lines = done.stderr.splitlines()
+    assert len(lines) > 2 and all(" of " in line and "\x1b" not in line for line in lines)
+    monkeypatch.setattr("flows.bar.QUIET_S", 3600.0)
+    assert len(CliRunner().invoke(app, words).stderr.splitlines()) == 1, "one at once, then no more than one in QUIET_S"
+
+
+def test_the_circuit_its_verdict_and_what_is_certified_are_printed() -> None:
+    words = ["circuits", "discover", "--target", f"{EXAMPLE}:build", "--method", "edge-sp", "--ablation", "zero"]
+    shown = " ".join(CliRunner().invoke(app, [*words, "--seeds", "2"]).stdout.split())
+    assert ", faithful: " in shown and "asked for 0.01" in shown
+    assert "irreducible up to pairs: no edge and no pair of edges can be cut" in shown
 
 
 def test_there_is_a_benchmark() -> None:

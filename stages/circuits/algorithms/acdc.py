@@ -1,4 +1,5 @@
-"""Cutting edges one after the other: ACDC, and elimination down to a circuit that nothing can be taken from.
+"""Cutting edges one after the other: ACDC, and elimination down to a circuit that no single edge can be taken
+from.
 
 ACDC: Conmy et al. 2023, "Towards Automated Circuit Discovery for Mechanistic Interpretability", algorithm 1.
 
@@ -15,6 +16,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from stages.base.progress import report
 from stages.circuits.algorithms.found import Found, billed
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective
@@ -29,22 +31,6 @@ WINDOW = 5
 def losses(engine: MaskedForward, objective: Objective, masks: Tensor) -> Tensor:
     """(S,) mean loss over the data under (S, E) masks."""
     return objective(engine.evaluate(masks), engine.clean_outputs).mean(-1)
-
-
-ROUNDING = 1e-11
-"""A loss up to this share of the mean squared output is what rounding alone makes: (a few float32 steps) squared."""
-
-
-def only_rounding(loss: float, outputs: Tensor) -> bool:
-    """Whether a loss is no loss: which last digits come out depends on the processor."""
-    return loss <= ROUNDING * float(outputs.square().mean())
-
-
-def nothing_changes(engine: MaskedForward) -> bool:
-    """Whether the outputs with every edge cut are the clean ones but for rounding, whatever the objective."""
-    with torch.no_grad():
-        shift = engine.evaluate(torch.zeros(1, engine.n_edges))[0] - engine.clean_outputs
-    return only_rounding(float(shift.square().mean()), engine.clean_outputs)
 
 
 def cut(
@@ -73,6 +59,7 @@ def cut(
         return bool(fed) and not any(leaving[source] for source in fed)
 
     ahead = [place for place in order if mask[place] > 0.5]
+    n_ahead = len(ahead)
     now = float(losses(engine, objective, mask))
     while ahead:
         batch: list[int] = []
@@ -84,6 +71,7 @@ def cut(
                 batch.append(place)
             else:
                 later.append(place)
+        report("cutting edges", n_ahead - len(batch) - len(later), n_ahead)
         if not batch:
             break
         masks = mask.repeat(len(batch), 1)
@@ -137,7 +125,7 @@ def eliminate(
 ) -> Tensor:
     """Cut edges in this order wherever the loss stays at or below ``tolerance``, until a round cuts nothing.
 
-    The result is irreducible: no single edge of it can be cut.
+    No single edge of the result can be cut. Several at once may: see ``joint``.
     """
     while True:
         left = cut(engine, objective, mask, order, lambda _, after: after <= tolerance, window)

@@ -20,7 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.circuits.algorithms.acdc import losses, nothing_changes
+from stages.base.progress import report
+from stages.circuits.algorithms.acdc import losses
+from stages.circuits.algorithms.findable import nothing_changes, outlier
 from stages.circuits.algorithms.found import Found, billed
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective
@@ -35,7 +37,10 @@ BLIND = 1e-5
 
 def _not_blind(engine: MaskedForward, objective: Objective, scores: Tensor, remedy: str) -> Tensor:
     if not torch.isfinite(scores).all():
-        raise UserError("the gradient is not finite: the objective or the module divides by zero or overflows")
+        raise UserError(
+            "the gradient is not finite:"
+            f" {outlier(engine) or 'the objective or the module divides by zero or overflows'}"
+        )
     largest = float(scores.abs().max())
     # A slope that is zero comes out as rounding where the loss has logarithms; only then is a second forward worth it.
     blind = largest == 0.0
@@ -44,7 +49,8 @@ def _not_blind(engine: MaskedForward, objective: Objective, scores: Tensor, reme
         blind = largest < BLIND * abs(empty) or nothing_changes(engine)
     if blind:
         raise UserError(
-            f"the metric is constant (its gradient is zero everywhere), so no edge can be told from another: {remedy}"
+            "the metric is constant (its gradient is zero everywhere), so no edge can be told from another:"
+            f" {outlier(engine) or remedy}"
         )
     return scores
 
@@ -123,6 +129,7 @@ def eap_ig(
         else:
             scores = torch.zeros(engine.n_edges)
             for source in range(len(engine.layout.sources)):
+                report("moving sources", source, len(engine.layout.sources))
                 mine = start == source
                 masks = torch.where(mine, levels.unsqueeze(1), torch.ones(1))
                 scores += torch.where(mine, _mask_slopes(engine, objective, masks).mean(0), torch.zeros(1)).abs()

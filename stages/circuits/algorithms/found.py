@@ -20,6 +20,9 @@ class Bill:
     forwards: int = 0
     backwards: int = 0
 
+    def __add__(self, other: "Bill") -> "Bill":
+        return Bill(self.seconds + other.seconds, self.forwards + other.forwards, self.backwards + other.backwards)
+
 
 @dataclass(frozen=True)
 class Found:

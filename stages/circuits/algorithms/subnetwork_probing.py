@@ -17,7 +17,7 @@ falls
   closed;
 - the ranking is then read with forwards alone: the shortest faithful prefix (``Found.unpolished``), and cuts from its
 weak
-  end until no edge can be cut.
+  end until no edge, no set that a gradient proposes and no pair can be cut (``joint``).
 
 Shape legend: S = seeds (masks), E = edges, B = batch.
 """
@@ -30,8 +30,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.circuits.algorithms.acdc import eliminate, losses, only_rounding
+from stages.base.progress import report
+from stages.circuits.algorithms.acdc import eliminate, losses
+from stages.circuits.algorithms.findable import check_findable, outlier
 from stages.circuits.algorithms.found import Bill, Found
+from stages.circuits.algorithms.joint import joint_cuts
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import Objective
 from stages.errors import UserError
@@ -69,7 +72,7 @@ class Probe:
     size: int | None = None
     """Edges wanted; None: as few as are faithful."""
     polish: bool = True
-    """Read the ranking with forwards until the circuit is faithful and irreducible."""
+    """Read the ranking with forwards until the circuit is faithful and irreducible up to pairs."""
     over: Literal["edges", "nodes"] = "edges"
 
 
@@ -90,6 +93,7 @@ def probe(
     Raises:
         UserError: with every edge cut the loss is no higher than with none: there is nothing to find.
     """
+    check_findable(engine, objective)
     started, before = time.perf_counter(), engine.cost.copy()
     n, layout = engine.groups, engine.layout
     gates = len(layout.sources) if settings.over == "nodes" else engine.n_edges
@@ -102,13 +106,6 @@ def probe(
 
     with torch.no_grad():
         empty = loss_of(torch.zeros(n, engine.n_edges))
-    if any(only_rounding(float(loss), engine.clean_outputs) for loss in empty):
-        raise UserError(
-            "with every edge cut the loss is no higher than with none: the empty circuit is 'correct' on these inputs"
-            " under"
-            " this ablation; vary the inputs or use another ablation (lensmith circuits discover says which input is"
-            " constant)"
-        )
     allowed = settings.tolerance * empty
     start = log((settings.open - GAMMA) / (ZETA - settings.open))
     theta = start + settings.noise * torch.randn(n, gates, generator=generator)
@@ -117,6 +114,7 @@ def probe(
     weight = torch.full((n,), log(settings.penalty))
     warm = max(1, int(settings.warm_up * settings.steps))
     for step in range(settings.steps):
+        report(f"learning masks of {n} seeds", step, settings.steps)
         share = step / max(1, settings.steps - 1)
         hot, cold = settings.temperature
         beta = hot * (cold / hot) ** share
@@ -136,6 +134,11 @@ def probe(
         if step >= warm and settings.adapt:
             weight = weight + settings.adapt * torch.where(loss.detach() <= settings.band * empty, 1.0, -1.0)
     learned = theta.detach()
+    if not bool(torch.isfinite(learned).all()):
+        raise UserError(
+            "the loss has no finite gradient where edges are partly cut (a root or logarithm at 0, overflow)"
+            f": {outlier(engine) or 'add a small number there, or use --method acdc, which needs none'}"
+        )
     scores = layout.node_scores(torch.sigmoid(learned)) if settings.over == "nodes" else learned
     spent, seconds = engine.cost - before, time.perf_counter() - started
     share_bill = (seconds / n, spent.forwards // n, spent.backwards // n)
@@ -164,6 +167,7 @@ def _read(
         mask = unpolished = faithful_prefix(engine, objective, scores, allowed)
         if settings.polish and settings.over == "edges":
             mask = eliminate(engine, objective, mask, order[::-1], allowed)
+            mask = joint_cuts(engine, objective, mask, order[::-1], lambda _, after: after <= allowed)
             # What polishing kept stands before what it cut; within each, the learned order stays.
             scores = scores + mask * (scores.max() - scores.min() + 1.0)
     cost = engine.cost - before

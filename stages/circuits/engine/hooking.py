@@ -3,7 +3,8 @@
 Shape legend: S = masks (or groups of data), B = batch, U = units of a node, V = readers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +12,21 @@ from torch import Tensor, nn
 from stages.circuits.engine.graph import Block, Node
 from stages.errors import UserError
 
-__all__ = ["TOLERANCE", "attach", "check_model", "differs", "point_of", "size_of", "units_back", "units_first"]
+__all__ = [
+    "TOLERANCE",
+    "Hook",
+    "attach",
+    "check_model",
+    "differs",
+    "hooked",
+    "point_of",
+    "size_of",
+    "units_back",
+    "units_first",
+]
+
+Hook = tuple[str, Callable[[Tensor], Tensor | None]]
+"""Name of a hook point, and what is called with its value; what it returns takes the value's place."""
 
 TOLERANCE = 1e-3
 """Largest deviation, as a share of the largest value, that is rounding and not an undeclared source."""
@@ -27,8 +42,12 @@ def check_model(model: nn.Module) -> None:
             f"{type(model).__name__} has no hook points: extend transformer_lens.HookedRootModule, call HookPoints in"
             " forward, and end __init__ with self.setup()"
         )
-    if model.training:
-        raise UserError("the module is in training mode, where dropout and batch norm move: call model.eval() first")
+    learning = [name or type(model).__name__ for name, part in model.named_modules() if part.training]
+    if model.training or any(name not in dict(model.hook_dict) for name in learning):  # type: ignore[arg-type]
+        raise UserError(
+            f"the module is in training mode ({', '.join(learning[:3])}), where dropout and batch norm move: call"
+            " model.eval() first"
+        )
 
 
 def point_of(model: nn.Module, name: str) -> tuple[nn.Module, bool]:
@@ -47,10 +66,28 @@ def point_of(model: nn.Module, name: str) -> tuple[nn.Module, bool]:
     )
 
 
+@contextmanager
+def hooked(points: Mapping[str, tuple[nn.Module, bool]], hooks: Sequence[Hook]) -> Iterator[None]:
+    """Hooks at points by name, inside the block only."""
+    handles = []
+    try:
+        for name, function in hooks:
+            handles.append(attach(*points[name], function))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def attach(module: nn.Module, at_input: bool, function: Callable[[Tensor], Tensor | None]) -> Any:
     if at_input:
 
         def before(_: nn.Module, given: tuple[Any, ...]) -> Any:
+            if not given:
+                raise UserError(
+                    f"a {type(module).__name__} whose input is a node is called with keyword arguments only: pass its"
+                    " input by position, or put a HookPoint before it"
+                )
             found = function(given[0])
             return None if found is None else (found, *given[1:])
 

@@ -71,10 +71,11 @@ def with_latents(
     index, shown = torch.tensor(chosen), decoder[chosen]
 
     def latents(x: Tensor) -> Tensor:
-        return encode(x)[..., index]
+        # The dictionary's dtype inside, the module's outside.
+        return encode(x.to(decoder.dtype))[..., index].to(x.dtype)
 
     def error(x: Tensor) -> Tensor:
-        return x - latents(x) @ shown - bias
+        return x - latents(x) @ shown.to(x.dtype) - bias.to(x.dtype)
 
     parts = (
         replace(node, part=Part(latents, shown)),

@@ -13,9 +13,7 @@ a port, N = numbers per unit (batch, positions, width), D = width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import copy
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +25,21 @@ from stages.circuits.engine.ablation import (
     mean_over,
 )
 from stages.circuits.engine.graph import (
-    Block,
     Graph,
     Layout,
     Node,
 )
 from stages.circuits.engine.hooking import (
-    TOLERANCE,
-    attach,
+    Hook,
     check_model,
-    differs,
+    hooked,
     point_of,
     size_of,
     units_back,
     units_first,
 )
-from stages.circuits.engine.mixing import Mixer, mixer_for
+from stages.circuits.engine.readers import Reader, reader_of
+from stages.circuits.engine.tracing import Traced, check_declaration, check_repeatable, run_module, trace
 from stages.errors import UserError
 
 __all__ = ["Cost", "MaskedForward"]
@@ -79,13 +76,13 @@ class MaskedForward:
         generator: draws the partners of ``resample``.
         groups: masks are given as (groups, E), and mask i is run on the i-th of as many equal parts of the data:
             several seeds, each with data of its own, as one batch.
-        check: run the checks of the declaration (two more passes).
+        check: run the checks of the declaration, and that the module is a function of its inputs (three more passes).
 
     Raises:
-        UserError: the module is in training mode, a hook point does not exist, never fires or fires twice, what a
-        reader
-            reads is not the sum of its parents (an undeclared source), part of the module reads past the declared
-            readers, shapes of clean and counterfactual differ.
+        UserError: the module is in training mode, random, or of a dtype or on a device that cannot be masked; a hook
+            point does not exist, never fires or fires twice; what a reader reads is not the sum of its parents (an
+            undeclared source); part of the module reads past the declared readers; shapes of clean and counterfactual
+            differ.
     """
 
     def __init__(
@@ -116,12 +113,18 @@ class MaskedForward:
         self._repeated: dict[int, Tensor] = {1: clean}
         self._shelves: dict[int, dict[torch.Size, Tensor]] = {}
         with torch.no_grad():
-            values, self.clean_outputs = self._trace(clean)
-            other = None if counterfactual is None else self._trace(counterfactual)[0]
+            first = trace(model, graph, self._points, clean)
+            values, self.clean_outputs = first.values, first.outputs
+            self.dtype = next(iter(values.values())).dtype
+            other = None if counterfactual is None else trace(model, graph, self._points, counterfactual).values
+            self.cost.forwards += 1 if other is None else 2
+            if check:  # before the sums are looked at: what is random adds up to nothing
+                self.cost.forwards += check_repeatable(model, graph, self._points, clean, first)
             self.layout = Layout.of(graph, {node.name: size_of(node, values) for node in graph.nodes})
-            self._prepare(values, other, generator)
+            self._prepare(first, other, generator)
             if check:
-                self._check_declaration(values)
+                self.cost.forwards += 1
+                check_declaration(model, graph, self._points, clean, first)
 
     # ---- what the algorithms use ----
 
@@ -130,6 +133,7 @@ class MaskedForward:
         return self.layout.n_edges
 
     def ones(self) -> Tensor:
+        """The mask that cuts nothing. Masks are float32 whatever the module computes in."""
         return torch.ones(self.n_edges)
 
     def __call__(self, masks: Tensor, probes: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -148,7 +152,7 @@ class MaskedForward:
         if self.groups > 1 and len(masks) != self.groups:
             raise UserError(f"{len(masks)} masks for {self.groups} groups of data: give one each")
         self.cost.forwards += len(masks)
-        return self._run(masks, probes or {})
+        return self._run(masks.to(self.dtype), probes or {})
 
     @torch.no_grad()
     def evaluate(self, masks: Tensor) -> Tensor:
@@ -177,7 +181,8 @@ class MaskedForward:
     def probes(self, n: int) -> dict[str, Tensor]:
         """Zeros (n, V, B, ...) that require gradients, one for each reader hook point."""
         return {
-            hook: torch.zeros(n, *reader.base.shape[1:], requires_grad=True) for hook, reader in self._readers.items()
+            hook: torch.zeros(n, *reader.base.shape[1:], dtype=self.dtype, requires_grad=True)
+            for hook, reader in self._readers.items()
         }
 
     def attribute(self, slopes: Mapping[str, Tensor]) -> Tensor:
@@ -189,7 +194,7 @@ class MaskedForward:
         scores = torch.zeros(self.n_edges)
         for hook, reader in self._readers.items():
             block = reader.block
-            mask = torch.ones(1, block.n_readers, block.n_sources, requires_grad=True)
+            mask = torch.ones(1, block.n_readers, block.n_sources, dtype=self.dtype, requires_grad=True)
             total = torch.zeros_like(slopes[hook])
             column = 0
             for parent in block.parents:
@@ -216,6 +221,22 @@ class MaskedForward:
             ]
         return tuple(constant)
 
+    def unchanged_sources(self) -> tuple[str, ...]:
+        """Sources whose replacement under the ablation is what they are, on every input (within rounding)."""
+        unchanged: list[Tensor] = []
+        for name, value in self._clean_sources.items():
+            shift = (value - self._ablated[name]).abs().flatten(2).amax((0, 2))
+            unchanged.append(shift <= 1e-6 * value.abs().flatten(2).amax((0, 2)))
+        same = torch.cat(unchanged).tolist()
+        return tuple(name for name, is_same in zip(self.layout.sources, same, strict=True) if is_same)
+
+    def silent_sources(self) -> tuple[str, ...]:
+        """Sources that write 0 on every input of the data."""
+        values = [value.abs().flatten(2).amax((0, 2)) for value in self._clean_sources.values()]
+        return tuple(
+            name for name, size in zip(self.layout.sources, torch.cat(values).tolist(), strict=True) if size == 0.0
+        )
+
     # ---- one pass ----
 
     def _run(self, masks: Tensor, probes: Mapping[str, Tensor]) -> Tensor:
@@ -223,21 +244,23 @@ class MaskedForward:
         state: dict[str, Tensor] = {}  # node -> (S, U, B, ...) now - ablated
         inputs = self._inputs(n)
         shelf = None if torch.is_grad_enabled() else self._shelf(n)
-        hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]] = []
+        hooks: list[Hook] = []
         for hook, nodes in self._writers.items():
             hooks.append((hook, self._record(nodes, state, shelf, n)))
         stacks: dict[tuple[str, ...], Tensor] = {}
         for hook, reader in self._readers.items():
             hooks.append((hook, self._replace(reader, masks, state, shelf, stacks, probes.get(hook))))
-        with self._hooked(hooks):
-            outputs: Tensor = self.model(inputs)
+        with hooked(self._points, hooks):
+            outputs = run_module(self.model, inputs)
         return outputs.view(n, self.batch, *outputs.shape[1:])
 
     def _shelf(self, n: int) -> dict[torch.Size, Tensor]:
         """Room for what sources of one shape wrote, side by side, so that readers need no copy; not with gradients."""
         if n not in self._shelves:
             self._shelves.clear()
-            self._shelves[n] = {shape: torch.empty(n, places, shape.numel()) for shape, places in self._places.items()}
+            self._shelves[n] = {
+                shape: torch.empty(n, places, shape.numel(), dtype=self.dtype) for shape, places in self._places.items()
+            }
         return self._shelves[n]
 
     def _inputs(self, n: int) -> Tensor:
@@ -256,7 +279,8 @@ class MaskedForward:
             for node in nodes:
                 now, ablated = units_first(node, value, n), self._ablated[node.name]
                 if shelf is None:
-                    state[node.name] = now if self.ablation == "zero" else now - ablated
+                    # A copy either way: code of the module may change the value in place after this.
+                    state[node.name] = now.clone() if self.ablation == "zero" else now - ablated
                     continue
                 start, stop = self._slots[node.name]
                 place = shelf[now.shape[2:]][:, start:stop].view(n, stop - start, *now.shape[2:])
@@ -270,7 +294,7 @@ class MaskedForward:
 
     def _replace(
         self,
-        reader: "_Reader",
+        reader: Reader,
         masks: Tensor,
         state: dict[str, Tensor],
         shelf: dict[torch.Size, Tensor] | None,
@@ -300,75 +324,10 @@ class MaskedForward:
 
         return replace
 
-    @contextmanager
-    def _hooked(self, hooks: list[tuple[str, Callable[[Tensor], Tensor | None]]]) -> Iterator[None]:
-        handles = []
-        try:
-            for name, function in hooks:
-                handles.append(attach(*self._points[name], function))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     # ---- set-up ----
 
-    def _trace(self, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Value of every hook point of the graph on inputs, and the outputs. Checks that each fires once, in order."""
-        values: dict[str, Tensor] = {}
-        fired: list[str] = []
-
-        def keep(name: str) -> Callable[[Tensor], None]:
-            def record(value: Tensor) -> None:
-                if not isinstance(value, Tensor) or value.shape[:1] != inputs.shape[:1]:
-                    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    raise UserError(f"hook point {name!r} holds {shape}: a tensor with the batch axis first is needed")
-                fired.append(name)
-                values[name] = value.detach()
-
-            return record
-
-        self.cost.forwards += 1
-        with self._hooked([(name, keep(name)) for name in self._points]):
-            try:
-                outputs = self.model(inputs)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(
-                    f"the module fails on inputs {tuple(inputs.shape)} ({type(error).__name__}: {error}): give inputs"
-                    f" its"
-                    " forward takes"
-                ) from error
-        if not isinstance(outputs, Tensor):
-            raise UserError(
-                f"the module returns {type(outputs).__name__}: a tensor with the batch axis first is needed"
-            )
-        for name in self._points:
-            if fired.count(name) != 1:
-                raise UserError(
-                    f"hook point {name!r} fired {fired.count(name)} times in one forward pass, it must fire once: "
-                    + (
-                        "call it in forward (in TransformerLens some need a flag: use_attn_result, use_split_qkv_input,"
-                        " use_hook_mlp_in)"
-                        if name not in fired
-                        else "a module that is called twice needs two hook points"
-                    )
-                )
-        for port in self.graph.ports:
-            for parent in self.graph.parents_of(port.node):
-                if parent.writes and parent.writes != port.hook and fired.index(parent.writes) > fired.index(port.hook):
-                    raise UserError(
-                        f"the graph is cyclic: {port.node.name!r} reads {parent.name!r}, but in the forward pass"
-                        f" {parent.writes!r} fires after {port.hook!r}: list the nodes in the order of the forward pass"
-                    )
-        if not torch.isfinite(outputs).all():
-            raise UserError("the module's outputs are not finite on these inputs: mend inputs or weights")
-        return values, outputs.detach()
-
-    def _prepare(
-        self, values: dict[str, Tensor], other: dict[str, Tensor] | None, generator: torch.Generator | None
-    ) -> None:
+    def _prepare(self, first: Traced, other: dict[str, Tensor] | None, generator: torch.Generator | None) -> None:
+        values = first.values
         partner = None
         if self.ablation == "resample":
             if generator is None:
@@ -394,11 +353,13 @@ class MaskedForward:
             start = self._places.get(value.shape[2:], 0)
             self._slots[name] = (start, start + value.shape[1])
             self._places[value.shape[2:]] = start + value.shape[1]
-        self._readers: dict[str, _Reader] = {}
+        self._readers: dict[str, Reader] = {}
         for block in self.layout.blocks:
             if block.port.hook in self._readers:
                 raise UserError(f"hook point {block.port.hook!r} is read by two nodes: give each its own, or an axis")
-            self._readers[block.port.hook] = self._reader(block, values)
+            self._readers[block.port.hook] = reader_of(
+                self.model, block, first, self._ablated, self.layout.sizes, self._slots, self.groups
+            )
 
     def _replacement(self, node: Node, value: Tensor) -> Tensor:
         """(groups, U, B, ...) -> the same shape: what the cut source is replaced by."""
@@ -407,125 +368,12 @@ class MaskedForward:
                 return torch.zeros_like(value)
             case "mean" | "mean-all":
                 codes = node.part is not None and node.part.decoder is not None
-                features = 1 if node.axis != 1 and value.dim() > 3 and not codes else 0
+                last = node.axis == value.dim() - 2  # units along the last axis leave positions only
+                features = 1 if node.axis != 1 and not last and value.dim() > 3 and not codes else 0
                 one = [mean_over(unit, self.ablation == "mean-all", features) for group in value for unit in group]
                 return torch.stack(one).view_as(value)
         return value
 
-    def _reader(self, block: Block, values: dict[str, Tensor]) -> "_Reader":
-        port, column = block.port, 0
-        plain: list[str] = []
-        columns: list[int] = []
-        mapped: dict[str, tuple[Mixer, slice]] = {}
-        read = units_first(port.node, values[port.hook], self.groups, reading=block.n_readers)
-        taken = torch.zeros_like(read)
-        for parent in block.parents:
-            assert parent.writes is not None
-            size, where = self.layout.sizes[parent.name], slice(column, column + self.layout.sizes[parent.name])
-            column += size
-            written = units_first(parent, values[parent.writes], self.groups)
-            name = port.node.map_from(parent.name)
-            if name is None and (parent.part is None or parent.part.decoder is None):
-                if written.shape[2:] != read.shape[2:]:
-                    raise UserError(
-                        f"{port.node.name!r} cannot read {parent.name!r} as it is: {port.hook!r} holds"
-                        f" {tuple(read.shape[2:])} per unit (batch first), {parent.writes!r}"
-                        f" {tuple(written.shape[2:])};"
-                        " name the module between them with through=, or the axis of the units with axis="
-                    )
-                plain.append(parent.name)
-                columns += range(where.start, where.stop)
-                taken = taken + written.sum(1, keepdim=True)
-            else:
-                mixer = mixer_for(self.model, parent, port.node, name, values[parent.writes], read, block)
-                mapped[parent.name] = (mixer, where)
-                taken = taken + mixer(written, torch.ones(self.groups, block.n_readers, size))
-        constant = read - taken
-        everywhere = constant.mean(dim=2, keepdim=True)
-        scale = float(read.abs().max()) + 1e-6
-        off = float((constant - everywhere).abs().max()) / scale
-        if off > TOLERANCE:
-            raise UserError(
-                f"what {port.node.name!r} reads at {port.hook!r} is not the sum of its parents"
-                f" ({', '.join(parent.name for parent in block.parents)}) and a constant: off by {off:.2g} of its"
-                f" largest"
-                " value. A source is undeclared, or a map between them is not named with through="
-            )
-        # The constant stays per example, so that rounding cancels where nothing is cut and does not add up.
-        reader = _Reader(block, constant, tuple(plain), None, mapped)
-        if mapped and plain:
-            reader.columns = torch.tensor(columns)
-        slots = [self._slots[name] for name in plain]
-        if plain and all(one[1] == two[0] for one, two in pairwise(slots)):
-            reader.run = slice(slots[0][0], slots[-1][1])
-        reader.base = self._with_ablated(reader)
-        return reader
-
-    def _with_ablated(self, reader: "_Reader") -> Tensor:
-        base = reader.base
-        for name in reader.plain:
-            base = base + self._ablated[name].sum(1, keepdim=True)
-        for name, (mixer, where) in reader.mapped.items():
-            everything = torch.ones(self.groups, reader.block.n_readers, where.stop - where.start)
-            base = base + mixer(self._ablated[name], everything)
-        return base
-
-    def _check_declaration(self, values: dict[str, Tensor]) -> None:
-        """With every reader held at its clean value, other inputs and other sources must change nothing after it."""
-        again = torch.roll(self.clean, 1, dims=0)
-        seen: dict[str, Tensor] = {}
-
-        def disturb(name: str) -> Callable[[Tensor], Tensor]:
-            def hook(value: Tensor) -> Tensor:
-                seen[name] = value
-                return torch.roll(value, 1, dims=0) + 0.5 * value.abs().mean()
-
-            return hook
-
-        def hold(name: str) -> Callable[[Tensor], Tensor]:
-            return lambda value: values[name]
-
-        readers = {port.hook for port in self.graph.ports}
-        hooks = [(name, disturb(name)) for name in self._writers if name not in readers]
-        self.cost.forwards += 1
-        with self._hooked([*hooks, *((name, hold(name)) for name in readers)]):
-            outputs = self.model(again)
-        if differs(outputs, self.clean_outputs):
-            raise UserError(
-                "the outputs depend on something no declared reader reads: with every reader held at its clean value"
-                " they"
-                " still follow the input. Declare what reads it as a node (the last one reads what makes the outputs)"
-            )
-        for node in self.graph.nodes:
-            if node.reads is not None and node.writes in seen and differs(seen[node.writes], values[node.writes]):
-                raise UserError(
-                    f"node {node.name!r} reads something it does not declare: with its inputs held at their clean"
-                    f" values"
-                    f" {node.writes!r} still changes. Declare every hook point it reads (queries, keys and values"
-                    f" alike)"
-                )
-
 
 def _take(names: Iterator[str], n: int) -> list[str]:
     return [next(names) for _ in range(n)]
-
-
-class _Reader:
-    """A port, ready: its base (what it reads when every edge is cut) and how each parent's change reaches it."""
-
-    def __init__(
-        self,
-        block: Block,
-        base: Tensor,
-        plain: tuple[str, ...],
-        columns: Tensor | None,
-        mapped: dict[str, tuple[Mixer, slice]],
-    ) -> None:
-        self.block, self.base, self.plain, self.columns, self.mapped = block, base, plain, columns, mapped
-        self.run: slice | None = None
-        """Where the plain parents stand side by side on the shelf, if they do."""
-
-    def of_group(self, index: int) -> "_Reader":
-        part = copy(self)
-        part.base = self.base[index : index + 1]
-        return part

@@ -41,10 +41,13 @@ class _Linear:
     """A linear layer whose columns belong to the source's units and whose rows to the readers."""
 
     def __init__(
-        self, weight: Tensor, units: int, axis: int | None, shape: torch.Size, readers: int, out: Tensor
+        self, weight: Tensor, units: int, axis: int | None, shape: torch.Size, per_reader: bool, out: Tensor
     ) -> None:
-        self.weight, self.axis = weight, axis
-        start = next(k for k in range(1, len(shape)) if prod(shape[k:]) == weight.shape[1])
+        self.weight, self.axis, self.rows = weight, axis, per_reader
+        fitting = [k for k in range(1, len(shape)) if prod(shape[k:]) == weight.shape[1]]
+        # Axes of length one make several fit: the layer keeps the axes that its output still has before the last.
+        lead = out.shape[3:] if per_reader else out.shape[3:-1]
+        start = next((k for k in fitting if shape[1:k] == lead), fitting[0])
         self.start = start  # axes of the hook's value from here on are flattened into the layer's input
         if axis is None:
             self.column = torch.zeros(weight.shape[1], dtype=torch.long)
@@ -55,7 +58,6 @@ class _Linear:
             raise UserError(
                 f"units lie along axis {axis}, which the layer does not sum over: it sums over {shape[start:]}"
             )
-        self.rows = readers > 1
 
     def __call__(self, values: Tensor, mask: Tensor) -> Tensor:
         value = values.squeeze(1) if self.axis is None else values.movedim(1, self.axis + 1)
@@ -71,8 +73,8 @@ class _Linear:
 class _Convolution:
     """A 2-d convolution between channels, each channel a unit; the S masks run as groups of one convolution."""
 
-    def __init__(self, layer: nn.Conv2d, axis: int | None, readers: int) -> None:
-        self.layer, self.axis, self.rows = layer, axis, readers > 1
+    def __init__(self, layer: nn.Conv2d, axis: int | None, per_reader: bool) -> None:
+        self.layer, self.axis, self.rows = layer, axis, per_reader
 
     def __call__(self, values: Tensor, mask: Tensor) -> Tensor:
         value = values.squeeze(1).transpose(1, 2) if self.axis is None else values  # (S, C, B, h, w)
@@ -101,7 +103,7 @@ def mixer_for(
     """
     if name is None:
         assert parent.part is not None and parent.part.decoder is not None
-        return _Decoder(parent.part.decoder)
+        return _Decoder(parent.part.decoder.to(read.dtype))
     layer = dict(model.named_modules()).get(name)
     if layer is None:
         raise UserError(f"through={name!r} of node {child.name!r} is no module of {type(model).__name__}")
@@ -109,22 +111,24 @@ def mixer_for(
         raise UserError(
             f"{child.name!r} reads latents of {parent.name!r} through {name!r}: put the dictionary after it"
         )
-    alone, units = block.n_readers == 1, written.shape[parent.axis] if parent.axis is not None else 1
+    # Not by the number of readers: an axis of length one is an axis.
+    per_reader = child.axis is not None and not child.shared_input and child.part is None
+    units = written.shape[parent.axis] if parent.axis is not None else 1
     if isinstance(layer, nn.Linear):
         if not any(prod(written.shape[k:]) == layer.in_features for k in range(1, written.dim())):
             raise UserError(
                 f"{name!r} takes {layer.in_features} numbers, {parent.name!r} writes {tuple(written.shape[1:])}: say"
                 " with parents=[...] which nodes are read through it (without, all before it are)"
             )
-        if not alone and block.n_readers != layer.out_features:
+        if per_reader and block.n_readers != layer.out_features:
             raise UserError(f"{child.name!r} has {block.n_readers} units, {name!r} has {layer.out_features} outputs")
-        return _Linear(layer.weight, units, parent.axis, written.shape, block.n_readers, read)
+        return _Linear(layer.weight, units, parent.axis, written.shape, per_reader, read)
     if isinstance(layer, nn.Conv2d):
         if layer.groups != 1 or parent.axis not in (1, None) or layer.padding_mode != "zeros":
             raise UserError(
                 f"{name!r}: only convolutions with groups=1 and zero padding, with channels as axis 1, can be masked"
             )
-        return _Convolution(layer, parent.axis, block.n_readers)
+        return _Convolution(layer, parent.axis, per_reader)
     raise UserError(
         f"through={name!r} is {type(layer).__name__}; Linear and Conv2d can be masked edge by edge: put the hook points"
         " right before and after one of these, or copy the input per reader and leave through out"

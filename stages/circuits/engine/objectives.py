@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from stages.circuits.engine.users_metric import checked
 from stages.errors import UserError
 
 __all__ = ["OBJECTIVES", "Objective", "distance"]
@@ -48,13 +49,13 @@ OBJECTIVES: dict[str, Objective] = {"answer": answer, "kl": kl, "mse": mse, "pro
 
 
 def distance(name: str | Objective) -> Objective:
-    """An objective by name, or a function of one's own.
+    """An objective by name, or a function of one's own, whose results are looked at.
 
     Raises:
         UserError: there is none of this name.
     """
     if not isinstance(name, str):
-        return name
+        return checked(name)
     if name not in OBJECTIVES:
         raise UserError(f"objective {name!r} is unknown: use {', '.join(sorted(OBJECTIVES))} or pass a function")
     return OBJECTIVES[name]

@@ -38,6 +38,13 @@ def encode(dictionary: Dictionary, acts: Tensor, activations: Mapping[str, Activ
         UserError: an architecture this room cannot encode, or rows of another width.
     """
     cfg = dictionary["cfg"]
+    if not isinstance(acts, Tensor):
+        raise UserError(f"activations are {type(acts).__name__}: give a float tensor, torch.from_numpy(activations)")
+    if cfg.get("normalize_activations", "none") != "none":
+        raise UserError(
+            f"the dictionary normalises activations ({cfg['normalize_activations']}), which is not done here: fold that"
+            " into its weights with SAELens, and save it again"
+        )
     width = dictionary["W_enc"].shape[0] if "W_enc" in dictionary else dictionary["W_dec"].shape[1]
     if acts.shape[-1] != width:
         raise UserError(

@@ -12,11 +12,12 @@ Shape legend: B = rows of the batch, D = width, F = latents.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from stages.base.users_code import given_by_the_user
 from stages.errors import UserError
 
 __all__ = ["ACTIVATIONS", "REGULARISERS", "Activation", "Regulariser", "chosen"]
@@ -120,4 +121,29 @@ def chosen(kind: str, name: str, known: Mapping[str, Plug], own: Mapping[str, Pl
     both = {**known, **(own or {})}
     if name not in both:
         raise UserError(f"{kind} {name!r} is unknown: use {', '.join(sorted(both))}, or pass a function of this name")
+    if own and name in own:
+        return cast(Plug, _looked_at(kind, name, cast(Callable[..., object], own[name])))
     return both[name]
+
+
+def _looked_at(kind: str, name: str, function: Callable[..., object]) -> Callable[..., Tensor]:
+    """A function of the user's whose errors are told with their line, and whose result is looked at: a regulariser's is
+    one finite number, an activation's has the shape of what it is given."""
+
+    def checked(*given: Tensor) -> Tensor:
+        with given_by_the_user(f"{kind} {name!r} fails on {', '.join(str(tuple(one.shape)) for one in given)}"):
+            found = function(*given)
+        wanted = () if kind == "regulariser" else tuple(given[0].shape)
+        if not isinstance(found, Tensor) or tuple(found.shape) != wanted or not found.is_floating_point():
+            got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            remedy = "one number, such as .mean()" if kind == "regulariser" else f"latents of shape {wanted}"
+            raise UserError(f"{kind} {name!r} returned {got}: it must return a float tensor, {remedy}")
+        if not bool(torch.isfinite(found).all()):
+            raise UserError(f"{kind} {name!r} returned NaN or infinity: add a small number to what it divides by")
+        if torch.is_grad_enabled() and any(one.requires_grad for one in given) and not found.requires_grad:
+            raise UserError(
+                f"{kind} {name!r} has no gradient (detach, item or no_grad inside): use operations of torch"
+            )
+        return found
+
+    return checked

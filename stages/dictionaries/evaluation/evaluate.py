@@ -3,7 +3,6 @@
 Shape legend: R = rows, D = width, F = latents, N = examples, C = outputs.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,16 +19,16 @@ from stages.contracts.dictionary import Dictionary
 from stages.contracts.dictionary_rows import Measured
 from stages.contracts.record import Estimate
 from stages.contracts.target import Target
-from stages.dictionaries.architectures.codec import OWN, decode, encode
 from stages.dictionaries.evaluation import geometry, metrics
 from stages.dictionaries.evaluation.absorption import ClassProbe, absorption, class_probes
+from stages.dictionaries.evaluation.codecs import Codec, codec_of, load_codec
 from stages.dictionaries.evaluation.subjects import (
     N_CLASSES,
     Subjects,
     distinct_examples,
     subjects,
 )
-from stages.dictionaries.storage import load_dictionary
+from stages.dictionaries.foreign import check_place
 from stages.errors import UserError
 
 __all__ = ["Codec", "HeldOut", "codec_of", "evaluate", "held_out", "live_decoder", "load_codec", "random_dictionary"]
@@ -37,19 +36,6 @@ __all__ = ["Codec", "HeldOut", "codec_of", "evaluate", "held_out", "live_decoder
 K_SPARSE = (1, 2, 5)
 JACKKNIFE = 10
 """Groups of examples left out in turn for the interval of the description length."""
-
-
-class Codec(NamedTuple):
-    encode: Callable[[Tensor], Tensor]
-    """(R, D) -> (R, F)."""
-    decode: Callable[[Tensor], Tensor]
-    """(R, F) -> (R, D)."""
-    decoder: Tensor
-    """(F, D)."""
-
-    @property
-    def n_latents(self) -> int:
-        return len(self.decoder)
 
 
 class HeldOut(NamedTuple):
@@ -123,24 +109,13 @@ def held_out(target: Target, hook: str, n_probe_rows: int, root: Path | None = N
     )  # fmt: skip
 
 
-def load_codec(folder: Path) -> Codec:
-    """A saved dictionary through SAELens, exactly as anyone else would load it; ours where SAELens has no class."""
-    if (dictionary := load_dictionary(folder))["cfg"]["architecture"] == OWN:
-        return codec_of(dictionary)
-    from sae_lens import SAE
-
-    sae: Any = SAE.load_from_disk(str(folder))
-    sae.eval().requires_grad_(False)
-    return Codec(sae.encode, sae.decode, sae.W_dec.detach())
-
-
-def codec_of(dictionary: Dictionary) -> Codec:
-    """A dictionary in memory, through this room's own operations."""
-    return Codec(functools.partial(encode, dictionary), functools.partial(decode, dictionary), dictionary["W_dec"])
-
-
 def live_decoder(codec: Codec, held: HeldOut) -> Tensor:
-    """(live latents, D) decoder rows of the latents that fire on the held-out rows."""
+    """(live latents, D) decoder rows of the latents that fire on the held-out rows.
+
+    Raises:
+        UserError: the dictionary says it is of another target or hook point.
+    """
+    check_place(codec.about, held.target, held.hook)
     with torch.no_grad():
         fired = (codec.encode(held.rows.acts) != 0).any(0)
     return codec.decoder[fired]
@@ -186,7 +161,11 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measur
     and dead_ratio, whose population is the latents, and splitting and absorption, whose population is the classes; that
     of the description length is a jackknife over groups of examples. ``<metric>_shuffled`` of the first three is the
     same latents over shuffled images or classes. "null" is left empty for the caller, who knows the random dictionary.
+
+    Raises:
+        UserError: the dictionary says it is of another target or hook point, or of the target before it was retrained.
     """
+    check_place(codec.about, held.target, held.hook)
     generator = generator_for("evaluation", seed)
     acts, x = held.rows.acts, held.rows.acts.double()
     with torch.no_grad():

@@ -22,17 +22,18 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from stages.activations.order import BatchOrder
+from stages.base.progress import report
 from stages.contracts.dictionary import Dictionary, DictionaryConfig
 from stages.dictionaries.architectures.codec import OWN
 from stages.dictionaries.architectures.custom_objectives import Activation, Regulariser
 from stages.dictionaries.architectures.objectives import Outcome
+from stages.dictionaries.training.checks import ARCHITECTURES, PENALISED, check_training
 from stages.dictionaries.training.trainer import OF_BATCH, Recipe, Trainer
 from stages.errors import UserError
 
 __all__ = [
     "ARCHITECTURES",
     "PENALISED",
-    "check_rows",
     "inference_form",
     "recipe_for",
     "scale_of",
@@ -41,11 +42,6 @@ __all__ = [
     "train_many",
 ]
 
-ARCHITECTURES = (
-    "standard", "topk", "batchtopk", "gated", "jumprelu", "matryoshka", "abstopk", "matching_pursuit", "p_anneal",
-)  # fmt: skip
-PENALISED = ("standard", "gated", "p_anneal")
-"""Architectures whose sparsity is the coefficient of a penalty; of the others it is a number of latents."""
 WARM_UP, DECAY = 0.05, 0.2
 """Share of the steps over which the learning rate rises, and falls to 0 (the recipe of 2408.05147 and its kin)."""
 
@@ -55,7 +51,6 @@ TRANSCODERS = {
     ("topk", False): "topk_transcoder", ("topk", True): "topk_skip_transcoder",
 }  # fmt: skip
 """SAELens's name of a transcoder whose latents are those of an architecture; it has none with topk."""
-TRANSCODED = tuple((kind, skip) for kind in ("standard", "topk", "batchtopk") for skip in (False, True))
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -155,6 +150,7 @@ def train(
                     regularisers=regularisers, activations=activations)  # fmt: skip
     trainer = course.trainer
     for step in range(trainer.n_steps, recipe.steps):
+        report(f"training {recipe.architecture}", step, recipe.steps)
         out, goal = course.step(course.order.indices(step))
         if log is not None and ((step + 1) % log_every == 0 or step == recipe.steps - 1):
             log(_logged(trainer, out, goal), step + 1)
@@ -199,7 +195,9 @@ def train_many(
     }  # fmt: skip
     order = next(iter(courses.values())).order
     first = min(course.trainer.n_steps for course in courses.values())
-    for step in range(first, max(recipe.steps for recipe, _ in jobs.values())):
+    steps = max(recipe.steps for recipe, _ in jobs.values())
+    for step in range(first, steps):
+        report(f"training {len(jobs)} dictionaries", step, steps)
         rows = order.indices(step)
         batch: tuple[Tensor, Tensor] | None = None
         for name, course in courses.items():
@@ -230,7 +228,7 @@ class Course:
         regularisers: Mapping[str, Regulariser] | None = None,
         activations: Mapping[str, Activation] | None = None,
     ) -> None:
-        _check(acts, recipe, outputs)
+        check_training(acts, recipe, outputs)
         self.order = BatchOrder(len(acts), recipe.batch, seed if order_seed is None else order_seed)
         self.acts = acts.detach().to(torch.float32)
         self.outputs = None if outputs is None else outputs.detach().to(torch.float32)
@@ -256,7 +254,14 @@ class Course:
         return self.trainer.step(x, None if self.outputs is None else goal), goal
 
     def result(self, metadata: dict[str, str] | None) -> Dictionary:
-        return inference_form(self.trainer, self.scale, metadata, None if self.outputs is None else self.scale_out)
+        made = inference_form(self.trainer, self.scale, metadata, None if self.outputs is None else self.scale_out)
+        bad = [name for name, value in made.items() if isinstance(value, Tensor) and not torch.isfinite(value).all()]
+        if bad:
+            raise UserError(
+                f"the {self.trainer.recipe.architecture} dictionary is not finite ({', '.join(bad)}): rows of mean size"
+                f" {math.sqrt(self.acts.shape[1]) / self.scale:.2g} are out of float32's reach; scale them to about 1"
+            )
+        return made
 
 
 def _logged(trainer: Trainer, out: Outcome, x: Tensor) -> dict[str, float]:
@@ -341,50 +346,3 @@ def inference_form(
     if kind != "matching_pursuit":
         extra = {"W_enc": encoder.T.contiguous(), "b_gate" if kind == "gated" else "b_enc": b_enc} | extra
     return cast(Dictionary, {"cfg": cfg, "W_dec": decoder, "b_dec": b_dec, **extra})
-
-
-def _check(acts: Tensor, recipe: Recipe, outputs: Tensor | None) -> None:
-    kind, n_latents, sparsity = recipe.architecture, recipe.n_latents, recipe.sparsity
-    if kind not in ARCHITECTURES:
-        raise UserError(f"architecture {kind!r} is unknown; known: {', '.join(ARCHITECTURES)}")
-    if acts.dim() != 2 or acts.shape[1] == 0:
-        raise UserError(f"activations have shape {tuple(acts.shape)}; give (rows, width), heads flattened")
-    if n_latents < 1 or recipe.steps < 1 or not recipe.lr > 0:
-        raise UserError(f"n_latents = {n_latents}, steps = {recipe.steps}, lr = {recipe.lr:g}: all must be above 0")
-    if not sparsity > 0 or (kind not in PENALISED and not 1 <= sparsity <= n_latents):
-        allowed = "above 0" if kind in PENALISED else f"1 to n_latents = {n_latents}"
-        raise UserError(f"sparsity = {sparsity:g} of {kind} is out of range; allowed: {allowed}")
-    if kind in ("topk", "abstopk", "matching_pursuit") and sparsity != int(sparsity):
-        raise UserError(f"sparsity = {sparsity:g}: {kind} takes whole numbers; use batchtopk for an average")
-    if kind == "matryoshka" and not (recipe.widths and list(recipe.widths) == sorted({*recipe.widths} - {0})
-                                     and recipe.widths[-1] < n_latents):  # fmt: skip
-        raise UserError(
-            f"widths = {recipe.widths} of matryoshka: give rising numbers of latents, all below {n_latents}"
-        )
-    if not 0 < recipe.last_p <= 1 or not recipe.bandwidth > 0:
-        raise UserError(
-            f"last_p = {recipe.last_p:g} must be above 0 and at most 1, bandwidth = {recipe.bandwidth:g} above 0"
-        )
-    check_rows(acts)
-    if outputs is None:
-        if recipe.skip:
-            raise UserError("skip: only a transcoder has a skip connection; give outputs")
-        return
-    if (kind, recipe.skip) not in TRANSCODED or recipe.activation or recipe.regularisers:
-        kinds = ", ".join(sorted({name for name, _ in TRANSCODED}))
-        raise UserError(f"a transcoder is trained with architecture = {kinds}, without plugs; not {kind}")
-    if len(acts) != len(outputs):
-        raise UserError(f"{len(acts)} rows of input and {len(outputs)} of output do not belong together")
-    check_rows(outputs)
-
-
-def check_rows(acts: Tensor) -> None:
-    """Raise UserError where rows are NaN, infinite or all the same."""
-    finite = torch.isfinite(acts).all(dim=1)
-    if not finite.all():
-        raise UserError(
-            f"{int((~finite).sum())} of {len(acts)} rows of activations hold NaN or infinity:"
-            " mend what made them (stage `targets` or `activations`)"
-        )
-    if len(acts) and (acts == acts[0]).all():
-        raise UserError("the activations are constant: there is nothing to decompose; choose another hook point")

@@ -43,7 +43,8 @@ __all__ = ["OF_BATCH", "Recipe", "Trainer"]
 
 STATE, FACTS = "state.safetensors", "state.json"
 DIVERGED = 100.0
-"""Training stops where the reconstruction error exceeds this many times the first one."""
+"""Training stops where the reconstruction error, as a share of the batch's own size, exceeds this many times the first
+one: a batch with a large row has a large error, and nothing diverged."""
 MAX_NORM = 1.0
 """Gradients are clipped to this norm, as SAELens does."""
 OF_BATCH = ("batchtopk", "matryoshka")
@@ -250,13 +251,15 @@ class Trainer:
             self._anneal(x)
         out = self.outcome(x, target)
         # Not the whole loss: a penalty that is warmed up may well grow a hundredfold.
-        error = out.parts.get("mse_loss", out.loss)
+        goal = x if target is None else target
+        # Rows are scaled to a mean norm of sqrt(width): only a batch that is larger than that is discounted.
+        error = out.parts.get("mse_loss", out.loss) / max(float(goal.square().sum(1).mean()), goal.shape[1])
         self.first_loss = error if self.n_steps == 0 else self.first_loss
         if not math.isfinite(out.loss) or error > DIVERGED * max(self.first_loss, 1e-6):
             raise UserError(
                 f"training of {recipe.architecture} diverged at step {self.n_steps} of {recipe.steps}: loss"
-                f" {out.loss:g}, error {error:g}, at first {self.first_loss:g}; lower lr (now {recipe.lr:g}) or"
-                f" sparsity (now {recipe.sparsity:g})"
+                f" {out.loss:g}, error {error:g} of the rows' squared size, at first {self.first_loss:g}; lower lr (now"
+                f" {recipe.lr:g}) or sparsity (now {recipe.sparsity:g})"
             )
         gradients = out.gradients.tensors()
         norm = torch.nn.utils.get_total_norm(gradients)
