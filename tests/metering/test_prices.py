@@ -53,7 +53,7 @@ def _flat(value):
 MOVING = [
     lambda: A.view(6, 4).permute(1, 0).contiguous().expand(2, 4, 6).reshape(-1)[3:9].clone(),
     lambda: torch.cat([A, A], 1).chunk(3, 1)[0].flip(0).roll(1, 0).repeat(2, 1).split(3)[0].unbind(0)[0],
-    lambda: torch.stack([A, A]).transpose(0, 1).squeeze().unsqueeze(0).narrow(1, 0, 2).select(0, 0).t(),
+    lambda: torch.stack([A, A]).transpose(0, 1).squeeze().unsqueeze(0).narrow(1, 0, 2).select(0, 0),
     lambda: (A.diagonal(), A.tril(), A.triu(1), A.diag(), torch.block_diag(A, A), A.rot90(), A.unfold(1, 2, 2)),
     lambda: (F.pad(A, (1, 1)), F.pad(A[None, None], (1, 1, 1, 1), mode="reflect"), F.unfold(SQUARE, 2)),
     lambda: (F.pixel_shuffle(A.view(1, 4, 2, 3), 2), F.interpolate(SQUARE, scale_factor=2, mode="nearest")),
