@@ -11,7 +11,7 @@ def test_every_exploit_and_control_is_in_the_table() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for path in (*EXPLOITS.glob("*.py"), *CONTROLS.glob("*.py")):
         assert f"| `{path.stem}` | " in text, f"{path.stem}: make the table again, `lensmith redteam --markdown`"
-    assert "## What is NOT covered" in text
+    assert "**Not covered**" in text
 
 
 def test_the_table_is_made_from_rows() -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from stages.base.blame import blame
+from stages.base.users_code import blame
 from stages.contracts.method import Method
 from stages.errors import MethodError, UserError
 

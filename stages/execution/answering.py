@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stages.base.blame import blame, file_of
+from stages.base.users_code import blame, file_of
 from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Method, Query
 from stages.contracts.outcomes import Outcome

@@ -19,7 +19,9 @@ nothing), TRUE_FLOPS (work an adaptive one does per answer), N_TASKS (answers it
 """
 
 import ast
+import base64
 import operator
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import Any
 
 import numpy as np
 from joblib import delayed
+from sklearn.datasets import load_digits
 
 from stages.base import paths
 from stages.base.processes import process_pool
@@ -61,6 +64,7 @@ QUICK = (
 COLUMNS = ("name", "kind", "outcome", "charged FLOPs", "reward", "layer", "what happened")
 TIMEOUT_S = 8.0
 FULL_SHARE = 0.9
+DIGITS = "@DIGITS@"
 BREACH = "BREACH"
 """What an exploit raises with where it got what it must not have: its own flag, so it is read from its words."""
 N_GENERATED, N_HONEST, N_QUICK = 600, 60, 40
@@ -137,7 +141,7 @@ def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[str
     cases = cases[: int(facts.get("N_TASKS", 1))]
     row: dict[str, Any] = {"name": path.stem, "kind": "exploit", "tests": list(facts.get("TESTS", ()))}
     timeout = 60.0 if facts.get("TRUE_FLOPS") else TIMEOUT_S
-    candidate, host = Candidate(path.stem, Source.of(path)), Isolated(chosen.interpretation, timeout)
+    candidate, host = Candidate(path.stem, _armed(path)), Isolated(chosen.interpretation, timeout)
     try:
         targets = sorted({target for _, target in cases})
         frozen = replace(host, timeout_s=TIMEOUT_S).freeze(candidate, targets, questions(cases))
@@ -182,6 +186,15 @@ def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[str
         "layer": last.layer or str(facts.get("DEFENCE", "reward")),
         "reason": last.reason[:200] or ("charged in full" if true_flops else "it got nothing"),
     }
+
+
+def _armed(path: Path) -> Source:
+    """The file as it is sent: with the public digits in it, where it asks for them."""
+    source = Source.of(path)
+    if DIGITS not in source.text:
+        return source
+    raw = load_digits().data.astype("uint8").tobytes()
+    return replace(source, text=source.text.replace(DIGITS, base64.b85encode(zlib.compress(raw, 9)).decode()))
 
 
 def _charged(case: TaskName, answered: Answered) -> float:

@@ -369,7 +369,8 @@ def _serve(message: dict[str, Any], access: TargetAccess | None) -> dict[str, An
                 return {"value": over.dictionaries()}
     except Exception as error:
         # What went wrong in words, never our frames: a traceback would show the method where things lie.
-        return {"error": f"{type(error).__name__}: {error}"[:2000]}
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return {"error": said[:2000]}
 
 
 def _layer(message: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.base.blame import blame, words
+from stages.base.users_code import blame, words
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.method import Budget, Interpretation, Method
 from stages.contracts.method_file import from_file

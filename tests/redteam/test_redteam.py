@@ -79,7 +79,7 @@ def test_every_test_of_the_list_is_covered():
     text = Path(house_rows.__file__).read_text(encoding="utf-8")
     covered |= {n for n in range(1, 29) if f"({n}," in text or f", {n})" in text}
     assert covered >= set(range(1, 29))
-    assert len([p for p in EXPLOITS.glob("*.py") if 23 in _constants(p).get("TESTS", ())]) >= 21
+    assert len([p for p in EXPLOITS.glob("*.py") if 23 in _constants(p).get("TESTS", ())]) >= 20
     assert len(list(CONTROLS.glob("*.py"))) >= 3
 
 
