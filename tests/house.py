@@ -187,13 +187,21 @@ def params_read_by(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def is_found_by_name(dep: str) -> bool:
+    return dep.rpartition("/")[0].replace("/", ".") in registries()
+
+
 def wanted_deps() -> dict[str, list[str]]:
     """{stage: code it should declare}, with the template's variable where a file bears the arm's name."""
     shown: dict[str, set[str]] = {}
     for node in nodes():
         arm = re.compile(rf"(?<=/){re.escape(node.arm)}(?=\.py)" if node.arm else "$^")
         variable = "${item.method}" if node.name.startswith(("interpretation@", "execution@")) else "${key}"
-        names = {arm.sub(lambda _, variable=variable: variable, dep) for dep in shortest(needed(node))}
+        names = {
+            # Another file may be called as an arm is; only those that are found by name are an arm's own.
+            arm.sub(lambda _, variable=variable: variable, dep) if is_found_by_name(dep) else dep
+            for dep in shortest(needed(node))
+        }
         shown.setdefault(node.name.partition("@")[0], set()).update(names)
     return {stage: sorted(names) for stage, names in shown.items()}
 
