@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -93,7 +94,7 @@ def print_per_task(console: Console, rows: Sequence[TaskRow], title: str) -> Non
                 f"{row.reward_mean:+.2f}",
                 f"{row.reward_low:+.2f}..{row.reward_high:+.2f}",
                 f"x{row.flop_ratio:.2f}",
-                _verdict(row.verdict) if row.status == "ok" else f"{row.status} {row.reason[:60]}".strip(),
+                _verdict(row.verdict) if row.status == "ok" else escape(f"{row.status} {row.reason[:60]}".strip()),
             )
         print_table(console, table)
 
@@ -112,8 +113,8 @@ def print_iterations(console: Console, rows: Sequence[Iteration], title: str) ->
             _signed(row.validation_reward),
             f"{low}..{high}",
             "-" if row.flop_ratio is None else f"x{row.flop_ratio:.2f}",
-            "+".join(part for part in parts if part != "none"),
-            "accepted" if row.accepted else "" if row.status == "ok" else f"{row.status} {row.reason}"[:60],
+            escape("+".join(part for part in parts if part != "none")),
+            "accepted" if row.accepted else "" if row.status == "ok" else escape(f"{row.status} {row.reason}"[:60]),
         )
     print_table(console, table)
 

@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from stages.base.text import plain
+
 __all__ = ["STATUS", "InfraError", "MethodError", "UserError", "explain_os", "os_cause", "os_said", "run_stage"]
 
 STATUS = "LENSMITH_STATUS"
@@ -40,6 +42,8 @@ class MethodError(UserError):
     """
 
     def __init__(self, method: str, place: str, cause: str, remedy: str, layer: str = "answer check") -> None:
+        # A method's own words come in here: they are shown in terminals, pages, logs and trackers.
+        method, cause, remedy = plain(method, 200), plain(cause), plain(remedy)
         super().__init__(f"method {method!r} failed in {place}: {cause}{'.' * bool(remedy)} {remedy}".rstrip())
         self.method, self.place, self.cause, self.remedy, self.layer = method, place, cause, remedy, layer
 

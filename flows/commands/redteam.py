@@ -24,6 +24,7 @@ def redteam(
     Example: lensmith redteam --quick
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from flows.lock import run_lock
@@ -60,7 +61,7 @@ def redteam(
     else:
         table = Table(*COLUMNS, title="red team")
         for row in rows:
-            table.add_row(*as_cells(row))
+            table.add_row(*map(escape, as_cells(row)))
         print_table(console, table)
     through = [row["name"] for row in failures(rows)] + found.faults
     if through:

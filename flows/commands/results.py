@@ -72,7 +72,7 @@ def score(
         if rows:
             print_leaderboard(console, rows, f"{result.method} beside the built-in methods, {split} families")
     print_per_task(console, result.per_task, f"{result.method}, per task")
-    console.print(f"verdict: {result.verdict_text}", highlight=False, soft_wrap=True)
+    console.print(f"verdict: {result.verdict_text}", highlight=False, soft_wrap=True, markup=False)
     if out is not None:
         _write_json(out, result)
     if result.outcome == "infra":

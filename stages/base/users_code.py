@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stages.base.text import plain
 from stages.errors import UserError
 
 __all__ = ["blame", "failed_at", "file_of", "given_by_the_user", "words"]
@@ -41,7 +42,7 @@ def given_by_the_user(what: str, ours: tuple[str, ...] = ()) -> Iterator[None]:
         place = failed_at(error)
         if place.startswith(ours):
             raise
-        said = " ".join(str(error).split()) or "no message"
+        said = plain(error) or "no message"
         raise UserError(f"{what} with {type(error).__name__}: {said[:300]}{_shown(place)}; mend it") from error
 
 
@@ -68,8 +69,8 @@ def _shown(place: str) -> str:
 
 def words(error: BaseException) -> str:
     """What an exception says, on one line, its type in front."""
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    said = plain(error)
+    return f"{plain(type(error).__name__, 80)}: {said}" if said else plain(type(error).__name__, 80)
 
 
 def blame(error: BaseException, file: str | Path, shown: str = "") -> str:
@@ -81,13 +82,13 @@ def blame(error: BaseException, file: str | Path, shown: str = "") -> str:
     """
     path = str(file)
     if isinstance(error, SyntaxError) and error.filename == path:
-        place, text = error.lineno or 0, (error.text or "").strip()
+        place, text = error.lineno or 0, plain(error.text or "")
     else:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         if not frames:
             return words(error)
         place = frames[-1].lineno or 0
-        text = (frames[-1].line or linecache.getline(path, place)).strip()
+        text = plain(frames[-1].line or linecache.getline(path, place))
     line = f" (`{text[:120]}`)" if text else ""
     return f"{shown or Path(path).name} line {place}{line}: {words(error)}"
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from stages.base.text import safe_name
 from stages.base.users_code import blame
 from stages.contracts.method import Method
 from stages.errors import MethodError, UserError
@@ -17,7 +18,7 @@ __all__ = ["from_file", "method_name"]
 def method_name(method: Method) -> str:
     """Its ``name``, else its class name in snake case; letters, digits, dots, dashes and underscores only."""
     name = method.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(method).__name__).lower()
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", str(name))[:64]
+    return safe_name(name)
 
 
 def from_file(path: Path, shown: str = "") -> Method:

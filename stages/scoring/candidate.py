@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from stages.base.text import plain
 from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Target
@@ -26,7 +27,7 @@ class Source:
 
     @classmethod
     def of(cls, path: Path) -> "Source":
-        return cls(path.name, path.read_text(encoding="utf-8"))
+        return cls(plain(path.name, 120), path.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from stages import tracking
 from stages.base import paths
 from stages.base.processes import process_pool
+from stages.base.text import safe_name
 from stages.contracts.method import Method
 from stages.contracts.method_file import method_name
 from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
@@ -127,7 +128,7 @@ def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
     path = Path(method)
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
-    return Candidate(path.stem, Source.of(path))
+    return Candidate(safe_name(path.stem), Source.of(path))
 
 
 def _built_in_rows() -> list[LeaderboardRow]:

@@ -1,8 +1,10 @@
 """`lensmith score` on the toy graph: a good method, a bad one, and every way to be broken."""
 
+import json
 import subprocess
 import sys
 import textwrap
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from stages.contracts.score_result import ScoreResult
 from stages.errors import MethodError, UserError
 from stages.scoring.score import score_method
 from tests import toy
+from tests.sandbox.walls import needs_sandbox
 
 HEAD = """
 import os, time, torch
@@ -134,3 +137,35 @@ def test_on_the_command_line_a_broken_method_is_one_line_and_exit_code_2(graph, 
     assert said in done.stdout + done.stderr
     if code:
         assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+HOSTILE = """
+from lensmith import Interpretation, Method
+
+
+class Evil(Method):
+    \'\'\'<script>alert(1)</script>\'\'\'
+    name = "=1+1<b>\\x1b[31m"
+
+    def interpret(self, target, budget):
+        return Interpretation()
+
+    def answer(self, query, interpretation, target):
+        raise ValueError("\\x1b[2J\\x1b]0;owned\\x07[bold red]@SUM(1)\\u202e<script>alert(1)</script>\\r\\nforged line")
+"""
+
+
+@needs_sandbox
+def test_what_a_method_says_is_shown_and_does_nothing(graph, tmp_path):
+    path = tmp_path / "=1+1 [red].py"
+    path.write_text(HOSTILE, encoding="utf-8")
+    command = [sys.executable, "-m", "flows.command", "score", str(path), "--json", str(tmp_path / "out.json")]
+    done = subprocess.run(command, cwd=toy.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = (tmp_path / "out.json").read_text(encoding="utf-8")
+    for shown in (done.stdout, done.stderr, result):
+        assert not [c for c in shown if c != "\n" and unicodedata.category(c) in ("Cc", "Cf")]
+        assert "\nforged line" not in shown
+    said = json.loads(result)
+    assert said["method"] == "_1_1__red_" and "forged line" in said["reason"]
+    assert "[bold red]" in "".join(done.stdout.split("\n")).replace(" ", "").replace("boldred", "bold red")

@@ -1,0 +1,24 @@
+"""Text of other people's (names, exceptions, files) made fit to be shown: one line, nothing that a terminal, a log or a
+reader would act on."""
+
+import re
+import unicodedata
+
+__all__ = ["plain", "safe_name"]
+
+ODD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories of what is not seen: control, format (writing direction too), surrogate, private, unassigned, line
+and paragraph separators."""
+
+
+def plain(text: object, limit: int = 2000) -> str:
+    """The text on one line: white space is one blank, what cannot be seen is a question mark, and no more than
+    ``limit`` characters."""
+    joined = " ".join(str(text).split())
+    return "".join("?" if unicodedata.category(char) in ODD else char for char in joined)[:limit]
+
+
+def safe_name(text: object) -> str:
+    """A name of letters, digits, dots, dashes and underscores that does not begin like a formula or an option."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", str(text))[:64]
+    return name if re.match(r"[A-Za-z0-9_]", name) else f"_{name}"[:64]
