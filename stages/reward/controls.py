@@ -10,6 +10,9 @@ from stages.reward.settings import RewardConfig
 
 __all__ = ["control_rows"]
 
+WORTH_NOTHING = ("inputs", "random_features", "surrogate")
+"""Methods that look at nothing inside the target."""
+
 
 def control_rows(
     methods: Mapping[str, Sequence[Judged]], oracle: Sequence[Judged], config: RewardConfig
@@ -18,7 +21,7 @@ def control_rows(
 
     - oracle: given the truth, explains at least 90% of its variance on every task;
     - nothing: reward exactly 0;
-    - random_features: not better than nothing;
+    - random_features, inputs, surrogate: not better than nothing;
     - constant: the mean of the truth scores 0 on every task;
     - placebo: no method's placebo arm is better than the baseline.
     """
@@ -45,7 +48,7 @@ def control_rows(
         if name == "nothing":
             exact = row.reward_mean == row.reward_low == row.reward_high == 0.0
             rows.append(ControlRow(control=name, expected="reward 0", value=row.reward_mean, passed=exact))
-        if name == "random_features":
+        if name in WORTH_NOTHING:
             rows.append(
                 ControlRow(
                     control=name,
