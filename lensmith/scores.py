@@ -114,6 +114,7 @@ def score(
     timeout_s: float = 120.0,
     tasks: Sequence[tuple[str, str]] | None = None,
     fresh: bool = True,
+    null: bool = False,
     progress: Callable[[str], None] = print,
 ) -> Score:
     """Score a method beside the built-in ones, on train and validation task families.
@@ -127,6 +128,7 @@ def score(
         timeout_s: wall limit of one call of a method from a file.
         tasks: (family, target) pairs; None: all of them.
         fresh: also compare with instances drawn now, which no method can have seen.
+        null: also score it on untrained twins of the targets, where there is nothing to interpret.
         progress: told what is being done.
 
     Raises:
@@ -137,5 +139,7 @@ def score(
     from stages.scoring.score import score_method
 
     make_what_score_needs(progress)
-    facts = score_method(method, timeout_s=timeout_s, trust=trust, only=tasks, fresh=fresh, progress=progress)
+    facts = score_method(
+        method, timeout_s=timeout_s, trust=trust, only=tasks, fresh=fresh, null=null, progress=progress
+    )
     return Score(facts.method, facts.outcome, facts.verdict, facts.verdict_text, facts)

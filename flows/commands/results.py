@@ -42,6 +42,9 @@ def score(
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds one call of the method may take.")] = 120,
     trust: Annotated[bool, typer.Option("--trust", help="Run it without a sandbox, with your own rights.")] = False,
+    null: Annotated[
+        bool, typer.Option("--null", help="Score it on untrained twins of the targets as well: its null.")
+    ] = False,
 ) -> None:
     """Score a method of your own next to the built-in ones, on train and validation families.
 
@@ -66,12 +69,19 @@ def score(
         from stages.scoring.score import score_method
 
         with telling(console, "scoring") as tell:
-            result = score_method(method, timeout_s=timeout, trust=trust, progress=tell)
+            result = score_method(method, timeout_s=timeout, trust=trust, null=null, progress=tell)
     for split in ("train", "validation"):
         rows = [row for row in result.rows if row.split == split]
         if rows:
             print_leaderboard(console, rows, f"{result.method} beside the built-in methods, {split} families")
     print_per_task(console, result.per_task, f"{result.method}, per task")
+    for row in result.null:
+        said = (
+            f"{row.outcome} {row.reason}".strip()
+            if row.reward is None
+            else f"{row.reward:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}], noise floor {row.noise_floor:.3f}"
+        )
+        console.print(f"null, {row.task} untrained: {said}", highlight=False, soft_wrap=True, markup=False)
     console.print(f"verdict: {result.verdict_text}", highlight=False, soft_wrap=True, markup=False)
     if out is not None:
         _write_json(out, result)

@@ -14,7 +14,7 @@ from stages.base.text import safe_name
 from stages.contracts.method import Method
 from stages.contracts.method_file import method_name
 from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
-from stages.contracts.score_result import ScoreResult
+from stages.contracts.score_result import NullRow, ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.methods import METHODS
 from stages.reward.judging import MAX_UNSEEN, Judged, leaderboard_row, task_row
@@ -26,6 +26,7 @@ from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
 from stages.scoring.judge import judge_arms
 from stages.scoring.meters import meters_of
+from stages.scoring.null import null_rows
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
@@ -41,6 +42,7 @@ def score_method(
     trust: bool = False,
     only: Sequence[tuple[str, str]] | None = None,
     fresh: bool = True,
+    null: bool = False,
     progress: Progress = print,
 ) -> ScoreResult:
     """Score a method beside the built-in ones.
@@ -52,6 +54,7 @@ def score_method(
         trust: run a file without the sandbox, in a process of its own.
         only: (family, target) of the tasks; None: all of train and validation.
         fresh: compare with instances that are drawn now, from a secret seed.
+        null: score it on untrained twins of the targets as well.
         progress: told what is being done.
 
     Raises:
@@ -81,6 +84,10 @@ def score_method(
         done: Evaluation[FreshRow] = evaluate(
             candidate, tasks, host, chosen.execution, pool=pool, frozen=frozen, extra=fresh_gap if fresh else None
         )
+        twins: tuple[NullRow, ...] = ()
+        if null and done.scored:
+            progress("its null: the same questions about untrained twins of the targets")
+            twins = null_rows(candidate, host, splits["validation"], chosen, pool)
     if not done.results:
         raise InfraError(f"{done.reason}: run it again")
     judged: dict[str, list[Judged]] = {}
@@ -106,6 +113,7 @@ def score_method(
         rows=tuple(rows),
         per_task=tuple(task_row(name, j) for split in judged for j in judged[split]),
         fresh_gap=tuple(one.extra for one in done.results if one.extra is not None),
+        null=twins,
         meters=tuple(meters),
         interpret_bytes=done.n_bytes,
         interpret_cpu_s=round(sum(one.cpu_s for one in frozen.values()), 3),

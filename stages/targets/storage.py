@@ -1,6 +1,7 @@
 """Targets on disk: weights.safetensors + target.json + data.safetensors, and nothing executable."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,26 @@ from stages.contracts.target import (
     digest_of,
 )
 from stages.errors import UserError
+from stages.targets.definition import TargetDefinition
 from stages.targets.zoo import ZOO
 
-__all__ = ["freeze", "load_target", "save_target"]
+__all__ = ["TWIN", "definition_of", "freeze", "load_target", "save_target"]
+
+TWIN = "@twin"
+"""After a target's name: the same architecture and data, with the weights it had before training."""
+
+
+def definition_of(name: str) -> TargetDefinition:
+    """The zoo's entry of a target, or of its twin."""
+    made: TargetDefinition = ZOO.find(name.removesuffix(TWIN))()
+    return made
+
+
+def _twin(target: Target) -> Target:
+    model = definition_of(target.name).build(torch.Generator().manual_seed(0))
+    spec = replace(target.spec, name=f"{target.name}{TWIN}", digest="")
+    spec = replace(spec, digest=digest_of(dict(model.state_dict()), spec.to_json()))
+    return Target(spec, model, {split: target.corpus(split) for split in ("train", "validation", "tasks")})
 
 
 def freeze(name: str, model: HookedRootModule, data: dict[str, Corpus]) -> Target:
@@ -48,6 +66,8 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     Raises:
         UserError: unknown name, stage not run, or files that do not match their digest.
     """
+    if name.endswith(TWIN):
+        return _twin(load_target(name.removesuffix(TWIN), folder))
     definition = ZOO.find(name)()
     folder = folder or paths.target_dir(name)
     spec_file = paths.require(folder / "target.json", "targets")

@@ -15,7 +15,7 @@ import torch
 from stages.contracts.target import Corpus, Target
 from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.metering.op_table import count_flops
-from stages.targets.zoo import ZOO
+from stages.targets.storage import definition_of
 from stages.tasks.storage import Split
 
 __all__ = ["SPLITS", "Made", "instance_keys", "make", "pool_of", "stream"]
@@ -42,7 +42,7 @@ def pool_of(target: Target, split: Split, key: bytes) -> Target:
     images, third = target.corpus("tasks"), SPLITS.index(split)
     dealt = torch.randperm(len(images.labels), generator=stream(key, "deal", target.name))[third :: len(SPLITS)]
     pool = Corpus(images.inputs[dealt], images.labels[dealt])
-    disguise = getattr(ZOO.find(target.name)(), "disguise", None)
+    disguise = getattr(definition_of(target.name), "disguise", None)
     if disguise is not None:
         pool = disguise(pool, stream(key, "disguise", target.name, split))
     corpora = {"train": target.corpus("train"), "validation": target.corpus("validation"), "tasks": pool}

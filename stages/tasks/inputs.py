@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.contracts.target import Corpus, Target, TargetSpec
-from stages.targets.zoo import ZOO
+from stages.targets.storage import definition_of
 
 __all__ = ["blend_images", "draw_inputs", "is_few_shot", "noisy_channels"]
 
@@ -36,7 +36,7 @@ def draw_inputs(target: Target, n: int, rng: torch.Generator, max_blend: float =
         inputs (n, *input_shape) and labels (n,); for a blend the label of its main image.
     """
     if is_few_shot(target.spec):
-        inputs, labels = ZOO.find(target.name)().sample({"tasks": target.corpus("tasks")}, "tasks", n, rng)
+        inputs, labels = definition_of(target.name).sample({"tasks": target.corpus("tasks")}, "tasks", n, rng)
         noise = torch.randn(inputs.shape, generator=rng) * noisy_channels(target.spec) * grain if grain else 0.0
         return Corpus(inputs + noise, labels)
     return blend_images(target.corpus("tasks"), n, rng, max_blend)
