@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -41,6 +42,8 @@ def to_json(value: object) -> str:
 
 
 def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
     return value.facts() if isinstance(value, Record) else str(value)
 
 
