@@ -27,6 +27,11 @@ def test_weights_are_counts_of_instances():
     assert skill(guess, TRUTH, np.array([[0.0, 4.0]]))[0] == 0.0
 
 
+def test_weights_may_be_shares():
+    guess, weights = TRUTH + np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[3.0, 1.0]])
+    assert skill(guess, TRUTH, weights * 0.01) == pytest.approx(skill(guess, TRUTH, weights))
+
+
 def test_a_truth_that_does_not_vary_scores_nothing():
     flat = np.full((3, 2), 0.7)
     assert skill(flat, flat)[0] == 0.0
@@ -44,6 +49,9 @@ def test_the_variance_that_counts_is_per_item():
     wave = np.tile([1.0, -1.0], 500)[:, None]
     assert skill(wave * 0.9e-6, wave * 0.9e-6)[0] == 0.0
     assert skill(wave * 1.1e-6, wave * 1.1e-6)[0] == 1.0
+    two = wave[:2] * 1.2e-6  # at weights that sum to 1 the limit is 1e-12, and the sum of squares 1.44e-12
+    assert skill(two, two, np.array([[0.5, 0.5]]))[0] == 1.0
+    assert skill(two, two, np.array([[0.3, 0.3]]))[0] == 0.0
 
 
 def test_predictions_of_another_shape_are_refused():

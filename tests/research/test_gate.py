@@ -39,6 +39,12 @@ def test_feedback_is_rounded_to_the_noise_floor():
     assert Gate(9).decide([a_task(-0.12371)], None).feedback == -0.124
 
 
+def test_feedback_is_of_the_sample_itself_and_has_six_digits():
+    assert Gate(9).decide([a_task(0.2, half=0.1)], None).feedback == 0.2
+    level = Told(np.full(101, 0.3), np.full(101, 1 / 3))
+    assert Gate(9).decide([level], None).feedback == 0.333333
+
+
 def test_the_floor_is_that_of_the_mean_over_tasks():
     """Two tasks whose noise cancels have no noise together."""
     one, other = a_task(0.2, floor=0.1), a_task(0.2, floor=0.1)
@@ -66,6 +72,11 @@ def test_the_first_incumbent_beats_the_baseline(mean, half, floor, accepted):
 def test_a_point_at_the_floor_is_not_beyond_it():
     draws = np.concatenate([[0.25], np.full(100, 0.25)])
     assert not Gate(9).decide([Told(draws, np.full(101, 0.25))], None).accepted
+
+
+def test_an_interval_that_touches_nothing_is_not_better():
+    draws = np.concatenate([[0.25], np.zeros(100)])
+    assert not Gate(9).decide([Told(draws, np.zeros(101))], None).accepted
 
 
 def test_a_challenger_is_compared_draw_by_draw():

@@ -191,6 +191,7 @@ def test_seed_weights_and_instance_counts_are_those_of_a_bootstrap():
 
 def test_a_constant_interval_is_its_point():
     assert interval(np.full(100, 0.25)) == (0.25, 0.25, 0.25)
+    assert interval(np.array([0.0, 100.0, 0.0]))[2] == pytest.approx(97.5), "every draw but the point counts"
     point, low, high = interval(np.array([0.5, *np.linspace(0, 1, 1001)]))
     assert (point, low, high) == pytest.approx((0.5, 0.025, 0.975), abs=0.002)
 
@@ -299,5 +300,8 @@ def test_sensitivity_by_hand():
 def test_sensitivity_of_one_method_agrees_with_itself():
     only = {("linear", 0.1): {"a": [judged()]}, ("log", 0.1): {"a": [judged()]}}
     assert [row.kendall_tau for row in sensitivity(only, ("linear", 0.1)).kendall_tau] == [1.0, 1.0]
+    turned = [{"a": [judged(assisted=x)], "b": [judged(assisted=y)]} for x, y in ((0.6, 0.7), (0.7, 0.6))]
+    two = sensitivity({("linear", 0.1): turned[0], ("log", 0.1): turned[1]}, ("linear", 0.1))
+    assert [row.kendall_tau for row in two.kendall_tau] == [1.0, -1.0]
     same = {("linear", 0.1): {"a": [judged()], "b": [judged()]}}
     assert [row.kendall_tau for row in sensitivity(same, ("linear", 0.1)).kendall_tau] == [1.0], "all tied: no move"
