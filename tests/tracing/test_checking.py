@@ -174,11 +174,12 @@ def test_own_operations_cost_what_the_table_says_and_stop_at_the_limit(checked):
     wide = [op("zeros", [1, 20_000]), op("expand", at(0), [20_000, 20_000])]
     one = [*wide, op("mm", at(1), at(1))]
     assert checked(one).own_flops == 2 * 20_000**3 < MAX_FLOPS
-    six = [*one, *(op("sum", at(2)) for _ in range(0))]
-    for _ in range(6):
-        six.append(op("mm", at(1), at(1)))
+    six = [*one, *(op("mm", at(1), at(1)) for _ in range(6))]
     with pytest.raises(ProgramError, match=r"cost more than 1e\+14 FLOPs"):
         checked(six, output=at(0))
+    long = [*wide[:1], op("expand", at(0), [10_000, 500_000]), op("expand", at(0), [500_000, 10_000])]
+    long[0] = op("zeros", [1, 1])
+    assert checked([*long, op("mm", at(1), at(2))]).own_flops == MAX_FLOPS, "the limit itself is allowed"
     assert MAX_FLOPS == 10**14 and MAX_BYTES == 2 << 30
 
 
@@ -225,6 +226,14 @@ def test_results_that_nobody_reads_are_forgotten_at_once_and_the_answer_never(ch
     assert pair.dead == ((), (0,)) and pair.peak_bytes == 4 * 4 + 4 * 8 + 4 * 4
 
 
+def test_other_references_are_no_uses_of_an_operation(checked):
+    """A constant and an operation of the same number are two things."""
+    nodes = [op("relu", X), op("relu", X), op("relu", Ref("constant", index=0))]
+    plan = checked(nodes, constants=[torch.ones(3)])
+    assert plan.dead == ((0,), (1,), ())
+    assert checked([op("relu", X)], output=Ref("constant", index=0), constants=[torch.ones(3)]).dead == ((0,),)
+
+
 def test_a_second_result_can_be_the_answer(checked):
     assert checked([op("aten.max.dim", X, 1)], output=at(0, 1)).output == Blank((4,), "int64")
 
@@ -249,6 +258,8 @@ def test_dropout_of_nothing_is_allowed(checked):
     heads = {Ref("array", "h"): torch.ones(1, 2, 3, 4)}
     call = op("_scaled_dot_product_flash_attention_for_cpu", *[Ref("array", "h")] * 3, 0.0)
     assert checked([call], given=heads).output == Blank((1, 2, 3, 4), "float32")
+    plain = op("_scaled_dot_product_flash_attention_for_cpu", *[Ref("array", "h")] * 3)
+    assert checked([plain], given=heads).own_flops == 2 * 2 * 9 * (4 + 4) + 6 * 2 * 9
 
 
 def test_statics_texts_and_nested_lists_come_through():

@@ -159,6 +159,28 @@ def test_constants_are_held_once_and_random_numbers_are_constants(mlp):
     assert [node.op for node in program.nodes] == ["aten.mm.default"] and torch.equal(program.constants[0], drawn)
 
 
+def test_random_numbers_that_hang_on_the_data_are_recorded_and_refused_by_the_check(mlp):
+    program = recorded(mlp, lambda q, i, t: torch.rand_like(q.inputs) + torch.bernoulli(q.inputs))
+    assert program.nodes[0].op == "aten.rand_like.default" and not program.constants
+
+
+def test_what_cannot_stand_in_an_answer_is_named(mlp):
+    with pytest.raises(ValueError, match="a Generator cannot stand in an answer"):
+        recorded(mlp, lambda q, i, t: torch.bernoulli(q.inputs, generator=torch.Generator()))
+
+    class Mine(torch.Tensor):
+        pass
+
+    mine = torch.ones(3).as_subclass(Mine)
+    with pytest.raises(ValueError, match="a Mine is no plain tensor"):
+        recorded(mlp, lambda q, i, t: mine)
+    made = recorded(mlp, lambda q, i, t: torch.zeros_like(q.inputs, device="cpu"))
+    assert made.nodes[0].kwargs["device"] == Static("device", "cpu")
+    seen = []
+    recorded(mlp, lambda q, i, t: seen.append((t.spec, t.variant(0).spec)))
+    assert seen == [(mlp.spec, mlp.spec)]
+
+
 def test_an_array_from_numpy_is_a_constant_answer(mlp):
     program = recorded(mlp, lambda q, i, t: np.arange(8.0, dtype="f4").reshape(4, 2))
     assert program.output == Ref("constant", index=0) and program.constants[0].tolist()[3] == [6.0, 7.0]
@@ -306,6 +328,12 @@ def test_a_run_forgets_what_the_plan_says_and_only_that(mlp):
         run(Program(nodes, at(2)), ((), (0,), ()), inputs, None)
     assert run(Program(nodes, at(2)), ((), (), (0, 1)), inputs, None).tolist() == [1, 1]
     assert list(inputs) == [X], "what it was given is left as it was"
+
+
+def test_every_result_of_an_operation_is_forgotten(mlp):
+    nodes = (op("aten.max.dim", X, 1), op("relu", at(0, 0)), op("relu", at(0, 1)))
+    with pytest.raises(ValueError, match="no tensor that exists"):
+        run(Program(nodes, at(2)), ((), (0,), ()), {X: torch.ones(2, 2)}, None)
 
 
 def test_an_operation_that_fails_on_the_data_is_named(mlp):
