@@ -23,8 +23,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import FrameType
@@ -97,16 +99,11 @@ UNTOUCHED = ("annotation", "returns", "decorator_list", "type_comment", "bases")
 @dataclass(frozen=True)
 class Mutant:
     file: str
-    where: str
-    """Function or class."""
     line: int
     last: int
-    change: str
+    key: str
+    """Function or class, and what is changed to what: the same after other lines of the file have moved."""
     apply: Callable[[], ast.Module]
-
-    @property
-    def key(self) -> str:
-        return f"{self.where}: {self.change}"
 
 
 def sites(node: ast.AST, where: str = "module") -> Iterator[tuple[ast.AST, str, int, ast.AST, str]]:
@@ -157,14 +154,11 @@ def mutants_of(path: str) -> list[Mutant]:
         if which < 0:
             parent.keywords.pop(place)  # type: ignore[attr-defined]
         else:
-            new = changes(node, parent, field)[which]
-            if place < 0:
-                setattr(parent, field, new)
-            else:
-                getattr(parent, field)[place] = new
+            put(parent, field, place, changes(node, parent, field)[which])
         return ast.fix_missing_locations(tree)
 
-    found = []
+    found: list[Mutant] = []
+    seen: Counter[str] = Counter()
     statement = (1, 1)
     for number, (parent, field, place, node, where) in enumerate(sites(ast.parse(source))):
         if isinstance(node, ast.stmt):
@@ -172,32 +166,36 @@ def mutants_of(path: str) -> list[Mutant]:
             statement = (node.lineno, (node.end_lineno if simple else node.lineno) or node.lineno)
         if only and where.split(".")[0] != only:
             continue
-        at = (getattr(node, "lineno", 0), getattr(node, "end_lineno", 0))
-        line, last = at if at[0] and not hasattr(node, "body") else statement
-        shown = parent if isinstance(node, (ast.cmpop, ast.boolop, ast.operator)) else node
-        if hasattr(parent, "lineno") and shown is parent:
-            line, last = getattr(parent, "lineno", line), getattr(parent, "end_lineno", last)
+        small = isinstance(node, (ast.cmpop, ast.boolop, ast.operator, ast.Constant))
+        whole = isinstance(parent, (ast.expr, ast.Assign, ast.AugAssign)) and not isinstance(parent, ast.Slice)
+        shown = parent if small and whole else node
+        lines = statement if hasattr(node, "body") else tuple(getattr(shown, a, 0) for a in ("lineno", "end_lineno"))
+        first, last = lines if lines[0] else statement
         options = [*range(len(changes(node, parent, field)))]
         if isinstance(node, ast.keyword) and node.arg:
             options.append(-1)
         for which in options:
-            before = ast.unparse(shown)
-            if which < 0:
-                after = "(left out)"
-            elif shown is parent:
-                copy = ast.parse(before, mode="eval" if isinstance(shown, ast.expr) else "exec")
-                twin = copy.body if isinstance(copy, ast.Expression) else copy.body[0]  # type: ignore[attr-defined]
-                new = changes(node, parent, field)[which]
-                if place < 0:
-                    setattr(twin, field, new)
-                else:
-                    getattr(twin, field)[place] = new
-                after = ast.unparse(twin)
-            else:
-                after = ast.unparse(ast.fix_missing_locations(changes(node, parent, field)[which]))
-            change = " ".join(f"{before} -> {after}".split())
-            found.append(Mutant(path, where, line, last, change, lambda n=number, w=which: variant(n, w)))  # type: ignore[misc]
+            before, after = ast.unparse(shown), "(left out)"
+            if which >= 0:
+                twin: Any = changes(node, parent, field)[which]
+                if shown is parent:
+                    new, (twin,) = twin, ast.parse(before).body
+                    twin = twin.value if isinstance(shown, ast.expr) else twin
+                    put(twin, field, place, new)
+                after = ast.unparse(ast.fix_missing_locations(twin))
+            named = f"{parent.arg}=" if isinstance(parent, ast.keyword) and node is parent.value else ""
+            key = " ".join(f"{where}: {named}{before} -> {after}".split())
+            seen[key] += 1
+            key += f" #{seen[key]}" if seen[key] > 1 else ""
+            found.append(Mutant(path, first, last, key, partial(variant, number, which)))
     return found
+
+
+def put(parent: ast.AST, field: str, place: int, new: ast.AST) -> None:
+    if place < 0:
+        setattr(parent, field, new)
+    else:
+        getattr(parent, field)[place] = new
 
 
 class Watch:
