@@ -195,6 +195,13 @@ def test_an_answer_is_used_alone_or_beside_a_rung_at_its_full_price(mlp):
     assert (dear[2].used_answer, dear[2].effort, dear[2].flops) == (True, 1, 45.0)
 
 
+def test_fits_of_another_ladder_are_refused(mlp):
+    task = a_task(mlp)
+    _, fits = solve(task, ladder(task), None, 0.0, 0, CONFIG)
+    with pytest.raises(ValueError, match="shorter"):
+        solve(task, ladder(task), None, 0.0, 0, CONFIG, fits[:1])
+
+
 def test_an_answer_stands_beside_what_the_question_says(mlp):
     """Alone it always has the question with it: the two halves of the truth together cost what the answer does."""
     task = a_task(mlp)
@@ -336,7 +343,7 @@ def test_an_answer_is_finite_real_and_not_too_wide(mlp):
     bad[0, 0] = float("inf")
     for answer, cause in (
         (torch.zeros(50, MAX_FEATURES + 1), "4097 features per row"),
-        (bad, "1.0% of its values are NaN or infinite"),
+        (bad, r"(?<!\d)1\.0% of its values are NaN or infinite"),
         (torch.zeros(50, 2, dtype=torch.bool), "a tensor of bool"),
         (torch.zeros(50, 2, dtype=torch.complex64), "a tensor of complex64"),
         (torch.zeros(50, 2).to_sparse(), "returned Tensor"),
@@ -346,6 +353,12 @@ def test_an_answer_is_finite_real_and_not_too_wide(mlp):
     ):
         with pytest.raises(MethodError, match=cause):
             checked(answer, "m", task)
+
+
+def test_a_bad_answer_names_the_question_and_the_target(mlp):
+    with pytest.raises(MethodError) as caught:
+        checked(3.0, "mine", a_task(mlp))
+    assert "answer to Represent on digits_mlp" in str(caught.value) and "mine" in str(caught.value)
 
 
 class Says(Method):
@@ -381,6 +394,17 @@ def test_an_adaptive_answer_costs_the_same_and_says_what_could_be_missed(mlp):
     assert wrong.status == "failed" and "it has shape" in wrong.reason and wrong.target_flops == once
     broken = ask(mlp, lambda q, t: 1 / 0, True)
     assert broken.status == "failed" and "ZeroDivisionError" in broken.reason and broken.rows is None
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_question_about_variants_reaches_them(mlp, adaptive):
+    stack = {name: torch.stack([value, value * 0]) for name, value in mlp.model.state_dict().items()}
+    bare = a_task(mlp)
+    instances = Instances(bare.instances.arrays, 50, stack)
+    task = Task(bare.family, bare.target_name, "train", instances, bare.truth)
+    method = Says(lambda q, t: t.variant(1).forward(q.inputs).outputs + 1, adaptive)
+    found = ask_in_process(method, "m", Interpretation(), task, mlp)
+    assert found.status == "ok" and found.rows.shape == (50, 1, 10) and bool((found.rows == 1).all())
 
 
 def test_declining_is_no_failure(mlp):
