@@ -167,7 +167,9 @@ def mutants_of(path: str) -> list[Mutant]:
         if only and where.split(".")[0] != only:
             continue
         small = isinstance(node, (ast.cmpop, ast.boolop, ast.operator, ast.Constant))
-        whole = isinstance(parent, (ast.expr, ast.Assign, ast.AugAssign)) and not isinstance(parent, ast.Slice)
+        whole = isinstance(parent, (ast.expr, ast.Assign, ast.AugAssign)) and not isinstance(
+            parent, (ast.Slice, ast.Dict)
+        )
         shown = parent if small and whole else node
         lines = statement if hasattr(node, "body") else tuple(getattr(shown, a, 0) for a in ("lineno", "end_lineno"))
         first, last = lines if lines[0] else statement
@@ -183,7 +185,11 @@ def mutants_of(path: str) -> list[Mutant]:
                     twin = twin.value if isinstance(shown, ast.expr) else twin
                     put(twin, field, place, new)
                 after = ast.unparse(ast.fix_missing_locations(twin))
-            named = f"{parent.arg}=" if isinstance(parent, ast.keyword) and node is parent.value else ""
+            named = ""
+            if isinstance(parent, ast.keyword):
+                named = f"{parent.arg}="
+            elif isinstance(parent, ast.Dict) and field == "values" and (word := parent.keys[place]):
+                named = f"{ast.unparse(word)}: "
             key = " ".join(f"{where}: {named}{before} -> {after}".split())
             seen[key] += 1
             key += f" #{seen[key]}" if seen[key] > 1 else ""

@@ -11,7 +11,7 @@ from stages.contracts.method import Attribute, Compare, Interpretation, Localise
 from stages.contracts.target import Component
 from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.errors import MethodError
-from stages.execution import runs
+from stages.execution import answering, runs
 from stages.execution.answering import CHECK, MAX_FEATURES, PRICES, answer_of, ask_in_process, asked_of, checked
 from stages.execution.arms import (
     BUDGETS,
@@ -29,6 +29,7 @@ from stages.execution.arms import (
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.execution.public import plain_outputs, public_features
 from stages.execution.settings import ExecutorConfig
+from stages.metering.cpu_time import Calibration
 from stages.tasks.families import family
 from stages.tasks.generation import make
 from stages.tasks.storage import Task
@@ -407,6 +408,14 @@ def test_a_question_about_variants_reaches_them(mlp, adaptive):
     assert found.status == "ok" and found.rows.shape == (50, 1, 10) and bool((found.rows == 1).all())
 
 
+def test_what_could_be_missed_is_what_its_cpu_time_could_have_computed(mlp, monkeypatch):
+    """Two seconds on a clock of ours at 100 FLOP/s, doubled, over 50 instances."""
+    seconds = iter([5.0, 7.0])
+    monkeypatch.setattr(answering.time, "process_time", lambda: next(seconds))
+    monkeypatch.setattr(answering, "calibrate", lambda: Calibration(dense=100.0, spread=0.0, n=1))
+    assert ask(mlp, lambda q, t: None, True).unseen_flops == 2 * 100.0 * 2.0 / 50
+
+
 def test_declining_is_no_failure(mlp):
     found = ask(mlp, lambda q, t: None)
     assert (found.status, found.rows, found.flops, found.reason) == ("declined", None, 0.0, "")
@@ -493,6 +502,25 @@ def test_predictions_are_clipped_to_the_labels_seen():
     assert found["ridge"][:2].tolist() == [[2.0], [5.0]] and found["ridge"][2, 0] == pytest.approx(3.5, abs=0.05)
 
 
+def test_the_size_of_a_feature_does_not_matter():
+    x, y = np.random.default_rng(0).normal(size=(40, 1, 1)), np.linspace(0, 1, 40)[:, None]
+    x = x * 0.01 + y[..., None]
+    small, large = (Calibrator(4).fit(x * size, y).predict(x * size) for size in (1e-6, 1e3))
+    for kind in small:
+        assert np.allclose(small[kind], large[kind], atol=1e-6) and np.abs(small[kind] - y).max() < 0.2
+
+
+def test_each_rows_own_label_is_left_out_of_the_mean_of_its_item():
+    """Two instances: what is known of an item is the label of the other one, so of two labels each points away from
+    itself. Of one instance alone nothing is known, and nothing breaks."""
+    y = np.array([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 0.0, 3.0, 2.0, 5.0, 4.0]])
+    model = Calibrator(4).fit(np.zeros((2, 6, 1)), y)
+    slope = (y[0] - 2.5) @ (y[1] - 2.5) / ((y[0] - 2.5) ** 2).sum()
+    assert model.predict(np.zeros((1, 6, 1)))["ridge"][0] == pytest.approx(2.5 + slope * (y.mean(0) - 2.5), abs=0.2)
+    alone = Calibrator(4).fit(np.zeros((1, 6, 1)), y[:1]).predict(np.zeros((1, 6, 1)))
+    assert all(np.isfinite(values).all() for values in alone.values())
+
+
 def test_a_truth_that_does_not_vary_is_said_as_it_is():
     x = np.random.default_rng(0).normal(size=(20, 1, 3))
     for values in Calibrator(4).fit(x, np.full((20, 1), 0.7)).predict(x).values():
@@ -508,6 +536,8 @@ def test_the_mean_of_each_item_is_known_from_the_labels():
     found = Calibrator(4).fit(x, y).predict(x[:7])
     assert found["ridge"].shape == (7, 3)
     assert np.allclose(found["ridge"], level, atol=0.05) and np.allclose(found["trees"], level, atol=0.3)
+    pair = Calibrator(4).fit(x[:, :2], y[:, :2]).predict(x[:3, :2])
+    assert np.allclose(pair["ridge"], level[:2], atol=0.05)
 
 
 # --- whole arms
