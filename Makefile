@@ -3,6 +3,7 @@
 #   make test     the tests             make check    format, lint, types, dependency directions
 #   make env      only the environment  make format   rewrite files as `make check` wants them
 #   make docs     the documentation site, in site/
+#   make mutate   do the tests notice wrong code? SAMPLE=60 mutants a room, MUTATE=reward for some rooms, ALL=1 for all
 #   make lock     constraints.txt anew: present versions stay. make lock UPGRADE=mlflow lets one package move
 # PYTHON=/path/to/python3.12 picks the interpreter, JOBS=4 the number of parallel stages.
 
@@ -20,7 +21,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test check format docs lock env interpreter
+.PHONY: run test check mutate format docs lock env interpreter
 .DELETE_ON_ERROR:
 
 run: env
@@ -34,6 +35,11 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict stages flows
 	$(BIN)/lint-imports
+
+# Survivors go to .lensmith/mutants.json; those that no test could tell from the code, to tests/equivalent_mutants.yaml.
+SAMPLE ?= 60
+mutate: env
+	$(BIN)/python -m tests.mutation $(MUTATE) $(if $(ALL),--all,--sample $(SAMPLE))
 
 format: env
 	$(BIN)/ruff format .

@@ -91,7 +91,7 @@ class MeteredAccess:
         hooks += [(name, _keep(captured, name)) for name in capture]
         with torch.no_grad():
             outputs = self._run(inputs.detach().to(torch.float32), hooks)
-        return Forward(outputs, captured)
+        return Forward(outputs, {name: captured[name] for name in capture})  # as asked for, not as they came by
 
     def gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
         check_call(self.spec, inputs, [name for name in wrt if name != "input"], ())
@@ -112,7 +112,7 @@ class MeteredAccess:
         return Gradients(
             values.detach(),
             {name: grad.detach() for name, grad in zip(wrt, grads, strict=True)},
-            {name: value.detach() for name, value in captured.items()},
+            {name: captured[name].detach() for name in names},
         )
 
     def quote(self, name: str, args: tuple[Any, ...]) -> int:

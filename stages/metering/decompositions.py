@@ -72,28 +72,20 @@ def _qr(args: tuple[Any, ...], out: Any) -> int:
     return round(batch * (4 * m * n**2 - 4 / 3 * n**3))
 
 
-def _right_sides(matrix: Tensor, right: Tensor) -> int:
-    return max(1, right.numel() // max(1, matrix.shape[-2] * prod(matrix.shape[:-2])))
-
-
+# Right sides are counted in the result: there every one has its row, whichever operand was broadcast over the other.
 def _solve(args: tuple[Any, ...], out: Any) -> int:
     batch, _, n = _shape(args[0])
-    return round(batch * (2 / 3 * n**3 + 2 * n**2 * _right_sides(args[0], args[1])))
+    return round(batch * 2 / 3 * n**3) + 2 * n * int(out[0].numel())
 
 
-def _solve_triangular(args: tuple[Any, ...], out: Any) -> int:
-    batch, _, n = _shape(args[0])
-    return batch * n**2 * _right_sides(args[0], args[1])
-
-
-def _cholesky_solve(args: tuple[Any, ...], out: Any) -> int:
-    batch, _, n = _shape(args[1])
-    return batch * 2 * n**2 * _right_sides(args[1], args[0])
+def _triangular(times: int, matrix: int = 0) -> Price:
+    """So many triangular solves with argument ``matrix``."""
+    return lambda args, out: times * _shape(args[matrix])[2] * int(out.numel())
 
 
 def _lstsq(args: tuple[Any, ...], out: Any) -> int:
     batch, m, n = _shape(args[0])
-    return round(batch * (2 * m * n**2 - 2 / 3 * n**3 + 4 * m * n * _right_sides(args[0], args[1])))
+    return round(batch * (2 * m * n**2 - 2 / 3 * n**3)) + 4 * m * int(out[0].numel())
 
 
 def _fft(factor: float) -> Price:
@@ -175,18 +167,18 @@ DECOMPOSITIONS: dict[str, Price] = {
     "_sparse_sparse_matmul": _sparse_sparse,
     "_trilinear": _trilinear,
     "cholesky_inverse": _cubic(2 / 3),
-    "cholesky_solve": _cholesky_solve,
+    "cholesky_solve": _triangular(2, 1),
     "linalg_cholesky_ex": _cubic(1 / 3),
     "linalg_eig": _eig,
     "linalg_inv_ex": _cubic(2),
     "linalg_lstsq": _lstsq,
     "linalg_lu": _cubic(2 / 3),
     "linalg_lu_factor_ex": _cubic(2 / 3),
-    "linalg_lu_solve": _solve_triangular,
+    "linalg_lu_solve": _triangular(2),
     "linalg_matrix_exp": _matrix_exp,
     "linalg_pinv": _pseudo_inverse,
     "linalg_qr": _qr,
-    "linalg_solve_triangular": _solve_triangular,
+    "linalg_solve_triangular": _triangular(1),
     "mkldnn_rnn_layer": _recurrent,
     "mkldnn_rnn_layer_backward": _recurrent_backward,
 }

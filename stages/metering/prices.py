@@ -242,7 +242,7 @@ log_sigmoid_forward logcumsumexp logaddexp logaddexp2 logit mish nan_to_num nan_
 rad2deg round_ sgn sinc softshrink special_entr special_erfcx special_i1 special_log_ndtr special_ndtri square xlogy
 selu trunc_ sign_ cos_ sin_ abs_ exp2_ log1p_ cumsum_ masked_scatter_
 floor_ hardtanh_ elu_ silu_ leaky_relu_ clamp_max_ fmod_ remainder_ hypot_ square_ true_divide gcd lcm
-special_bessel_j0 special_i0e special_i1e special_erfcx polygamma special_xlog1py special_zeta cumprod_ floor_divide_
+special_bessel_j0 special_i0e special_i1e polygamma special_xlog1py special_zeta cumprod_ floor_divide_
 """.split()
 _BACKWARD = """
 elu_backward gelu_backward leaky_relu_backward sigmoid_backward silu_backward tanh_backward threshold_backward
@@ -251,7 +251,7 @@ glu_backward hardsigmoid_backward _prelu_kernel_backward _adaptive_avg_pool2d_ba
 """.split()
 _REDUCE = """
 _adaptive_avg_pool2d adaptive_max_pool2d all any argmax argmin amax amin count_nonzero linalg_vector_norm logsumexp max
-mean median min mode nanmedian nansum nonzero norm prod sum trace equal
+mean median min nanmedian nansum nonzero norm prod sum trace equal
 """.split()
 _LISTS = """
 abs add addcdiv addcmul clamp_max clamp_min copy div exp lerp log maximum minimum mul neg norm pow reciprocal round
@@ -316,7 +316,8 @@ RULES: tuple[Rule, ...] = (
         ),
         _accumulate(0),
     ),
-    Rule("the window per output element", ("avg_pool1d", "max_pool2d_with_indices", "avg_pool2d"), _window(1, 2)),
+    Rule("the window per output element", ("avg_pool1d",), _window(1, 1)),
+    Rule("the window per output element", ("max_pool2d_with_indices", "avg_pool2d"), _window(1, 2)),
     Rule("the window per output element", ("avg_pool3d", "max_pool3d_with_indices"), _window(1, 3)),
     Rule("the window per element of the gradient", ("avg_pool2d_backward",), _window(2, 2, 0)),
     Rule("the window per element of the gradient", ("avg_pool3d_backward",), _window(2, 3, 0)),

@@ -258,7 +258,8 @@ def record(
                 raise ValueError(GRADIENT) from error
             raise
         if isinstance(answer, np.ndarray):
-            answer = torch.from_numpy(np.array(answer))
+            with _disable_current_modes():  # it holds values: a constant
+                answer = torch.from_numpy(np.array(answer))
         if answer is None:
             return Program((), None)
         if not isinstance(answer, Tensor):

@@ -88,7 +88,8 @@ def test_declining_is_the_baseline_and_failing_pays_for_what_it_used(task, basel
         assert np.array_equal(f.predictions, b.predictions) and f.flops == b.flops + 7.0
 
 
-def test_the_same_inputs_give_the_same_bytes(task, baseline, mlp):
+def test_the_same_inputs_give_the_same_bytes(task, baseline, mlp, tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))  # where nothing is kept, so all is computed again
     again = baseline_of(task, mlp, CONFIG)
     for a, b in zip(again.first + again.second, baseline.first + baseline.second, strict=True):
         assert np.array_equal(a.predictions, b.predictions) and a.flops == b.flops
@@ -181,7 +182,7 @@ class Talks(Method):
         (lambda q, t: [1, 2, 3], "it returned list"),
         (lambda q, t: torch.zeros(7, 2), "it has shape"),
         (lambda q, t: 1 / 0, "ZeroDivisionError"),
-        (lambda q, t: torch.cdist(torch.zeros(3, 2), torch.zeros(3, 2)) if False else t.weights(), "interpret"),
+        (lambda q, t: t.weights(), "interpret"),
     ],
 )
 def test_a_bad_answer_is_a_failure_with_its_cause(task, mlp, says, cause):
@@ -210,7 +211,6 @@ def test_an_answer_is_charged_for_the_target_and_for_its_own_ops(task, mlp):
 
 
 def test_methods_get_an_access_without_the_free_phase(task, mlp):
-    assert isinstance(task.family.query(task.instances), object)
     for closed in ("weights", "corpus", "dictionaries"):
         answered = ask_in_process(
             Talks(lambda q, t, name=closed: getattr(t, name)()), "talks", Interpretation(), task, mlp

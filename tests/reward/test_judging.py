@@ -46,7 +46,7 @@ def arm(task: Task, noise: float, flops: float, seed: int) -> list[ArmResult]:
 def compare(task: Task, noise_base: float, noise_assisted: float, flops: float = 100.0, status: str = "ok"):
     base = Baseline(arm(task, noise_base, 100.0, 1), arm(task, noise_base, 100.0, 2), [], [])
     assisted = arm(task, noise_assisted, flops, 3)
-    return judge(task, base, MethodArms(status, "", 1.0, 0.0, assisted, base.first), CONFIG)
+    return judge(task, base, MethodArms(status, "", 1.0, 0.0, 0.0, assisted, base.first), CONFIG)
 
 
 def test_weighted_scores_equal_scores_of_resampled_instances():
@@ -71,7 +71,7 @@ def test_better_worse_and_the_same_are_told_apart():
 def test_an_identical_arm_is_exactly_zero():
     task = make_task()
     base = Baseline(arm(task, 0.1, 100.0, 1), arm(task, 0.1, 100.0, 2), [], [])
-    row = task_row("nothing", judge(task, base, MethodArms("declined", "", 0, 0, base.first, base.first), CONFIG))
+    row = task_row("nothing", judge(task, base, MethodArms("declined", "", 0, 0, 0, base.first, base.first), CONFIG))
     assert row.reward_mean == row.reward_low == row.reward_high == 0.0
     assert row.noise_floor > 0, "the noise floor comes from the second baseline, not from the method"
 
@@ -87,7 +87,7 @@ def test_cheaper_at_the_same_score_is_rewarded_and_dearer_is_not():
     base = Baseline(arm(task, 0.1, 100.0, 1), arm(task, 0.1, 100.0, 1), [], [])
     for flops, sign in ((10.0, 1), (190.0, -1)):
         same = [replace(result, flops=flops) for result in base.first]
-        row = task_row("m", judge(task, base, MethodArms("ok", "", 0, 0, same, same), CONFIG))
+        row = task_row("m", judge(task, base, MethodArms("ok", "", 0, 0, 0, same, same), CONFIG))
         assert row.reward_mean == pytest.approx(sign * 0.09)
         assert row.gain_mean == 0.0
 
@@ -138,8 +138,8 @@ def test_controls_fail_when_they_should():
     task = make_task()
     fine, poor = compare(task, 0.2, 0.01), compare(task, 0.2, 0.3)
     base = Baseline(arm(task, 0.2, 100.0, 1), arm(task, 0.2, 100.0, 2), [], [])
-    idle = judge(task, base, MethodArms("declined", "", 0, 0, base.first, base.first), CONFIG)
-    cheat = judge(task, base, MethodArms("ok", "", 0, 0, base.first, arm(task, 0.01, 100.0, 3)), CONFIG)
+    idle = judge(task, base, MethodArms("declined", "", 0, 0, 0, base.first, base.first), CONFIG)
+    cheat = judge(task, base, MethodArms("ok", "", 0, 0, 0, base.first, arm(task, 0.01, 100.0, 3)), CONFIG)
 
     def passed(methods, oracle):
         return {row.control: row.passed for row in control_rows(methods, oracle, CONFIG)}
