@@ -23,7 +23,7 @@ from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.score import score_method
 from stages.tasks.storage import Task, list_tasks
 from stages.tracing.checking import check
-from stages.tracing.program import Program, Ref, tensors_of
+from stages.tracing.program import Plan, Program, Ref, tensors_of
 from stages.tracing.recording import record
 from stages.tracing.running import run
 
@@ -161,10 +161,10 @@ def _answer(method: str, task: Task, confined: MethodProcess | None) -> AnswerCo
     quick = time.thread_time()
     direct()
     times = max(1, min(20, int(0.02 / max(1e-6, time.thread_time() - quick))))
-    ratios, seconds = _paired(lambda: run(program, plan.dead, inputs, access), direct, times)
+    ratios, seconds = _paired(lambda: run(program, plan, inputs, access), direct, times)
     sandboxed = None
     if confined is not None:
-        sandboxed = _confined(confined, program, plan.dead, inputs, access) / seconds
+        sandboxed = _confined(confined, program, plan, inputs, access) / seconds
     return AnswerCost(
         task.name, method, len(program.nodes), record_s, check_s, seconds,
         statistics.median(ratios), ratios[1], ratios[-2], sandboxed,
@@ -174,13 +174,13 @@ def _answer(method: str, task: Task, confined: MethodProcess | None) -> AnswerCo
 def _confined(
     process: MethodProcess,
     program: Program,
-    dead: tuple[tuple[int, ...], ...],
+    plan: Plan,
     inputs: dict[Ref, torch.Tensor],
     access: MeteredAccess,
 ) -> float:
     def once() -> float:
         started = time.perf_counter()
-        process.run(program, dead, inputs, access)
+        process.run(program, plan, inputs, access)
         return time.perf_counter() - started
 
     once()

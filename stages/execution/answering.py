@@ -25,7 +25,7 @@ from stages.metering.ledger import Ledger
 from stages.metering.op_table import OpTable, UnknownOpError, count_flops
 from stages.tasks.storage import Task
 from stages.tracing.checking import check
-from stages.tracing.program import Blank, Program, Recorded, Ref, Refused, blank, key_of, tensors_of
+from stages.tracing.program import Blank, Plan, Program, Recorded, Ref, Refused, blank, key_of, tensors_of
 from stages.tracing.recording import record
 from stages.tracing.running import run
 from stages.tracing.values import ProgramError
@@ -67,7 +67,7 @@ class Runner(Protocol):
     """Runs a program that was checked."""
 
     def __call__(
-        self, program: Program, dead: tuple[tuple[int, ...], ...], inputs: Mapping[Ref, Tensor], target: TargetAccess
+        self, program: Program, plan: Plan, inputs: Mapping[Ref, Tensor], target: TargetAccess
     ) -> Tensor | None: ...
 
 
@@ -152,7 +152,7 @@ def answer_of(
     status: Outcome = "ok"
     rows, reason, layer = None, "", ""
     try:
-        rows = checked(runner(recorded, plan.dead, inputs, access), name, task)
+        rows = checked(runner(recorded, plan, inputs, access), name, task)
         status = "declined" if rows is None else "ok"
     except MethodError as error:
         status, reason, layer = "failed", _told(error), error.layer

@@ -202,10 +202,10 @@ def _attention_backward(args: Any, out: Any) -> int:
 
 
 _MOVES = """
-_conj _conj_physical _coalesce _indices _linalg_check_errors _neg_view _nnz _reshape_alias _reshape_copy
+  _coalesce _indices _linalg_check_errors  _nnz _reshape_alias _reshape_copy
 _sparse_coo_tensor_unsafe _sparse_coo_tensor_with_dims_and_tensors _sparse_csr_tensor_unsafe _to_dense _to_sparse
 _to_sparse_csr _unsafe_view _values alias as_strided block_diag broadcast_tensors cat chunk clone coalesce col_indices
-complex conj constant_pad_nd contiguous crow_indices detach detach_ diag diag_embed diagonal diagonal_backward expand
+complex constant_pad_nd contiguous crow_indices detach detach_ diag diag_embed diagonal diagonal_backward expand
 flatten flip im2col imag indices is_same_size item lift lift_fresh lift_fresh_copy _local_scalar_dense narrow
 narrow_copy permute pixel_shuffle pixel_unshuffle real reflection_pad1d reflection_pad2d reflection_pad3d repeat
 replication_pad1d replication_pad2d replication_pad3d resize_ roll rot90 select select_backward select_scatter set_
@@ -232,17 +232,17 @@ logical_not logical_not_ logical_or logical_or_ logical_xor logical_xor_ lt lt_ 
 """.split()
 _LOOKUPS = "embedding gather index index_select masked_fill masked_fill_ masked_select take where".split()
 _POINTWISE = """
-abs add add_ addcdiv addcdiv_ addcmul addcmul_ atan2 ceil clamp clamp_ clamp_max clamp_min clamp_min_ cos cosh
-cumsum cumprod div div_ elu erf exp exp_ exp2 expm1 floor floor_divide fmod gelu hardtanh heaviside leaky_relu lerp
-log log10 log1p log2 masked_scatter maximum minimum mul mul_ neg neg_ pow pow_ reciprocal relu relu_ remainder round
-rsqrt rsub sigmoid sigmoid_ sign silu sin sinh softplus sqrt sqrt_ sub sub_ tan tanh tanh_ threshold trunc rsqrt_
-hypot acos acosh angle asin asinh atan atanh ceil_ celu copysign cummax cummin deg2rad digamma
-erfc erfinv fmax fmin frac glu hardshrink hardsigmoid hardswish i0 ldexp lerp_ lgamma linalg_cross log_
-log_sigmoid_forward logcumsumexp logaddexp logaddexp2 logit mish nan_to_num nan_to_num_ polar prelu _prelu_kernel
+_conj _conj_physical _neg_view conj abs add add_ addcdiv addcdiv_ addcmul addcmul_ atan2 ceil clamp clamp_ clamp_max
+clamp_min clamp_min_ cos cosh cumsum cumprod div div_ elu erf exp exp_ exp2 expm1 floor floor_divide fmod gelu
+hardtanh heaviside leaky_relu lerp log log10 log1p log2 masked_scatter maximum minimum mul mul_ neg neg_ pow pow_
+reciprocal relu relu_ remainder round rsqrt rsub sigmoid sigmoid_ sign silu sin sinh softplus sqrt sqrt_ sub sub_ tan
+tanh tanh_ threshold trunc rsqrt_ hypot acos acosh angle asin asinh atan atanh ceil_ celu copysign cummax cummin
+deg2rad digamma erfc erfinv fmax fmin frac glu hardshrink hardsigmoid hardswish i0 ldexp lerp_ lgamma linalg_cross
+log_ log_sigmoid_forward logcumsumexp logaddexp logaddexp2 logit mish nan_to_num nan_to_num_ polar prelu _prelu_kernel
 rad2deg round_ sgn sinc softshrink special_entr special_erfcx special_i1 special_log_ndtr special_ndtri square xlogy
-selu trunc_ sign_ cos_ sin_ abs_ exp2_ log1p_ cumsum_ masked_scatter_
-floor_ hardtanh_ elu_ silu_ leaky_relu_ clamp_max_ fmod_ remainder_ hypot_ square_ true_divide gcd lcm
-special_bessel_j0 special_i0e special_i1e polygamma special_xlog1py special_zeta cumprod_ floor_divide_
+selu trunc_ sign_ cos_ sin_ abs_ exp2_ log1p_ cumsum_ masked_scatter_ floor_ hardtanh_ elu_ silu_ leaky_relu_
+clamp_max_ fmod_ remainder_ hypot_ square_ true_divide gcd lcm special_bessel_j0 special_i0e special_i1e polygamma
+special_xlog1py special_zeta cumprod_ floor_divide_
 """.split()
 _BACKWARD = """
 elu_backward gelu_backward leaky_relu_backward sigmoid_backward silu_backward tanh_backward threshold_backward
@@ -358,7 +358,10 @@ RULES: tuple[Rule, ...] = (
 
 COMPLEX_PRODUCTS = frozenset("mm bmm mv addmm baddbmm addmv addbmm dot vdot convolution convolution_backward".split())
 """Priced as products with sums: 8 real FLOPs in place of 2."""
-COMPLEX_SUMS = frozenset("add add_ sub sub_ rsub neg neg_ sum mean cumsum cumsum_ eq ne index_add scatter_add".split())
+COMPLEX_SUMS = frozenset(
+    "_conj _conj_physical _neg_view conj add add_ sub sub_ rsub neg neg_ sum mean cumsum cumsum_ eq ne"
+    " index_add scatter_add".split()
+)
 """2 real FLOPs in place of 1; other complex ops are at least a product of two: 6."""
 INDEX_RESULTS = frozenset("argmax argmin argsort nonzero searchsorted bucketize bincount count_nonzero isin".split())
 """Their result is a place or a number of things, whatever the width of what they read."""

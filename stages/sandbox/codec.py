@@ -34,7 +34,7 @@ from stages.contracts.target import (
     Objective,
     TargetSpec,
 )
-from stages.tracing.program import Blank, Node, Program, Ref, Static
+from stages.tracing.program import Blank, Node, Plan, Program, Ref, Static
 
 __all__ = ["MAX_FROM_METHOD", "Disconnected", "MessageError", "TimedOut", "decode", "encode", "receive", "send"]
 
@@ -64,6 +64,7 @@ RECORDS: dict[str, Any] = {
         TargetSpec,
         Blank,
         Node,
+        Plan,
         Program,
         Ref,
         Static,

@@ -29,7 +29,7 @@ from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
 from stages.sandbox.codec import MAX_FROM_METHOD, Disconnected, MessageError, TimedOut, receive, send
 from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
 from stages.sandbox.limits import LAYERS, MESSAGE, RUNNER
-from stages.tracing.program import Blank, Program, Recorded, Ref, Refused
+from stages.tracing.program import Blank, Plan, Program, Recorded, Ref, Refused
 
 __all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
 
@@ -246,12 +246,10 @@ class MethodProcess:
         job = {"do": "answer", "spec": access.spec, "query": query, "interpretation": frozen}
         return self._job(job, access, place)
 
-    def run(
-        self, program: Program, dead: tuple[tuple[int, ...], ...], inputs: Mapping[Ref, Tensor], access: TargetAccess
-    ) -> Any:
+    def run(self, program: Program, plan: Plan, inputs: Mapping[Ref, Tensor], access: TargetAccess) -> Any:
         """Run a checked program; see ``stages.tracing.running.run``."""
         pairs = [(ref, value) for ref, value in inputs.items()]
-        job = {"spec": access.spec, "program": program, "dead": dead, "inputs": pairs}
+        job = {"spec": access.spec, "program": program, "plan": plan, "inputs": pairs}
         return self._job(job, access, f"answer on {access.spec.name}").value
 
     def _job(self, job: dict[str, Any], access: TargetAccess | None, place: str) -> Reply:

@@ -89,7 +89,7 @@ class RemoteAccess:
 def _run(job: dict[str, Any], method: Method | None, connection: socket.socket) -> dict[str, Any]:
     access = RemoteAccess(connection, job["spec"])
     if method is None:
-        answer = run(job["program"], tuple(map(tuple, job["dead"])), dict(job["inputs"]), access)
+        answer = run(job["program"], job["plan"], dict(job["inputs"]), access)
         return {"done": None if answer is None else answer.contiguous()}
     match job["do"]:
         case "interpret":

@@ -35,7 +35,7 @@ from stages.sandbox.limits import CPU
 from stages.scoring.cached import cached_target
 from stages.scoring.candidate import Candidate, Frozen, Source
 from stages.tasks.storage import Task
-from stages.tracing.program import Program, Recorded, Ref, Refused
+from stages.tracing.program import Plan, Program, Recorded, Ref, Refused
 
 __all__ = ["Isolated", "TargetGuard", "forget_runners"]
 
@@ -215,14 +215,14 @@ class _Runner:
     trust: bool
 
     def __call__(
-        self, program: Program, dead: tuple[tuple[int, ...], ...], inputs: Mapping[Ref, Tensor], target: TargetAccess
+        self, program: Program, plan: Plan, inputs: Mapping[Ref, Tensor], target: TargetAccess
     ) -> Tensor | None:
         if program.output is None:
             return None
         process = _confined(self.trust)
         process.name, process.timeout_s = self.name, self.timeout_s
         try:
-            answer = process.run(program, dead, inputs, target)
+            answer = process.run(program, plan, inputs, target)
         except BaseException:
             _forget(self.trust)  # whatever state it is in: the next program gets a fresh one
             raise

@@ -4,8 +4,7 @@ A program comes from a process that nobody trusts, so nothing it says of itself 
 its arguments are rebuilt from plain data, and shapes, FLOPs and bytes are computed here, on tensors without values.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,10 +14,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from stages.contracts.target import TargetSpec
 from stages.metering.op_table import OpTable, UnknownOpError
 from stages.tracing import calls
-from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, Blank, Node, Program, Ref, refs
-from stages.tracing.values import ProgramError, fill, operation, outputs
+from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, Blank, Node, Plan, Program, Ref, refs
+from stages.tracing.values import ProgramError, depends_on_values, fill, operation, outputs
 
-__all__ = ["MAX_BYTES", "MAX_FLOPS", "Plan", "Quotes", "check"]
+__all__ = ["MAX_BYTES", "MAX_FLOPS", "Quotes", "check"]
 
 MAX_FLOPS = 10**14
 """Of an answer's own operations: about twenty minutes of one core."""
@@ -33,19 +32,6 @@ class Quotes(Protocol):
     def spec(self) -> TargetSpec: ...
 
     def quote(self, name: str, args: tuple[Any, ...]) -> int: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a program will do."""
-
-    target_flops: int
-    own_flops: int
-    peak_bytes: int
-    dead: tuple[tuple[int, ...], ...]
-    """After each operation: the operations whose results nothing later needs."""
-    output: Blank | None
-    """Shape and dtype of the answer; None: it declines."""
 
 
 def check(program: Program, inputs: Mapping[Ref, Tensor], target: Quotes, table: OpTable, max_constants: int) -> Plan:
@@ -69,7 +55,7 @@ def check(program: Program, inputs: Mapping[Ref, Tensor], target: Quotes, table:
             f"the answer holds {program.n_bytes:,} bytes of constants; {max_constants:,} are left of I(M)"
         )
     if program.output is None:
-        return Plan(0, 0, 0, (), None)
+        return Plan(0, 0, 0, (), (), None)
     with torch.no_grad(), FakeTensorMode():
         known = {ref: Blank.of(value).empty() for ref, value in inputs.items()}
         known |= {Ref("constant", index=i): Blank.of(value).empty() for i, value in enumerate(program.constants)}
@@ -96,10 +82,18 @@ def _plain(program: Program) -> None:
             raise ProgramError("a constant that is no plain tensor")
 
 
+def _same_shapes_whatever_the_values(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse an operation whose result, or its shape, depends on values. It is told by its tags: what torch makes of
+    such a one on tensors without values depends on what else the process has imported."""
+    if depends_on_values(op, args, kwargs):
+        raise ProgramError(f"{op} depends on values: use a mask, torch.where, topk or gather")
+
+
 class _Walk:
     def __init__(self, program: Program, known: dict[Ref, Tensor], target: Quotes, table: OpTable) -> None:
         self._program, self._known, self._target, self._table = program, known, target, table
         self._own = self._called = self._bytes = self._peak = 0
+        self._shapes: list[tuple[tuple[int, ...], ...]] = []
         self._ours = {_storage(value) for value in known.values()}
         self._made: dict[int, int] = {}
         """Bytes of each storage that operations made and that lives."""
@@ -119,6 +113,7 @@ class _Walk:
                 raise ProgramError(f"{node.op} cannot be computed: {type(error).__name__}: {what}") from error
             for item, value in enumerate(made):
                 self._known[Ref("node", index=index, item=item)] = value
+            self._shapes.append(tuple(tuple(value.shape) for value in made))
             self._live(made)
             if self._own > MAX_FLOPS:
                 raise ProgramError(f"its own operations cost more than {MAX_FLOPS:.0e} FLOPs")
@@ -131,7 +126,7 @@ class _Walk:
         output = self._program.output
         assert output is not None
         answer = fill(output, self._known)
-        return Plan(self._called, self._own, self._peak, dead, Blank.of(answer))
+        return Plan(self._called, self._own, self._peak, tuple(self._shapes), dead, Blank.of(answer))
 
     def _call(self, node: Node) -> list[Tensor]:
         args = tuple(fill(arg, self._known) for arg in node.args)
@@ -159,6 +154,7 @@ class _Walk:
                         raise ProgramError(
                             f"{node.op} would change the query, I(M) or a constant in place: clone it first"
                         )
+        _same_shapes_whatever_the_values(op, args, kwargs)
         out = op(*args, **kwargs)
         made = outputs(out)
         if any(value.layout is not torch.strided or value.is_quantized for value in made):

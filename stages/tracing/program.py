@@ -19,6 +19,7 @@ __all__ = [
     "MAX_NODES",
     "Blank",
     "Node",
+    "Plan",
     "Program",
     "Recorded",
     "Ref",
@@ -90,6 +91,21 @@ class Program:
     def n_bytes(self) -> int:
         """Of the constants: they count towards the size cap of I(M), since both carry what the free phase found."""
         return sum(value.numel() * value.element_size() for value in self.constants)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a program will do."""
+
+    target_flops: int
+    own_flops: int
+    peak_bytes: int
+    shapes: tuple[tuple[tuple[int, ...], ...], ...]
+    """Of the results of each operation: it was priced for these, and may not make others."""
+    dead: tuple[tuple[int, ...], ...]
+    """After each operation: the operations whose results nothing later needs."""
+    output: Blank | None
+    """Shape and dtype of the answer; None: it declines."""
 
 
 @dataclass(frozen=True)

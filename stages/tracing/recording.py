@@ -27,6 +27,7 @@ from stages.contracts.target import Forward, Gradients, Intervention, Objective,
 from stages.tracing import calls
 from stages.tracing.calls import Which
 from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, Blank, Node, Program, Ref, Static
+from stages.tracing.values import depends_on_values
 
 __all__ = ["NeedsValues", "record"]
 
@@ -94,6 +95,8 @@ class _Recorder(TorchDispatchMode):
             if torch.Tag.nondeterministic_seeded in func.tags and not _tensors([args, list(kwargs.values())]):
                 with _disable_current_modes():  # random numbers that hang on no data: a constant
                     return func(*args, **kwargs)
+            if not self.paused and depends_on_values(func, args, kwargs) and any(map(_unknown, _tensors(list(args)))):
+                raise NeedsValues(f"{func}: what it computes depends on values. {VALUES}")
             out = func(*args, **kwargs)
             if not self.paused and not str(func).startswith(_BOOKKEEPING) and _tensors(out):
                 self.add(str(func), args, kwargs, out)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stages.contracts.target import TargetAccess
 from stages.tracing import calls
-from stages.tracing.program import FORWARD, GRADIENTS, Program, Ref
+from stages.tracing.program import FORWARD, GRADIENTS, Plan, Program, Ref
 from stages.tracing.values import fill, operation, outputs
 
 __all__ = ["run"]
@@ -17,14 +17,12 @@ _UNFILLED = frozenset("empty empty_like empty_permuted empty_strided new_empty n
 same."""
 
 
-def run(
-    program: Program, dead: tuple[tuple[int, ...], ...], inputs: Mapping[Ref, Tensor], target: TargetAccess
-) -> Tensor | None:
+def run(program: Program, plan: Plan, inputs: Mapping[Ref, Tensor], target: TargetAccess) -> Tensor | None:
     """The answer.
 
     Args:
         program: one that ``checking.check`` let pass.
-        dead: what may be forgotten after each operation, from the same check.
+        plan: what the check said of it.
         inputs: the query's tensors and the arrays of I(M).
         target: where its calls go.
 
@@ -51,10 +49,12 @@ def run(
                 if op._opname in _UNFILLED:
                     for value in made:
                         value.zero_()
+            if tuple(tuple(value.shape) for value in made) != plan.shapes[index]:
+                raise ValueError(f"operation {index} of the answer, {node.op}, made another shape than the one priced")
             for item, value in enumerate(made):
                 known[Ref("node", index=index, item=item)] = value
             items[index] = len(made)
-            for gone in dead[index]:
+            for gone in plan.dead[index]:
                 for item in range(items[gone]):
                     known.pop(Ref("node", index=gone, item=item), None)
         return known[program.output]

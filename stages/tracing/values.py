@@ -1,7 +1,7 @@
 """From the plain data of a program to what torch takes: operations, tensors, dtypes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.tracing.program import Ref, Static
 
-__all__ = ["ProgramError", "fill", "operation", "outputs"]
+__all__ = ["ProgramError", "depends_on_values", "fill", "operation", "outputs"]
 
 MAX_DEPTH = 6
 MAX_STRING = 200
@@ -77,3 +77,18 @@ def outputs(out: Any) -> list[Tensor]:
     if isinstance(out, Tensor):
         return [out]
     return [one for part in out for one in outputs(part)] if isinstance(out, (list, tuple)) else []
+
+
+def depends_on_values(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the result of an operation, or its shape, depends on the values of its arguments.
+
+    Looking up by places has the shape of the places; by a mask it has as many rows as the mask is true.
+    """
+    if torch.Tag.data_dependent_output in op.tags:
+        return True
+    if torch.Tag.dynamic_output_shape not in op.tags:
+        return False
+    if op._schema.name != "aten::index":
+        return True
+    places = args[1] if len(args) > 1 else kwargs.get("indices", ())
+    return any(isinstance(place, Tensor) and place.dtype in (torch.bool, torch.uint8) for place in places)

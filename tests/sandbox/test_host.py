@@ -50,7 +50,7 @@ def test_same_artifact_and_program_inside_and_outside(few_shot, method):
             given = {Ref("query", "inputs"): inputs}
             access, ledger = MeteredAccess(few_shot, Ledger()), Ledger()
             plan = check(program, given, access, OpTable(), 10**6)
-            found = runner.run(program, plan.dead, given, MeteredAccess(few_shot, ledger))
+            found = runner.run(program, plan, given, MeteredAccess(few_shot, ledger))
             assert torch.equal(found, here.answer(query, made, access))
             assert ledger.flops == plan.target_flops > 0
 

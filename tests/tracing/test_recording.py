@@ -12,7 +12,19 @@ from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.metering.op_table import OpTable, count_flops
 from stages.tracing.checking import check
-from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, Node, Program, Ref, Static, blank, key_of, tensors_of
+from stages.tracing.program import (
+    FORWARD,
+    GRADIENTS,
+    MAX_NODES,
+    Node,
+    Plan,
+    Program,
+    Ref,
+    Static,
+    blank,
+    key_of,
+    tensors_of,
+)
 from stages.tracing.recording import NeedsValues, record
 from stages.tracing.running import run
 from tests.tracing.conftest import X, at, op
@@ -57,7 +69,7 @@ def both_ways(mlp, body, query=None):
     access = MeteredAccess(mlp, ledger, variants=variants_of(mlp))
     plan = check(program, given, access, OpTable(), 10**6)
     assert ledger.flops == 0, "checking runs nothing"
-    found = run(program, plan.dead, given, access)
+    found = run(program, plan, given, access)
     assert ledger.flops == plan.target_flops, "what is quoted is what is charged"
     target = MeteredAccess(mlp, direct, variants=variants_of(mlp))
     with torch.no_grad(), count_flops() as count:
@@ -127,7 +139,7 @@ def test_a_program_is_about_shapes_and_serves_other_data(mlp):
     given = {Ref("query", key): value for key, value in tensors_of(other).items()}
     access = MeteredAccess(mlp, Ledger())
     plan = check(program, given, access, OpTable(), 0)
-    assert torch.equal(run(program, plan.dead, given, access), body(other, NOTHING, access))
+    assert torch.equal(run(program, plan, given, access), body(other, NOTHING, access))
 
 
 def test_a_call_is_written_down_as_data(mlp):
@@ -196,7 +208,7 @@ def test_the_query_or_an_array_can_be_the_answer(mlp):
 def test_declining_is_an_empty_program(mlp):
     program = recorded(mlp, lambda q, i, t: None)
     assert (program.nodes, program.output, program.constants) == ((), None, ())
-    assert run(program, (), {}, None) is None
+    assert run(program, planned(((),)), {}, None) is None
 
 
 @pytest.mark.parametrize(
@@ -311,41 +323,58 @@ def test_uninitialised_memory_reads_as_zeros(mlp):
         nodes = (op("full_like", X, 9.0), op("aten.mul.Scalar", at(0), 2.0), maker, op("clone", at(2)))
         program = Program(nodes, at(3))
         plan = check(program, inputs, MeteredAccess(mlp, Ledger()), OpTable(), 0)
-        found = run(program, plan.dead, inputs, MeteredAccess(mlp, Ledger()))
+        found = run(program, plan, inputs, MeteredAccess(mlp, Ledger()))
         assert bool((found == 0).all()), maker.op
 
 
 def test_what_is_filled_is_not_emptied(mlp):
     program = Program((op("zeros", [3]), op("aten.fill_.Scalar", at(0), 4.0)), at(0))
     plan = check(program, {}, MeteredAccess(mlp, Ledger()), OpTable(), 0)
-    assert run(program, plan.dead, {}, None).tolist() == [4.0] * 3
+    assert run(program, plan, {}, None).tolist() == [4.0] * 3
+
+
+def planned(dead, shape=(), shapes=None):
+    """A plan of operations that each have one result of the same shape, unless ``shapes`` says otherwise."""
+    return Plan(0, 0, 0, tuple(shapes or [(shape,)] * len(dead)), dead, None)
+
+
+def test_a_result_of_another_shape_than_the_priced_one_ends_the_run(mlp):
+    """Whatever made the check see another one: nothing that was not priced is computed on."""
+    program = Program((op("relu", X), op("neg", at(0))), at(1))
+    with pytest.raises(ValueError, match=r"operation 0 of the answer, aten\.relu\.default, made another shape"):
+        run(program, planned(((), ()), (3,)), {X: torch.ones(2)}, None)
 
 
 def test_a_run_forgets_what_the_plan_says_and_only_that(mlp):
     nodes = (op("relu", X), op("neg", at(0)), op("relu", at(0)))
     inputs = {X: torch.ones(2)}
     with pytest.raises(ValueError, match="no tensor that exists"):
-        run(Program(nodes, at(2)), ((), (0,), ()), inputs, None)
-    assert run(Program(nodes, at(2)), ((), (), (0, 1)), inputs, None).tolist() == [1, 1]
+        run(Program(nodes, at(2)), planned(((), (0,), ()), (2,)), inputs, None)
+    assert run(Program(nodes, at(2)), planned(((), (), (0, 1)), (2,)), inputs, None).tolist() == [1, 1]
     assert list(inputs) == [X], "what it was given is left as it was"
 
 
 def test_every_result_of_an_operation_is_forgotten(mlp):
     nodes = (op("aten.max.dim", X, 1), op("relu", at(0, 0)), op("relu", at(0, 1)))
     with pytest.raises(ValueError, match="no tensor that exists"):
-        run(Program(nodes, at(2)), ((), (0,), ()), {X: torch.ones(2, 2)}, None)
+        run(
+            Program(nodes, at(2)),
+            planned(((), (0,), ()), (2,), [((2,), (2,)), ((2,),), ((2,),)]),
+            {X: torch.ones(2, 2)},
+            None,
+        )
 
 
 def test_an_operation_that_fails_on_the_data_is_named(mlp):
     nodes = (op("relu", X), op("index_select", at(0), 0, Ref("query", "labels")))
     given = {X: torch.ones(4, 2), Ref("query", "labels"): torch.tensor([9])}
     with pytest.raises(ValueError, match=r"operation 1 of the answer, aten\.index_select\.default: .*"):
-        run(Program(nodes, at(1)), ((), ()), given, None)
+        run(Program(nodes, at(1)), planned(((), ()), (4, 2)), given, None)
 
 
 def test_no_gradient_is_kept(mlp):
     leaf = {X: torch.ones(2, requires_grad=True)}
-    assert not run(Program((op("exp", X),), at(0)), ((),), leaf, None).requires_grad
+    assert not run(Program((op("exp", X),), at(0)), planned(((),), (2,)), leaf, None).requires_grad
 
 
 def test_a_program_is_named_by_the_question_and_the_shapes_of_what_is_known(mlp):
