@@ -618,5 +618,11 @@ def test_arms_without_a_placebo_have_the_baseline_in_its_place(mlp):
     dealt = runs.arms_of(task, baseline, Answered("ok", rows, 1.0, 2.0), config)
     assert [p.explored_flops for p in dealt.placebo] == [b.explored_flops + 3.0 for b in baseline.first]
     assert [p.explored_flops for p in arms.placebo] == [b.explored_flops for b in baseline.first]
+    for status, given, spent in (("failed", rows, 3.0), ("declined", rows, 0.0), ("ok", None, 0.0)):
+        none = runs.arms_of(task, baseline, Answered(status, given, 1.0, 2.0), config)
+        assert [r.flops for r in none.assisted] == [r.flops + spent for r in baseline.first]
+        assert all(
+            np.array_equal(r.predictions, b.predictions) for r, b in zip(none.placebo, baseline.first, strict=True)
+        )
     alone = runs.seed_of(baseline, 1)
     assert {r.seed for r in alone.first + alone.second} == {1} and alone.rungs == [baseline.rungs[1]]
