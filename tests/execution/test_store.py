@@ -126,6 +126,14 @@ def test_two_gibibytes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert store.prune() == 1 and sorted(file.name for file in folder.iterdir()) == ["new.json", "new.safetensors"]
 
 
+def test_an_entry_without_arrays_goes_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    file = paths.arms_store() / "ab" / "half.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert store.prune(2) == 0 and store.prune(1) == 1 and not file.exists()
+
+
 def test_the_code_of_executor_and_family_is_in_the_digest() -> None:
     reached = code.closure(["stages.execution.runs", "stages.tasks.families.noise_flip"])
     assert {"stages.execution.arms", "stages.execution.calibrator", "stages.tasks.black_box"} <= reached
