@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.contracts.arms import Answered, Fit, LadderStep
 from stages.contracts.method import Attribute, Compare, Interpretation, Localise, Method, Propose, Represent, Steer
@@ -555,8 +556,43 @@ def test_a_rung_is_informed_only_where_that_helps(mlp):
     good = rung(0, 10.0, truth)
     left = runs._informed(task, good, [np.random.default_rng(1).normal(size=(100, 1, 40))], 0, config)
     assert left.features.shape == (100, 1, 1)
+    level = runs._informed(task, step, [np.zeros((100, 1, 3))], 0, config)
+    assert level.features.shape == (100, 1, 2), "what changes nothing is not taken along"
     bare = runs._informed(task, step, [None, None], 0, config)
     assert np.array_equal(bare.features, noise.astype("f4").astype("f8"))
+
+
+def test_only_a_rung_that_has_paid_for_the_outputs_knows_them(mlp):
+    """The truth is an output of the target. The first rung asks about a fifth of the inputs, the second about all."""
+
+    class Fifth(Asks):
+        def behavioural(self, access, instances, effort, rng):
+            access.forward(instances.arrays["inputs"][: instances.n if effort else instances.n // 5])
+            return torch.rand(instances.n, 1, 2, generator=rng)
+
+    inputs = mlp.corpus("train").inputs[:100]
+    truth = mlp.model(inputs)[:, :1].double()
+    query = Propose(torch.zeros(100, dtype=torch.int64), inputs)  # says nothing of an instance
+    task = Task(Fifth(query), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
+    blind = runs._baseline_of(task, mlp, ExecutorConfig(n_calibration=40), 0)
+    assert [step.features.shape[-1] for step in blind.rungs[0]] == [2, 2]
+    told = Task(Fifth(Represent(inputs)), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
+    found = runs._baseline_of(told, mlp, ExecutorConfig(n_calibration=40), 0)
+    assert found.rungs[0][0].features.shape[-1] in (2, 2 + 64), "the inputs, and no outputs"
+    assert found.rungs[0][1].features.shape[-1] == 2 + 64 + 10
+    assert found.rungs[0][0].flops * 5 == found.rungs[0][1].flops
+    assert [len(arm) for arm in (found.first, found.second, found.rungs, found.fits)] == [3, 3, 1, 1]
+
+
+def test_an_arm_has_one_thread_wherever_it_computes():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threadpool_limits(2), runs.one_thread():
+            assert torch.get_num_threads() == 1
+            assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_arms_without_a_placebo_have_the_baseline_in_its_place(mlp):
@@ -582,5 +618,11 @@ def test_arms_without_a_placebo_have_the_baseline_in_its_place(mlp):
     dealt = runs.arms_of(task, baseline, Answered("ok", rows, 1.0, 2.0), config)
     assert [p.explored_flops for p in dealt.placebo] == [b.explored_flops + 3.0 for b in baseline.first]
     assert [p.explored_flops for p in arms.placebo] == [b.explored_flops for b in baseline.first]
+    for status, given, spent in (("failed", rows, 3.0), ("declined", rows, 0.0), ("ok", None, 0.0)):
+        none = runs.arms_of(task, baseline, Answered(status, given, 1.0, 2.0), config)
+        assert [r.flops for r in none.assisted] == [r.flops + spent for r in baseline.first]
+        assert all(
+            np.array_equal(r.predictions, b.predictions) for r, b in zip(none.placebo, baseline.first, strict=True)
+        )
     alone = runs.seed_of(baseline, 1)
     assert {r.seed for r in alone.first + alone.second} == {1} and alone.rungs == [baseline.rungs[1]]

@@ -1,5 +1,6 @@
 """Arms that are read from the store are those that would be computed, and anything they depend on is in the key."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,30 @@ def test_the_oldest_entries_go_first(task: Task, mlp: Target) -> None:
     assert store.prune(size) == 0
     assert store.prune(size - 1) == 1
     assert not files[0].exists() and not files[0].with_suffix(".safetensors").exists() and files[1].exists()
+
+
+def test_two_gibibytes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two entries whose arrays have holes in place of bytes: their sizes count, and the disk is not filled."""
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    folder = paths.arms_store() / "ab"
+    folder.mkdir(parents=True)
+    for name, age in (("old", 100), ("new", 200)):
+        (folder / f"{name}.json").write_text("{}")
+        with (folder / f"{name}.safetensors").open("wb") as file:
+            file.truncate((1 << 30) - 2)
+        os.utime(folder / f"{name}.json", (age, age))
+    assert store.prune() == 0
+    (folder / "new.json").write_text("{} ")
+    os.utime(folder / "new.json", (200, 200))
+    assert store.prune() == 1 and sorted(file.name for file in folder.iterdir()) == ["new.json", "new.safetensors"]
+
+
+def test_an_entry_without_arrays_goes_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    file = paths.arms_store() / "ab" / "half.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert store.prune(2) == 0 and store.prune(1) == 1 and not file.exists()
 
 
 def test_the_code_of_executor_and_family_is_in_the_digest() -> None:

@@ -237,6 +237,8 @@ PRICED = [
     (lambda: price(A.bucketize.Tensor, ones(5), ones(2)), 5),
     (lambda: price(A.isin.Tensor_Tensor, ones(5), ones(4)), 9 * 4),
     (lambda: price(A.isin.Tensor_Scalar, ones(5), 2.0), 6 * 3),
+    (lambda: price(A.isin.Tensor_Scalar, ones(1), 2.0), 2 * 1),
+    (lambda: price(A.isin.Tensor_Tensor, ones(0), ones(0)), 2 * 1),
     # Products.
     (lambda: price(A.mm.default, ones(3, 4), ones(4, 5)), 120),
     (lambda: price(A.bmm.default, ones(2, 3, 4), ones(2, 4, 5)), 240),
