@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         keep_segments,
     )
     from stages.contracts.task import Instances, TaskFamily, Truth, skill
+    from stages.dictionaries.architectures.codec import decode, encode
     from stages.targets.storage import load_target
 
 _HOMES = {
@@ -48,6 +49,7 @@ _HOMES = {
     "stages.contracts.target": "Component Corpus Forward Gradients HookSpec Intervention Objective Target TargetAccess"
     " TargetSpec keep_segments",
     "stages.contracts.task": "Instances TaskFamily Truth skill",
+    "stages.dictionaries.architectures.codec": "decode encode",
     "stages.targets.storage": "load_target",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -78,6 +80,8 @@ __all__ = [
     "TargetSpec",
     "TaskFamily",
     "Truth",
+    "decode",
+    "encode",
     "keep_segments",
     "load_target",
     "score",

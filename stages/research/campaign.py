@@ -20,7 +20,7 @@ from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
 from stages.research.researcher import Researcher
-from stages.reward.judging import Judged, leaderboard_row, task_row
+from stages.reward.judging import MAX_UNSEEN, Judged, leaderboard_row, task_row
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.judge import host_of, judge_arms
 from stages.scoring.proposals import as_json, candidate_of, from_json, shown
@@ -110,13 +110,16 @@ class Campaign:
         seed = self.settings.reward.seed
         train_row = leaderboard_row(proposed.name, "train", train, seed)
         validation_row = leaderboard_row(proposed.name, "validation", validation, seed)
+        unseen = max(j.unseen_share for j in (*train, *validation)) > MAX_UNSEEN
+        found = objective(train_row.reward_mean, decision.feedback)
         scored = {
             "train": train_row,
             "validation": validation_row,
             "feedback": decision.feedback,
             "gate": GateNumbers(difference=decision.difference, low=decision.low, high=decision.high),
             "accepted": decision.accepted and trial.outcome == "ok",
-            "objective": objective(train_row.reward_mean, decision.feedback),
+            # What a meter may have missed is no reward to learn from.
+            "objective": min(found, 0.0) if unseen else found,
             "per_task": tuple(task_row(proposed.name, j) for j in (*train, *validation)),
         }
         return self.journal.append(_result(proposed, trial).model_copy(update=scored))

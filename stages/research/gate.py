@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.reward.judging import Judged, noise_floor
+from stages.reward.judging import MAX_UNSEEN, Judged, noise_floor
 from stages.reward.resampling import interval
 
 __all__ = ["Decision", "Gate"]
@@ -53,7 +53,9 @@ class Gate:
         point, low, high = interval(reward - rival)
         step = max(floor, 1e-3)
         harmed = self._harmed(challenger, incumbent)
-        accepted = low > 0 and point > floor and not harmed
+        # What a meter may have missed is no ground for anything.
+        priced = all(judged.unseen_share <= MAX_UNSEEN for judged in challenger)
+        accepted = priced and low > 0 and point > floor and not harmed
         return Decision(round(round(float(reward[0]) / step) * step, 6), accepted, point, low, high, harmed)
 
     @staticmethod

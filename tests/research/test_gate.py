@@ -17,6 +17,7 @@ class Told:
     reward: Any
     aa_reward: Any
     task: Any = field(default_factory=lambda: SimpleNamespace(name="t"))
+    unseen_share: float = 0.0
 
 
 def a_task(mean: float, half: float = 0.0, floor: float = 0.0, name: str = "t") -> Told:
@@ -67,6 +68,14 @@ def test_the_first_incumbent_beats_the_baseline(mean, half, floor, accepted):
     assert found.accepted is accepted
     assert found.difference == pytest.approx(mean)
     assert (found.low, found.high) == pytest.approx((mean - 0.95 * half, mean + 0.95 * half), abs=1e-3)
+
+
+def test_what_a_meter_may_have_missed_makes_nobody_the_incumbent():
+    seen, unseen = a_task(0.2, 0.1, 0.1), a_task(0.2, 0.1, 0.1)
+    seen.unseen_share, unseen.unseen_share = 0.01, 0.011
+    assert Gate(9).decide([seen], None).accepted
+    assert not Gate(9).decide([unseen], None).accepted
+    assert not Gate(9).decide([seen, unseen], None).accepted
 
 
 def test_a_point_at_the_floor_is_not_beyond_it():
