@@ -4,7 +4,7 @@ Stages, `lensmith score`, campaigns, the sealed test, fresh instances and the re
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from joblib import Parallel, delayed
@@ -19,6 +19,7 @@ from stages.execution.runs import arms_of
 from stages.execution.settings import ExecutorConfig
 from stages.scoring.cached import INFRA, cached_baseline, cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen, Host
+from stages.scoring.review import too_good
 from stages.tasks.storage import Task
 
 __all__ = ["Evaluation", "TaskName", "TaskResult", "evaluate", "questions", "stage_baseline"]
@@ -88,6 +89,7 @@ def evaluate(
     baseline: Callable[[str], Baseline] = stage_baseline,
     placebo: bool = True,
     extra: Extra[ExtraT] | None = None,
+    review: bool = True,
 ) -> Evaluation[ExtraT]:
     """Everything one method does, on all tasks. What the method does wrong is in the result; nothing of it is raised.
 
@@ -98,6 +100,7 @@ def evaluate(
         baseline: the baseline arm by task name.
         placebo: run the placebo arm; without it that arm is the baseline.
         extra: computed from each answer beside the arms.
+        review: make a result void that is too good to be true; the oracle's is meant to be.
     """
     names = [f"{family}.{target}" for family, target in tasks]
     if frozen is None:
@@ -115,9 +118,9 @@ def evaluate(
     jobs = [(candidate, frozen[target], family, target) for family, target in tasks]
     try:
         if pool is None:
-            results = [_on_task(*job, host, config, baseline, placebo, extra) for job in jobs]
+            results = [_on_task(*job, host, config, baseline, placebo, extra, review) for job in jobs]
         else:
-            results = pool(delayed(_on_task)(*job, host, config, baseline, placebo, extra) for job in jobs)
+            results = pool(delayed(_on_task)(*job, host, config, baseline, placebo, extra, review) for job in jobs)
     except INFRA as error:  # a worker was killed
         return Evaluation("infra", _words(error), "infra", [], frozen)
     outcome = worst(result.answered.status for result in results)
@@ -160,6 +163,7 @@ def _on_task(
     baseline: Callable[[str], Baseline],
     placebo: bool,
     extra: Extra[ExtraT] | None,
+    review: bool,
 ) -> TaskResult[ExtraT]:
     name = f"{family}.{target}"
     try:
@@ -168,7 +172,12 @@ def _on_task(
         if answered.status in SCORELESS:
             return TaskResult(name, answered, None)
         found = None if extra is None else extra(host, candidate, frozen, answered, task, model)
-        return TaskResult(name, answered, arms_of(task, baseline(name), answered, config, placebo=placebo), found)
+        arms = arms_of(task, baseline(name), answered, config, placebo=placebo)
+        said = too_good(task, baseline(name), arms, answered) if review else ""
+        if said:
+            void = replace(answered, status="void", rows=None, reason=said, layer="review")
+            return TaskResult(name, void, None)
+        return TaskResult(name, answered, arms, found)
     except INFRA as error:
         return TaskResult(name, Answered("infra", None, 0.0, 0.0, _words(error), "infra"), None)
 
