@@ -80,6 +80,8 @@ DECOMPOSED = [
     (lambda: price(A.addmm.default, ones(5, 7), torch.eye(5, 4).to_sparse_csr(), ones(4, 7)), 2 * 4 * 7 + 35),
     (lambda: price(A.addmv.default, ones(5), torch.eye(5, 4).to_sparse(), ones(4), out=ones(5)), 2 * 4 + 5),
     (lambda: price(A.mm.default, torch.eye(5, 4).to_sparse(), ones(4, 7)), 2 * 4 * 7),
+    # Two values stored for one place count as two.
+    (lambda: price(A.mm.default, torch.sparse_coo_tensor([[0, 0], [1, 1]], [1.0, 1.0], (5, 4)), ones(4, 7)), 2 * 2 * 7),
     (lambda: price(A.mv.default, torch.eye(5, 4).to_sparse(), ones(4), out=ones(5)), 2 * 4),
     # 5 stored by 12 stored in 6 rows: two per row at most.
     (
@@ -298,6 +300,10 @@ def test_counting_counts_calls_and_remembers_the_most_it_has_seen():
         X.view(-1)
         X.relu()
     assert (count.ops, count.flops, count.seen) == (3, 140, 140)
+    assert count_flops().seen == 0
+    with count_flops() as named:
+        A.topk(ones(9, 4), k=2, dim=0)
+    assert named.flops == 36 * 4, "along the axis that was named"
     count.flops = 5
     with count:
         X + X

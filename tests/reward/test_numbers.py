@@ -143,6 +143,13 @@ def test_every_column_of_a_leaderboard_row_by_hand():
     assert leaderboard_row("m", "train", [judged(unseen=2.0)], 0).verdict == "not distinguishable"
 
 
+def test_points_are_of_the_sample_and_not_of_a_resample():
+    one = replace(judged(), assisted_score=np.array([0.75, *np.full(200, 0.9)]), baseline_score=np.full(201, 0.5))
+    one = replace(one, reward=np.array([0.25, *np.full(200, 0.4)]))
+    row = leaderboard_row("m", "train", [one], 0)
+    assert (row.performance_gain, row.reward_mean, row.worst_task_reward) == (0.25, 0.25, 0.25)
+
+
 def test_one_failed_task_makes_the_row_failed_and_declined_ones_are_counted():
     rows = [judged(status=status) for status in ("ok", "failed", "declined", "declined")]
     row = leaderboard_row("m", "train", rows, 0)
