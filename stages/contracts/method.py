@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,6 +108,11 @@ Answer = Tensor | None
 """Features, first axis one row per thing asked about; None declines."""
 
 
+def _as_tensor(value: Any) -> Any:
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype != np.longdouble
+    return torch.from_numpy(np.ascontiguousarray(value)) if numbers else value
+
+
 @dataclass(frozen=True)
 class Interpretation:
     """I(M): data only. Saved as safetensors + JSON; nothing executable is ever loaded."""
@@ -114,6 +120,12 @@ class Interpretation:
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     """JSON values only."""
+
+    def __post_init__(self) -> None:
+        # What numpy made is taken as well, as it is in an answer.
+        if any(isinstance(value, np.ndarray) for value in self.arrays.values()):
+            taken = {name: _as_tensor(value) for name, value in self.arrays.items()}
+            object.__setattr__(self, "arrays", taken)
 
 
 @dataclass(frozen=True)

@@ -97,21 +97,12 @@ def _run(job: dict[str, Any], method: Method | None, connection: socket.socket) 
             made: Any = method.interpret(access, budget)
             if not isinstance(made, Interpretation):
                 raise TypeError(f"interpret returned {type(made).__name__}, not an Interpretation")
-            return {"done": Interpretation({k: as_tensor(v, k) for k, v in made.arrays.items()}, dict(made.data))}
+            return {"done": Interpretation(dict(made.arrays), dict(made.data))}
         case "record":
             return {"done": record(method, job["question"], job["interpretation"], job["spec"], job["n_variants"])}
     with torch.no_grad():
         found: Any = method.answer(job["query"], job["interpretation"], access)
         return {"done": torch.from_numpy(np.array(found)) if isinstance(found, np.ndarray) else found}
-
-
-def as_tensor(value: Any, name: str) -> Tensor:
-    """An array of I(M) as it is stored; numpy's are taken as well."""
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return torch.from_numpy(np.ascontiguousarray(value))
-    if not isinstance(value, Tensor):
-        raise TypeError(f"array {name!r} of the Interpretation is a {type(value).__name__}: give a torch tensor")
-    return value
 
 
 def main() -> None:

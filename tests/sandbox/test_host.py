@@ -3,10 +3,11 @@
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 
-from stages.contracts.method import Attribute, Budget, Represent
+from stages.contracts.method import Attribute, Budget, Interpretation, Represent
 from stages.contracts.method_file import from_file
 from stages.errors import MethodError
 from stages.interpretation.artifact import pack
@@ -124,3 +125,30 @@ def test_nothing_a_method_starts_outlives_it(mlp, tmp_path):
     assert size > 0
     time.sleep(0.3)
     assert mark.stat().st_size == size
+
+
+def test_arrays_of_numpy_are_taken_and_objects_are_named(mlp, tmp_path):
+    body = """
+    def interpret(self, target, budget):
+        import numpy as np
+        return Interpretation({"a": np.arange(6, dtype="f4").reshape(2, 3)[:, ::2], "n": np.int64([1, 2])})
+    """
+    with MethodProcess(write(tmp_path, body), "mine", 30, trust=TRUST) as process:
+        made = process.interpret(MeteredAccess(mlp, Ledger(), free=True), 10**6, 0)
+    assert made.arrays["a"].tolist() == [[0.0, 2.0], [3.0, 5.0]] and made.arrays["n"].dtype is torch.int64
+    pack(made, "mine", "interpret", 10**6)
+    with pytest.raises(MethodError, match=r"array 'x'"):
+        pack(Interpretation({"x": np.array([object()])}), "mine", "interpret", 10**6)
+
+
+def test_what_the_target_refuses_is_said_once(mlp, tmp_path):
+    body = """
+    def interpret(self, target, budget):
+        return target.forward(target.corpus().inputs[:2], ["blocks.0.hook_resid_post"])
+    """
+    with (
+        MethodProcess(write(tmp_path, body), "mine", 30, trust=TRUST) as process,
+        pytest.raises(MethodError, match="is no hook point of digits_mlp") as caught,
+    ):
+        process.interpret(MeteredAccess(mlp, Ledger(), free=True), 10**6, 0)
+    assert "ValueError" not in str(caught.value) and "mine.py line 9" in str(caught.value)
