@@ -182,3 +182,32 @@ def test_an_op_without_a_price_does_not_run():
     with pytest.raises(UnknownOpError), count_flops():
         torch.ops.aten.igamma_(x, torch.full((3,), 2.0))
     assert torch.equal(x, torch.ones(3))
+
+
+def test_a_transformer_costs_what_the_published_formula_says():
+    """Kaplan et al. 2020 (2001.08361), table 1: the products of a forward pass are 2 N + 2 n_layer n_ctx d_attn FLOPs a
+    token, N the parameters without embeddings (and d_attn twice where every pair is computed, masked or not)."""
+    n_layer, d, heads, context = 3, 64, 4, 16
+    blocks = nn.ModuleList(
+        nn.ModuleDict({
+            "q": nn.Linear(d, d, bias=False), "k": nn.Linear(d, d, bias=False), "v": nn.Linear(d, d, bias=False),
+            "o": nn.Linear(d, d, bias=False), "up": nn.Linear(d, 4 * d, bias=False),
+            "down": nn.Linear(4 * d, d, bias=False),
+        })
+        for _ in range(n_layer)
+    )  # fmt: skip
+    parameters = sum(weight.numel() for weight in blocks.parameters())
+    assert parameters == 12 * n_layer * d**2
+
+    def forward(x):
+        for block in blocks:
+            q, k, v = (block[name](x).view(1, context, heads, -1).transpose(1, 2) for name in "qkv")
+            mixed = F.scaled_dot_product_attention(q, k, v)
+            x = block["o"](mixed.transpose(1, 2).flatten(2))
+            x = block["down"](block["up"](x))
+        return x
+
+    published = context * (2 * parameters + 2 * 2 * n_layer * context * d)
+    softmax = 6 * n_layer * heads * context**2  # what the formula leaves out
+    with torch.no_grad():
+        assert flops_of(lambda: forward(torch.ones(1, context, d))) == published + softmax
