@@ -156,6 +156,7 @@ ROWS = torch.randn(600, 4)
         (lambda: torch.bincount(INDEX, weights=ROWS[:, 0]), 2 * 600),  # places of 8 bytes
         (lambda: torch.zeros(3, 4).index_put_((INDEX,), ROWS, accumulate=True), 600 * 4),
         (lambda: torch.zeros(3, 4).index_put_((INDEX,), ROWS), 600 * 4),
+        (lambda: torch.zeros(3).index_put_((INDEX[:1],), ROWS[0, :1]), 1),
         (lambda: torch.zeros(3, 4, 5).index_put_((INDEX, INDEX), torch.ones(5), accumulate=True), 600 * 5),
         (lambda: torch.ops.aten.index_put(torch.zeros(3, 4), [None, INDEX], torch.ones(1), True), 600 * 3),
         (lambda: F.fold(torch.ones(1, 4, 9), (4, 4), 2), 4 * 9),
