@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stages.contracts.target import TargetSpec
 from stages.metering.op_table import OpTable, UnknownOpError
@@ -106,8 +106,6 @@ class _Walk:
                 made = self._call(node) if node.op in (FORWARD, GRADIENTS) else self._compute(node)
             except (ProgramError, UnknownOpError):
                 raise
-            except (DataDependentOutputException, DynamicOutputShapeException) as error:
-                raise ProgramError(f"{node.op} depends on values: use a mask, torch.where, topk or gather") from error
             except Exception as error:
                 what = " ".join(str(error).split())[:300]
                 raise ProgramError(f"{node.op} cannot be computed: {type(error).__name__}: {what}") from error
