@@ -7,9 +7,14 @@ from torch import Tensor
 
 from stages.contracts.target import Intervention, Objective, TargetSpec
 
-__all__ = ["check_call", "check_objective"]
+__all__ = ["check_call", "check_objective", "closed"]
 
 KINDS = ("zero", "set", "add", "scale")
+
+
+def closed(what: str) -> str:
+    """What is said of a thing that only the free phase may ask for."""
+    return f"{what} is open in interpret() only: put what answer() needs into the Interpretation"
 
 
 def check_call(spec: TargetSpec, inputs: Any, capture: Sequence[str], interventions: Sequence[Intervention]) -> None:

@@ -5,7 +5,6 @@ values, and looked up afterwards: nothing runs before it is priced, and metering
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -16,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stages.contracts.checks import check_call, check_objective
+from stages.contracts.checks import check_call, check_objective, closed
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.target import (
     Corpus,
@@ -123,10 +122,12 @@ class MeteredAccess:
         """
         which = args[-1]
         indices = which if isinstance(which, list) else [] if which is None else [which]
+        for index in indices:
+            self._check_variant(index)
         over = self
-        with _no_modes():  # the weights are there, whatever the arguments are
-            for index in indices:
-                over = self.variant(index)
+        if indices:  # all cost the same
+            with _disable_current_modes():  # the weights are there, whatever the arguments are
+                over = self.variant(indices[0])
         times = len(which) if isinstance(which, list) else 1
         if name == "forward":
             inputs, _, changes, _ = args
@@ -162,10 +163,13 @@ class MeteredAccess:
             self._prices[key] = count.flops
         return self._prices[key]
 
-    def variant(self, index: int) -> "MeteredAccess":
+    def _check_variant(self, index: int) -> None:
         n = next(iter(self._variants.values())).shape[0] if self._variants else 0
         if not 0 <= index < n:
             raise ValueError(f"variant {index} does not exist: this query has {n} variants, numbered from 0")
+
+    def variant(self, index: int) -> "MeteredAccess":
+        self._check_variant(index)
         access = MeteredAccess(self._target, self._ledger, table=self._table)
         access._weights = {name: stack[index] for name, stack in self._variants.items()}
         access._prices = self._prices
@@ -191,7 +195,7 @@ class MeteredAccess:
 
     def _open(self, what: str) -> None:
         if not self._free:
-            raise PhaseError(f"{what} is open in interpret() only: put what answer() needs into the Interpretation")
+            raise PhaseError(closed(what))
 
     def _run(self, inputs: Tensor, hooks: list[tuple[str, Any]]) -> Tensor:
         model = self._target.model
@@ -205,7 +209,7 @@ class MeteredAccess:
 
 def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
     i = intervention
-    value = torch.zeros(()) if i.value is None else i.value  # None for "zero" alone: ``_validate`` saw to it
+    value = torch.zeros(()) if i.value is None else i.value  # None for "zero" alone: ``check_call`` saw to it
 
     def hook(activation: Tensor, hook: Any) -> Tensor:
         out = activation.clone()
@@ -234,9 +238,6 @@ def _keep(into: dict[str, Tensor], name: str, *, detach: bool = True) -> Callabl
 def _signature(intervention: Intervention) -> tuple[Any, ...]:
     i = intervention
     return (i.hook_point, i.kind, None if i.value is None else tuple(i.value.shape), i.axis, len(i.indices))
-
-
-_no_modes: Callable[[], AbstractContextManager[Any]] = _disable_current_modes
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -279,10 +280,10 @@ class Stacked:
         raise ValueError("a variant has no variants")
 
     def weights(self) -> dict[str, Tensor]:
-        raise PhaseError("weights() is open in interpret() only: put what answer() needs into the Interpretation")
+        raise PhaseError(closed("weights()"))
 
     def corpus(self, split: Literal["train", "validation"] = "train") -> Corpus:
-        raise PhaseError("corpus() is open in interpret() only: put what answer() needs into the Interpretation")
+        raise PhaseError(closed("corpus()"))
 
     def dictionaries(self) -> dict[str, Dictionary]:
-        raise PhaseError("dictionaries() is open in interpret() only: put what answer() needs into the Interpretation")
+        raise PhaseError(closed("dictionaries()"))

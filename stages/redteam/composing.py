@@ -4,12 +4,13 @@ punished."""
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
 
-from stages.contracts.arms import Answered
+from stages.contracts.arms import Answered, MethodArms
 from stages.execution.answering import answer_of, asked_of, checked, recorded_here
 from stages.execution.runs import arms_of
 from stages.interpretation.free_phase import interpret
@@ -24,7 +25,7 @@ from stages.scoring.evaluate import TaskName, stage_baseline
 from stages.scoring.settings import Settings
 from stages.tracing.program import Program
 
-__all__ = ["Composed", "composed"]
+__all__ = ["NOTHING", "Composed", "composed", "judged"]
 
 SAME_FLOPS = 0.01
 """Share by which the price of a recorded answer may differ from counting on the data: some operations take another road
@@ -50,6 +51,27 @@ class Composed:
     """Exploits by how they ended: refused, or priced and worth nothing."""
     honest: int
     punished: tuple[Outcome, ...]
+
+
+class Rewarded(NamedTuple):
+    """One method on one task."""
+
+    reward: float
+    low: float
+    """Lower end of its 95% interval."""
+    floor: float
+    """Noise floor."""
+    unseen_share: float
+
+
+NOTHING = Rewarded(0.0, 0.0, 0.0, 0.0)
+
+
+def judged(arms: MethodArms, case: TaskName, chosen: Settings) -> Rewarded:
+    task = cached_task(*case)
+    found = judge(task, stage_baseline(task.name), arms, chosen.reward)
+    low = float(sorted(found.reward[1:])[len(found.reward) // 40])
+    return Rewarded(float(found.reward[0]), low, noise_floor(found.aa_reward), found.unseen_share)
 
 
 def composed(case: TaskName, chosen: Settings, n_exploits: int, n_honest: int, pool: Parallel) -> Composed:
@@ -79,20 +101,19 @@ def _attacks(parts: Sequence[Exploit], case: TaskName, chosen: Settings) -> list
         if isinstance(recorded, Program):
             recorded = mutilated(recorded, one)
         answered = answer_of(recorded, one.name, frozen, task, target)
-        outcomes.append(_judged(one.name, answered, case, chosen))
+        outcomes.append(_outcome(one.name, answered, case, chosen))
     return outcomes
 
 
-def _judged(name: str, answered: Answered, case: TaskName, chosen: Settings) -> Outcome:
+def _outcome(name: str, answered: Answered, case: TaskName, chosen: Settings) -> Outcome:
     if answered.status != "ok":
         return Outcome(name, "refused", 0.0, False, answered.reason[:200])
     task = cached_task(*case)
-    baseline = stage_baseline(task.name)
-    judged = judge(task, baseline, arms_of(task, baseline, answered, chosen.execution, placebo=False), chosen.reward)
-    point, low = float(judged.reward[0]), float(np.quantile(judged.reward[1:], 0.025))
-    above = point > noise_floor(judged.aa_reward) and low > 0
-    said = f"reward {point:+.3f}, charged {answered.flops:.3g} FLOPs an instance"
-    return Outcome(name, "above nothing" if above else "priced", point, above, said)
+    arms = arms_of(task, stage_baseline(task.name), answered, chosen.execution, placebo=False)
+    found = judged(arms, case, chosen)
+    above = found.reward > found.floor and found.low > 0
+    said = f"reward {found.reward:+.3f}, charged {answered.flops:.3g} FLOPs an instance"
+    return Outcome(name, "above nothing" if above else "priced", found.reward, above, said)
 
 
 def _unpunished(reads: str, makes: str, case: TaskName, chosen: Settings) -> Outcome | None:

@@ -33,11 +33,11 @@ from sklearn.datasets import load_digits
 
 from stages.base import paths
 from stages.base.processes import process_pool
-from stages.contracts.arms import Answered, MethodArms
+from stages.contracts.arms import Answered
 from stages.contracts.method_file import from_file
 from stages.errors import MethodError, UserError
 from stages.execution.runs import arms_of
-from stages.redteam.composing import composed
+from stages.redteam.composing import NOTHING, composed, judged
 from stages.redteam.pipeline_attacks import pipeline_attacks
 from stages.reward.judging import MAX_UNSEEN, judge, noise_floor
 from stages.scoring.cached import cached_task, jobs
@@ -127,14 +127,6 @@ def _cases(chosen: Settings) -> list[tuple[str, str]]:
     return sorted((task for split in ("train", "validation") for task in list_tasks(split)), key=key)
 
 
-def _judged(arms: MethodArms, family: str, target: str, chosen: Settings) -> tuple[float, float, float]:
-    """(reward, its lower limit, noise floor)."""
-    task = cached_task(family, target)
-    judged = judge(task, stage_baseline(task.name), arms, chosen.reward)
-    lower = float(sorted(judged.reward[1:])[len(judged.reward) // 40])
-    return float(judged.reward[0]), lower, noise_floor(judged.aa_reward)
-
-
 def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[str, Any]:
     """One exploit (or any method file): its row."""
     facts = _constants(path)
@@ -153,21 +145,20 @@ def _attack(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[str
             "layer": error.layer,
             "reason": error.cause[:200],
         }
-    results, rewards, unseen = [], [(0.0, 0.0, 0.0)], 0.0
+    results, rewards = [], [NOTHING]
     for case in cases:
         done: Evaluation[None] = evaluate(candidate, [case], host, chosen.execution, frozen=frozen)
         results.append(done.results[0])
         if (arms := done.results[0].arms) is not None:
-            rewards.append(_judged(arms, *case, chosen))
-            tight = next(row for row in stage_baseline(done.results[0].task).first if row.budget == "tight")
-            unseen = max(unseen, arms.unseen_flops / tight.budget_flops)
+            rewards.append(judged(arms, case, chosen))
         if done.outcome != "ok":
             break
     last = results[-1].answered
     charged = sum(_charged(case, one.answered) for case, one in zip(cases, results, strict=False))
     adaptive = any(of.adaptive for of in frozen.values())
     true_flops = float(facts.get("TRUE_FLOPS", 0)) if adaptive else 0.0
-    reward, low, floor = max(rewards)
+    reward, low, floor, _ = max(rewards)
+    unseen = max(one.unseen_share for one in rewards)
     full = charged >= FULL_SHARE * true_flops
     if BREACH in last.reason:
         outcome = "breached"
@@ -213,7 +204,7 @@ def _control(path: Path, cases: Sequence[TaskName], chosen: Settings) -> dict[st
         return row | refused | {"reason": (inside.reason or outside.reason)[:200]}
     names = [f"{family}.{target}" for family, target in cases]
     there, ours = (
-        [_judged(done.arms[name], *case, chosen) for name, case in zip(names, cases, strict=True)]
+        [judged(done.arms[name], case, chosen) for name, case in zip(names, cases, strict=True)]
         for done in (inside, outside)
     )
     adaptive = any(one.answered.unseen_flops for one in inside.results)

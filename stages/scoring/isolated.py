@@ -31,7 +31,6 @@ from stages.metering.access import MeteredAccess
 from stages.metering.cpu_time import Calibration, calibrate
 from stages.metering.ledger import Ledger
 from stages.sandbox.host import MethodProcess
-from stages.sandbox.limits import CPU
 from stages.scoring.cached import cached_target
 from stages.scoring.candidate import Candidate, Frozen, Source
 from stages.tasks.storage import Task
@@ -203,7 +202,7 @@ class Isolated:
             status, reason, layer, rows = "void", f"{place}: {guard.fault()}", "read-only target", None
         allowed = rates.allowed_s(served)
         own, unseen = rates.flops(used - allowed), rates.flops(allowed)
-        return Answered(status, rows, ledger.flops / n, own / n, reason, layer or CPU * (status == "void"), unseen / n)
+        return Answered(status, rows, ledger.flops / n, own / n, reason, layer, unseen / n)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from joblib import Parallel, delayed
 
 from stages.contracts.score_result import NullRow
 from stages.contracts.target import Target
-from stages.contracts.task import Truth
 from stages.errors import MethodError
 from stages.execution.answering import asked_of
 from stages.execution.runs import arms_of, baseline_of
@@ -71,5 +70,4 @@ def _posed(like: Task, twin: Target) -> Task:
     made = make(like.family, twin, like.split, n, 0, "null", read_secret())
     if float(made.truth.values.std()) < 1e-6:
         raise ValueError("its truth does not vary")
-    truth = Truth(made.truth.values, made.truth.groups)
-    return Task(like.family, twin.name, like.split, made.instances.public(), truth)
+    return Task(like.family, twin.name, like.split, made.instances.public(), made.truth)

@@ -22,12 +22,13 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from stages.contracts.checks import closed
 from stages.contracts.method import Interpretation, Method, Query
 from stages.contracts.target import Forward, Gradients, Intervention, Objective, TargetSpec
 from stages.tracing import calls
 from stages.tracing.calls import Which
 from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, Blank, Node, Program, Ref, Static
-from stages.tracing.values import depends_on_values
+from stages.tracing.values import depends_on_values, outputs
 
 __all__ = ["NeedsValues", "record"]
 
@@ -92,13 +93,13 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with self._lock:
-            if torch.Tag.nondeterministic_seeded in func.tags and not _tensors([args, list(kwargs.values())]):
+            if torch.Tag.nondeterministic_seeded in func.tags and not outputs([args, list(kwargs.values())]):
                 with _disable_current_modes():  # random numbers that hang on no data: a constant
                     return func(*args, **kwargs)
-            if not self.paused and depends_on_values(func, args, kwargs) and any(map(_unknown, _tensors(list(args)))):
+            if not self.paused and depends_on_values(func, args, kwargs) and any(map(_unknown, outputs(list(args)))):
                 raise NeedsValues(f"{func}: what it computes depends on values. {VALUES}")
             out = func(*args, **kwargs)
-            if not self.paused and not str(func).startswith(_BOOKKEEPING) and _tensors(out):
+            if not self.paused and not str(func).startswith(_BOOKKEEPING) and outputs(out):
                 self.add(str(func), args, kwargs, out)
             return out
 
@@ -111,7 +112,7 @@ class _Recorder(TorchDispatchMode):
         described = Node(op, tuple(self.value(arg) for arg in args), {k: self.value(v) for k, v in kwargs.items()})
         index = len(self.nodes)
         self.nodes.append(described)
-        for item, tensor in enumerate(_tensors(out)):
+        for item, tensor in enumerate(outputs(out)):
             if id(tensor) not in self._refs:  # an operation in place returns what it was given
                 self.know(tensor, Ref("node", index=index, item=item))
 
@@ -142,12 +143,6 @@ class _Recorder(TorchDispatchMode):
             with _disable_current_modes():
                 self.constants.append(tensor.detach().clone().contiguous())
         return self._constants[id(tensor)]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [one for part in value for one in _tensors(part)] if isinstance(value, (list, tuple)) else []
 
 
 class _RecordedTarget:
@@ -205,7 +200,7 @@ class _RecordedTarget:
         return self._closed("dictionaries()")
 
     def _closed(self, what: str) -> Any:
-        raise ValueError(f"{what} is open in interpret() only: put what answer() needs into the Interpretation")
+        raise ValueError(closed(what))
 
 
 @contextmanager
