@@ -16,7 +16,7 @@ from flows.outcome import Outcome
 from flows.tables import print_table
 from stages.contracts.journal import Iteration
 from stages.contracts.record import Record, ResultFile, Verdict
-from stages.contracts.reward_rows import LEADERBOARD, TEST, TRAIN, LeaderboardRow, TaskRow, TestRow
+from stages.contracts.reward_rows import LEADERBOARD, NULL, TEST, TRAIN, LeaderboardRow, NullRow, TaskRow, TestRow
 from stages.errors import UserError
 
 __all__ = [
@@ -62,9 +62,17 @@ def leaderboard_rows(split: str) -> list[LeaderboardRow]:
     return sorted(files[split].load(), key=lambda row: (-row.reward_mean, row.method))
 
 
-def print_leaderboard(console: Console, rows: Sequence[LeaderboardRow], title: str) -> None:
-    """One line a method, at most 100 columns; what all rows share stands below the table."""
-    table = _slim(title, ("method",), ("Reward", "95% interval", "gain", "FLOPs", "placebo"), ("",))
+def print_leaderboard(
+    console: Console, rows: Sequence[LeaderboardRow], title: str, nulls: Sequence[NullRow] = ()
+) -> None:
+    """One line a method, at most 100 columns; what all rows share stands below the table.
+
+    Args:
+        nulls: rewards of methods on untrained twins, beside those in metrics/null.json.
+    """
+    known = [*(NULL.load() if NULL.path().is_file() else ()), *nulls]
+    untrained = {(row.method, row.split): row.reward for row in known if row.task == "all"}
+    table = _slim(title, ("method",), ("Reward", "95% interval", "gain", "FLOPs", "placebo", "untrained"), ("",))
     for row in rows:
         table.add_row(
             row.method,
@@ -73,6 +81,7 @@ def print_leaderboard(console: Console, rows: Sequence[LeaderboardRow], title: s
             _signed(row.performance_gain),
             f"x{row.flop_ratio:.2f}",
             _signed(row.placebo_reward),
+            _signed(untrained.get((row.method, row.split))),
             _verdict(row.verdict) if row.status == "ok" else f"{row.status}: {_verdict(row.verdict)}",
         )
     print_table(console, table)

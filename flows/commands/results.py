@@ -73,9 +73,13 @@ def score(
     for split in ("train", "validation"):
         rows = [row for row in result.rows if row.split == split]
         if rows:
-            print_leaderboard(console, rows, f"{result.method} beside the built-in methods, {split} families")
+            print_leaderboard(
+                console, rows, f"{result.method} beside the built-in methods, {split} families", result.null
+            )
     print_per_task(console, result.per_task, f"{result.method}, per task")
     for row in result.null:
+        if row.task == "all":
+            continue
         said = (
             f"{row.outcome} {row.reason}".strip()
             if row.reward is None

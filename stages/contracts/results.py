@@ -20,6 +20,7 @@ from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
     LEADERBOARD,
+    NULL,
     PER_TASK,
     SENSITIVITY,
     TEST,
@@ -33,8 +34,8 @@ Shape = BaseModel | tuple[BaseModel, ...]
 FILES = {
     file.name: file
     for file in (
-        LEADERBOARD, TRAIN, PER_TASK, SENSITIVITY, CONTROLS, CAMPAIGN, TEST, TEST_PER_TASK, FRESH, DICTIONARIES,
-        PROXIES, CIRCUITS,
+        LEADERBOARD, TRAIN, PER_TASK, SENSITIVITY, CONTROLS, CAMPAIGN, TEST, TEST_PER_TASK, FRESH, NULL,
+        DICTIONARIES, PROXIES, CIRCUITS,
     )
 }  # fmt: skip
 """metrics/<name>.json, in the order of the report."""

@@ -11,6 +11,7 @@ __all__ = [
     "CONTROLS",
     "FRESH",
     "LEADERBOARD",
+    "NULL",
     "PER_TASK",
     "SENSITIVITY",
     "TEST",
@@ -20,6 +21,7 @@ __all__ = [
     "ControlRow",
     "FreshRow",
     "LeaderboardRow",
+    "NullRow",
     "RankRow",
     "RewardSettings",
     "SensitivityTable",
@@ -338,6 +340,33 @@ class FreshRow(Record):
     """Tasks that the mean is over, in a row of all tasks."""
 
 
+class NullRow(Record):
+    """A method's reward on the twin of one task's target: untrained weights, so that there is nothing to find."""
+
+    ESTIMATES: ClassVar[Ends] = {"reward": ("reward", "reward_low", "reward_high")}
+
+    method: str
+    """Name of the method."""
+    split: str
+    """train or validation."""
+    task: str
+    """<family>.<target>, or all: the mean over the tasks that twins pose."""
+    outcome: Outcome
+    """What came of it; declined where the twin does not pose the question, or the method did not answer."""
+    reason: str = ""
+    """Why it is not ok."""
+    reward: float | None = None
+    """On the twin, one seed."""
+    reward_low: float | None = None
+    """Lower end of its 95% interval."""
+    reward_high: float | None = None
+    """Upper end of its 95% interval."""
+    noise_floor: float | None = None
+    """Size that the reward of two identical arms stays below in 95% of resamples."""
+    n_tasks: int | None = None
+    """Tasks that the mean is over, in a row of all tasks."""
+
+
 Board = tuple[LeaderboardRow, ...]
 Tasks = tuple[TaskRow, ...]
 LEADERBOARD = ResultFile("leaderboard", Board, "reward", "the leaderboard on validation families")
@@ -348,3 +377,4 @@ CONTROLS = ResultFile("controls", tuple[ControlRow, ...], "reward", "controls th
 TEST = ResultFile("test", tuple[TestRow, ...], "sealed_test", "the sealed test split")
 TEST_PER_TASK = ResultFile("test_per_task", Tasks, "sealed_test", "every method on every test task")
 FRESH = ResultFile("fresh", tuple[FreshRow, ...], "fresh", "scores on instances drawn after everything was frozen")
+NULL = ResultFile("null", tuple[NullRow, ...], "twins", "rewards on untrained twins of the targets")

@@ -2,9 +2,9 @@
 
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Record
-from stages.contracts.reward_rows import FreshRow, LeaderboardRow, TaskRow
+from stages.contracts.reward_rows import FreshRow, LeaderboardRow, NullRow, TaskRow
 
-__all__ = ["Meters", "NullRow", "ScoreResult"]
+__all__ = ["Meters", "ScoreResult"]
 
 
 class Meters(Record):
@@ -23,25 +23,6 @@ class Meters(Record):
     """Whether that is a price, the same on every machine; else it is CPU time, which varies."""
     flops_unseen: float
     """FLOPs that could have gone unseen; 0 where it is exact."""
-
-
-class NullRow(Record):
-    """A method's reward on the twin of one task's target: untrained weights, so that there is nothing to find."""
-
-    task: str
-    """<family>.<target>."""
-    outcome: Outcome
-    """What came of it; declined where the twin does not pose the question."""
-    reason: str = ""
-    """Why there is no reward."""
-    reward: float | None = None
-    """On the twin, one seed."""
-    reward_low: float | None = None
-    """Lower end of its 95% interval."""
-    reward_high: float | None = None
-    """Upper end of its 95% interval."""
-    noise_floor: float | None = None
-    """Size that the reward of two identical arms stays below in 95% of resamples."""
 
 
 class ScoreResult(Record):
@@ -66,7 +47,7 @@ class ScoreResult(Record):
     fresh_gap: tuple[FreshRow, ...]
     """Its scores on instances drawn just now, per task."""
     null: tuple[NullRow, ...]
-    """Its reward on untrained twins of the validation tasks' targets, where that was asked for."""
+    """Its reward on untrained twins of the tasks' targets, where that was asked for."""
     meters: tuple[Meters, ...]
     """What its answer to each task was charged."""
     interpret_bytes: int

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # transformer_lens takes seconds to import; a method's proces
     from transformer_lens import HookedRootModule
 
 __all__ = [
+    "TWIN",
     "Component",
     "Corpus",
     "Forward",
@@ -34,6 +35,10 @@ __all__ = [
     "keep_segments",
     "objective_values",
 ]
+
+
+TWIN = "@twin"
+"""After a target's name: the same architecture and data, with the weights it had before training."""
 
 
 class Component(NamedTuple):

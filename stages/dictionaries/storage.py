@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stages.base import paths
 from stages.contracts.dictionary import Dictionary
+from stages.contracts.target import TWIN
 from stages.dictionaries.foreign import checked_weights, present_form
 from stages.errors import UserError
 
@@ -45,12 +46,13 @@ def load_dictionary(folder: Path) -> Dictionary:
 
 
 def load_dictionaries(target: str, root: Path | None = None) -> dict[str, Dictionary]:
-    """All dictionaries of a target: ``{"<hook point>/<architecture>": dictionary}``, sorted by name.
+    """All dictionaries of a target: ``{"<hook point>/<architecture>": dictionary}``, sorted by name. A twin has those
+    of the target it is a twin of.
 
     Raises:
         UserError: stage ``dictionaries`` has not run, or a file is damaged.
     """
-    base = root or paths.dictionaries_dir(target)
+    base = root or paths.dictionaries_dir(target.removesuffix(TWIN))
     paths.require(base, "dictionaries")
     folders = sorted(file.parent for file in base.glob(f"*/*/{CFG}"))
     if not folders:

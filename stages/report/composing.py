@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from stages.contracts.reward_rows import LeaderboardRow, TaskRow
+from stages.contracts.reward_rows import LeaderboardRow, NullRow, TaskRow
 from stages.report import circuits, latents, listing, wording
 from stages.report.comparing import arms, cost_curve, forest, pareto, pareto_front, task_caption
 from stages.report.drawing import Drawn
@@ -63,8 +63,8 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         summary=wording.summary(board) if board else None,
         flop_weight=results.sensitivity.default.flop_weight if results.sensitivity else None,
         facts=_facts(results, board),
-        board=_board(board, "Methods on validation families"),
-        train=_board(ranked(results.train), "Methods on train families"),
+        board=_board(board, "Methods on validation families", results.nulls),
+        train=_board(ranked(results.train), "Methods on train families", results.nulls),
         tasks=_tasks(per_task, [row.method for row in board], results.kinds),
         task_table=listing.task_table(per_task, results.kinds) if per_task else None,
         pareto=_pareto(board, results.per_task),
@@ -136,11 +136,13 @@ class Board(NamedTuple):
     floor: str
 
 
-def _board(rows: Sequence[LeaderboardRow], caption: str) -> Board | None:
+def _board(rows: Sequence[LeaderboardRow], caption: str, nulls: Sequence[NullRow]) -> Board | None:
     if not rows:
         return None
     floor = wording.number(max(row.noise_floor for row in rows))
-    return Board(Drawn.of(forest(rows)), listing.leaderboard_table(rows, caption), wording.sample(rows[0]), floor)
+    return Board(
+        Drawn.of(forest(rows)), listing.leaderboard_table(rows, caption, nulls=nulls), wording.sample(rows[0]), floor
+    )
 
 
 class TaskPanel(NamedTuple):

@@ -7,7 +7,7 @@ from stages.contracts.dictionary_rows import DictionaryRow
 from stages.contracts.journal import CampaignSummary, Iteration
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Estimate, Record, Verdict
-from stages.contracts.reward_rows import ControlRow, FreshRow, LeaderboardRow, TaskRow
+from stages.contracts.reward_rows import ControlRow, FreshRow, LeaderboardRow, NullRow, TaskRow
 from stages.report.matrix import kind_of
 from stages.report.tables import Cell, Column, Table, table
 from stages.report.wording import (
@@ -38,6 +38,7 @@ __all__ = [
 RowT = TypeVar("RowT", bound=Record)
 BoardT = TypeVar("BoardT", bound=LeaderboardRow)
 VERDICTS: dict[Verdict, str] = {"better": "good", "worse": "bad"}
+UNTRAINED = "Its null: the reward for the same questions about targets before training, where nothing is to be found."
 LAST = float("-inf")
 """Sorted by where there is no number."""
 
@@ -76,8 +77,11 @@ def _verdict(verdict: Verdict) -> Cell:
     return Cell(verdict, verdict, VERDICTS.get(verdict, "quiet"))
 
 
-def leaderboard_table(rows: Sequence[BoardT], caption: str, last: Sequence[Column[BoardT]] = ()) -> Table:
-    """Everything a leaderboard row says."""
+def leaderboard_table(
+    rows: Sequence[BoardT], caption: str, last: Sequence[Column[BoardT]] = (), nulls: Sequence[NullRow] = ()
+) -> Table:
+    """Everything a leaderboard row says, and the method's reward on untrained twins, where there is one."""
+    untrained = {(row.method, row.split): row for row in nulls if row.task == "all"}
     place = {id(row): i + 1 for i, row in enumerate(rows)}
     model = LeaderboardRow
 
@@ -96,6 +100,12 @@ def leaderboard_table(rows: Sequence[BoardT], caption: str, last: Sequence[Colum
     def against(row: LeaderboardRow) -> Cell:
         return Cell(placebo_note(row) if row.verdict == "better" else DASH, "", "quiet")
 
+    def null(row: LeaderboardRow) -> Cell:
+        found = untrained.get((row.method, row.split))
+        if found is None or found.reward is None:
+            return Cell(DASH, LAST)
+        return Cell(change(found.estimate("reward")), found.reward, "", f"{found.n_tasks} tasks")
+
     columns: list[Column[LeaderboardRow]] = [
         Column("#", lambda row: Cell(str(place[id(row)]), place[id(row)]), True),
         _text(model, "method", "name"),
@@ -104,6 +114,7 @@ def leaderboard_table(rows: Sequence[BoardT], caption: str, last: Sequence[Colum
         _change(model, "performance_gain"),
         _column(model, "flop_ratio", lambda row: Cell(ratio(row.flop_ratio), row.flop_ratio), True),
         _change(model, "placebo_reward"),
+        *([Column("untrained [95%]", null, True, UNTRAINED)] if untrained else []),
         _column(model, "worst_task", worst, True),
         _column(model, "noise_floor", lambda row: Cell(number(row.noise_floor), row.noise_floor), True),
         Column("against its placebo", against),

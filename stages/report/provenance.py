@@ -7,26 +7,14 @@ import hashlib
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from stages.base import paths
-from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS
-from stages.contracts.dictionary_rows import DICTIONARIES, GALLERY, PROXIES
-from stages.contracts.journal import CAMPAIGN
-from stages.contracts.record import ResultFile
-from stages.contracts.reward_rows import (
-    CONTROLS,
-    FRESH,
-    LEADERBOARD,
-    PER_TASK,
-    SENSITIVITY,
-    TEST,
-    TEST_PER_TASK,
-    TRAIN,
-)
+from stages.contracts.circuit_rows import DRAWINGS
+from stages.contracts.dictionary_rows import GALLERY
+from stages.contracts.results import FILES
 
 __all__ = ["Source", "commit", "provenance", "sources"]
 
@@ -46,12 +34,10 @@ class Source(NamedTuple):
 
 def sources() -> dict[str, Source]:
     """By name of the result."""
-    plain: Iterable[ResultFile[object]] = (
-        CAMPAIGN, CIRCUITS, CONTROLS, DICTIONARIES, FRESH, LEADERBOARD, PER_TASK, PROXIES, SENSITIVITY, TEST,
-        TEST_PER_TASK, TRAIN,
-    )  # type: ignore[assignment]  # fmt: skip
     root = paths.root()
-    found = {one.name: Source(one.path().relative_to(root).as_posix(), f"dvc repro {one.made_by}") for one in plain}
+    found = {
+        one.name: Source(one.path().relative_to(root).as_posix(), f"dvc repro {one.made_by}") for one in FILES.values()
+    }
     galleries = paths.dictionaries_dir("*") / "gallery.json"
     drawings = paths.circuits_dir() / "drawings.json"
     found[GALLERY.name] = Source(galleries.relative_to(root).as_posix(), f"dvc repro {GALLERY.made_by}")

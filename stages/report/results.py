@@ -15,6 +15,7 @@ from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
     LEADERBOARD,
+    NULL,
     PER_TASK,
     SENSITIVITY,
     TEST,
@@ -23,6 +24,7 @@ from stages.contracts.reward_rows import (
     ControlRow,
     FreshRow,
     LeaderboardRow,
+    NullRow,
     SensitivityTable,
     TaskRow,
     TestRow,
@@ -56,6 +58,7 @@ class Results:
     test_per_task: Sequence[TaskRow] = ()
     controls: Sequence[ControlRow] = ()
     fresh: Sequence[FreshRow] = ()
+    nulls: Sequence[NullRow] = ()
     dictionaries: Sequence[DictionaryRow] = ()
     sensitivity: SensitivityTable | None = None
     campaign: CampaignSummary | None = None
@@ -112,7 +115,8 @@ def load_results() -> Results:
     per_task, sensitivity = reader.read(PER_TASK, ()), reader.optional(SENSITIVITY)
     controls, campaign = reader.read(CONTROLS, ()), reader.optional(CAMPAIGN)
     test, test_per_task = reader.read(TEST, ()), reader.read(TEST_PER_TASK, ())
-    fresh, dictionaries = reader.read(FRESH, ()), reader.read(DICTIONARIES, ())
+    fresh, nulls = reader.read(FRESH, ()), reader.read(NULL, ())
+    dictionaries = reader.read(DICTIONARIES, ())
     proxies, circuits = reader.read(PROXIES, ()), reader.read(CIRCUITS, ())
     galleries: list[Gallery] = []
     for path in sorted(paths.dictionaries_dir("any").parent.glob("*/gallery.json")):
@@ -135,6 +139,7 @@ def load_results() -> Results:
         test_per_task=test_per_task,
         controls=controls,
         fresh=fresh,
+        nulls=nulls,
         dictionaries=dictionaries,
         sensitivity=sensitivity,
         campaign=campaign,

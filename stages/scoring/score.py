@@ -13,8 +13,8 @@ from stages.base.processes import process_pool
 from stages.base.text import safe_name
 from stages.contracts.method import Method
 from stages.contracts.method_file import method_name
-from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow
-from stages.contracts.score_result import NullRow, ScoreResult
+from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow, NullRow
+from stages.contracts.score_result import ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.methods import METHODS
 from stages.reward.judging import MAX_UNSEEN, Judged, leaderboard_row, task_row
@@ -87,7 +87,7 @@ def score_method(
         twins: tuple[NullRow, ...] = ()
         if null and done.scored:
             progress("its null: the same questions about untrained twins of the targets")
-            twins = null_rows(candidate, host, splits["validation"], chosen, pool)
+            twins = null_rows([Candidate(name, candidate.what)], host, splits, chosen, pool)
     if not done.results:
         raise InfraError(f"{done.reason}: run it again")
     judged: dict[str, list[Judged]] = {}

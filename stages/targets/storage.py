@@ -10,6 +10,7 @@ from transformer_lens import HookedRootModule
 
 from stages.base import paths
 from stages.contracts.target import (
+    TWIN,
     Corpus,
     Target,
     TargetSpec,
@@ -19,10 +20,7 @@ from stages.errors import UserError
 from stages.targets.definition import TargetDefinition
 from stages.targets.zoo import ZOO
 
-__all__ = ["TWIN", "definition_of", "freeze", "load_target", "save_target"]
-
-TWIN = "@twin"
-"""After a target's name: the same architecture and data, with the weights it had before training."""
+__all__ = ["definition_of", "freeze", "load_target", "save_target"]
 
 
 def definition_of(name: str) -> TargetDefinition:

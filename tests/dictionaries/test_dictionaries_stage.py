@@ -18,7 +18,7 @@ from stages.base.params import load
 from stages.benchmarks import dictionaries as bench
 from stages.contracts.dictionary_rows import DICTIONARIES, DICTIONARY_METRICS, SWEEP_METRICS, DictionaryRow
 from stages.contracts.record import Estimate
-from stages.contracts.target import Target
+from stages.contracts.target import TWIN, Target
 from stages.dictionaries import stage
 from stages.dictionaries.architectures.codec import encode
 from stages.dictionaries.evaluation.evaluate import (
@@ -230,7 +230,7 @@ def test_a_hook_point_that_does_not_exist_leaves_old_results(finished: Finished)
         stage.run(config, "digits_mlp")
     with pytest.raises(UserError, match="target 'other' has no entry"):
         stage.run(config, "other")
-    assert len(load_dictionaries("digits_mlp")) == 3
+    assert len(load_dictionaries("digits_mlp")) == len(load_dictionaries(f"digits_mlp{TWIN}")) == 3
     assert not list((finished.root / "data/dictionaries").glob(".*"))
 
 

@@ -32,6 +32,7 @@ from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
     LEADERBOARD,
+    NULL,
     PER_TASK,
     SENSITIVITY,
     TEST,
@@ -41,6 +42,7 @@ from stages.contracts.reward_rows import (
     ControlRow,
     FreshRow,
     LeaderboardRow,
+    NullRow,
     RankRow,
     RewardSettings,
     SensitivityTable,
@@ -360,6 +362,16 @@ def fresh() -> list[FreshRow]:
     return rows
 
 
+def nulls() -> list[NullRow]:
+    rows = [NullRow(method="nothing", split="train", task="all", outcome="declined")]
+    for method, reward in (("gradient", 0.01), ("memorises", -0.02)):
+        rows.append(
+            NullRow(method=method, split="validation", task="all", outcome="ok", reward=reward,
+                    reward_low=reward - 0.03, reward_high=reward + 0.03, noise_floor=0.01, n_tasks=3)
+        )  # fmt: skip
+    return rows
+
+
 def circuits() -> list[CircuitRow]:
     return [
         CircuitRow(
@@ -421,7 +433,7 @@ def write_results(root: Path) -> None:
     for file, value in (
         (LEADERBOARD, leaderboard), (TRAIN, board(tasks, "train")), (PER_TASK, tasks), (CONTROLS, controls()),
         (TEST, test), (TEST_PER_TASK, test_tasks), (DICTIONARIES, dictionaries(rng)), (PROXIES, proxies()),
-        (CIRCUITS, circuits()), (FRESH, fresh()),
+        (CIRCUITS, circuits()), (FRESH, fresh()), (NULL, nulls()),
     ):  # fmt: skip
         file.save(tuple(value), folder / f"{file.name}.json")
     SENSITIVITY.save(sensitivity(leaderboard), folder / "sensitivity.json")

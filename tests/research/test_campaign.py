@@ -10,16 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from flows.terminal import leaderboard_rows, print_leaderboard
 from stages.base import paths
 from stages.base.params import load
 from stages.contracts.journal import Result, TestOpened
-from stages.contracts.reward_rows import FRESH
+from stages.contracts.reward_rows import FRESH, NULL
 from stages.errors import UserError
+from stages.report.listing import leaderboard_table
+from stages.report.wording import signed
 from stages.research import sealed_test
 from stages.research.journal import Journal
 from stages.research.stage import Config, campaign, run
-from stages.scoring import fresh
+from stages.scoring import fresh, null
 from tests import toy
 
 
@@ -81,6 +85,23 @@ def test_every_method_has_a_fresh_instance_gap_and_it_is_a_function_of_what_was_
     first = (graph / "metrics" / "fresh.json").read_bytes()
     fresh.run()
     assert (graph / "metrics" / "fresh.json").read_bytes() == first
+
+
+def test_every_method_has_its_null_and_the_tables_show_it(graph, uninterrupted, capsys):
+    (graph / "metrics" / "campaign.json").write_bytes(uninterrupted["metrics/campaign.json"])
+    rows = null.run()
+    found = json.loads(uninterrupted["metrics/campaign.json"])["incumbent"]["name"]
+    assert {row.method for row in rows} == {*toy.METHODS, found} and NULL.load() == rows
+    assert {row.outcome for row in rows} <= {"ok", "declined"} and not any(row.split == "test" for row in rows)
+    board = leaderboard_rows("validation")
+    print_leaderboard(Console(width=200), board, "leaderboard")
+    shown = capsys.readouterr().out
+    means = {row.method: row.reward for row in rows if (row.task, row.split) == ("all", "validation")}
+    assert set(toy.METHODS) <= set(means) and all(f"{means[row.method]:+.3f}" in shown for row in board)
+    table = leaderboard_table(board, "", nulls=rows)
+    at = next(i for i, head in enumerate(table.columns) if "untrained" in head.name)
+    assert all(signed(means[row.method]) in cells[at].text for row, cells in zip(board, table.rows, strict=True))
+    assert not any("untrained" in head.name for head in leaderboard_table(board, "").columns)
 
 
 SCRIPT = """

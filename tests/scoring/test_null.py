@@ -3,12 +3,13 @@
 import torch
 
 from stages.base.processes import process_pool
+from stages.contracts.target import TWIN
 from stages.interpretation.loading import built_in
 from stages.scoring.candidate import Candidate
 from stages.scoring.in_process import InProcess
 from stages.scoring.null import null_rows
 from stages.scoring.settings import settings
-from stages.targets.storage import TWIN, definition_of, load_target
+from stages.targets.storage import definition_of, load_target
 
 
 def test_a_twin_has_the_weights_before_training_and_the_data(graph):
@@ -23,15 +24,21 @@ def test_a_twin_has_the_weights_before_training_and_the_data(graph):
 
 def test_methods_are_scored_on_the_twin_and_what_cannot_be_posed_says_so(graph):
     chosen = settings()
-    tasks = [("active_learning", "digits_mlp"), ("few_shot_shapley", "digits_few_shot")]
+    splits = {"train": [("active_learning", "digits_mlp")], "validation": [("few_shot_shapley", "digits_few_shot")]}
+    candidates = [Candidate(name, built_in(name)) for name in ("gradient", "nothing", "attention")]
     with process_pool(1) as pool:
-        host = InProcess(chosen.interpretation)
-        for name in ("gradient", "nothing"):
-            rows = null_rows(Candidate(name, built_in(name)), host, tasks, chosen, pool)
-            assert [row.task for row in rows] == ["active_learning.digits_mlp", "few_shot_shapley.digits_few_shot"]
-            for row in rows:
-                if row.outcome == "ok":
-                    assert row.reward_low <= row.reward <= row.reward_high and row.noise_floor >= 0
-                else:
-                    assert row.reward is None and row.outcome == "declined"
-            assert name == "gradient" or {row.outcome for row in rows} == {"declined"}
+        rows = null_rows(candidates, InProcess(chosen.interpretation), splits, chosen, pool)
+    each = [row for row in rows if row.task != "all"]
+    assert sorted((row.method, row.split, row.task) for row in each) == sorted(
+        (one.name, split, ".".join(task)) for one in candidates for split in splits for task in splits[split]
+    )
+    for row in each:
+        if row.outcome == "ok":
+            assert row.reward_low <= row.reward <= row.reward_high and row.noise_floor >= 0
+        else:
+            assert (row.outcome, bool(row.reason)) in {("declined", True), ("declined", False)}, row
+        if row.method == "nothing":
+            assert row.outcome == "declined" and row.reward in (None, 0.0)
+    for row in rows[: -len(each)]:  # the mean over the one task of the split is that task's reward
+        (of,) = [one for one in each if (one.method, one.split) == (row.method, row.split)]
+        assert row.task == "all" and row.n_tasks == 1 and row.reward == of.reward
