@@ -19,8 +19,9 @@ from rich.progress import (
 )
 
 from flows.outcome import Outcome
+from stages.base.progress import listening
 
-__all__ = ["ProgressView", "progress_view", "telling"]
+__all__ = ["ProgressView", "counting", "progress_view", "telling"]
 
 Tell = Callable[[object], None]
 
@@ -147,6 +148,24 @@ def telling(console: Console, what: str) -> Iterator[Tell]:
         lines.ended.set()
         beat.join()
     lines.say(f"done after {lines.elapsed()}")
+
+
+@contextmanager
+def counting(what: str) -> Iterator[None]:
+    """Show what the work inside reports (``stages.base.progress``), on stderr: a bar on a terminal, else lines."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        with (
+            telling(console, what) as tell,
+            listening(lambda step, done, total: tell(f"{step}, {done} of {total}")),
+        ):
+            yield
+        return
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task(what, total=None)
+        with listening(lambda step, done, total: bars.update(bar, description=step, completed=done, total=total)):
+            yield
 
 
 class _Lines:

@@ -51,7 +51,7 @@ def discover(
     """
     from dataclasses import replace
 
-    from flows.bar import showing_progress
+    from flows.progress import counting
     from stages.circuits.algorithms.methods import METHODS, SIZED, STEPPED, TOLERANT, Settings
     from stages.circuits.discovery import discover as run
     from stages.circuits.discovery import load_subject
@@ -76,7 +76,7 @@ def discover(
             )
     settings = replace(Settings(), tolerance=0.01 if tolerance is None else tolerance, size=size, steps=steps or 200)
     subject = load_subject(target)
-    with showing_progress():
+    with counting("circuits"):
         result = run(subject, method, ablation=ablation, seeds=seeds, batch=batch, settings=settings, metric=metric)
     _show(result, as_json)
 
@@ -92,13 +92,13 @@ def cards(
     """
     from rich.console import Console
 
-    from flows.bar import showing_progress
+    from flows.progress import counting
     from flows.terminal import print_json, print_rows
     from stages.base.progress import report
     from stages.circuits.recovery import card_rows
 
     console = Console(stderr=as_json)
-    with showing_progress():
+    with counting("circuits"):
         rows = card_rows((only,) if only else (), progress=lambda name: report(f"deriving {name}", 0, 1))
     if as_json:
         print_json(rows)
@@ -114,13 +114,13 @@ def measure(*, jobs: int, as_json: bool) -> None:
     is."""
     from rich.console import Console
 
-    from flows.bar import showing_progress
+    from flows.progress import counting
     from flows.terminal import print_json, print_rows
     from stages.base.progress import report
     from stages.circuits.recovery import bench_rows, verdicts
 
     console = Console(stderr=as_json)
-    with showing_progress():
+    with counting("circuits"):
         rows = bench_rows(progress=lambda name: report(name, 0, 1))
     if as_json:
         print_json(rows)

@@ -60,7 +60,7 @@ def train(
 
     Example: lensmith dictionaries train digits_mlp layers.0.hook_post --out my_dictionary
     """
-    from flows.bar import showing_progress
+    from flows.progress import counting
     from stages.dictionaries.evaluation.baselines import BASELINES
     from stages.errors import UserError
 
@@ -77,7 +77,7 @@ def train(
     if to is not None:
         from stages.tools.transcoders import train_between
 
-        with showing_progress():
+        with counting("dictionaries"):
             measured = train_between(
                 target, hook, to, architecture, skip=skip, n_latents=n_latents, sparsity=sparsity, steps=steps,
                 batch=batch, lr=lr, seed=seed, out=out, checkpoint=checkpoint,
@@ -88,7 +88,7 @@ def train(
         raise UserError("--skip and --checkpoint are of transcoders: give --to HOOK as well")
     from stages.tools.dictionaries import train_one
 
-    with showing_progress():
+    with counting("dictionaries"):
         made = train_one(
             target, hook, architecture, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch, lr=lr,
             seed=seed, out=out,

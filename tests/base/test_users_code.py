@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.bar import showing_progress
+from flows.progress import counting
 from stages.base.progress import listening, report
 from stages.base.users_code import given_by_the_user
 from stages.errors import UserError
@@ -50,14 +50,17 @@ def test_reports_go_to_who_listens() -> None:
 def test_lines_off_a_terminal_and_a_bar_on_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with showing_progress():
+    with counting("search"):
         report("work", 0, 3)
         report("work", 1, 3)
     shown = capsys.readouterr()
-    assert shown.out == "" and shown.err == "work: 0 of 3, 0 s\n"
+    assert shown.out == "" and shown.err.splitlines() == [
+        "[  0:00] search: started",
+        "[  0:00] search: done after 0:00",
+    ]
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    with showing_progress():
+    with counting("search"):
         report("work", 1, 3)
     shown = capsys.readouterr()
     assert shown.out == "" and "\x1b" in shown.err

@@ -75,15 +75,16 @@ def test_options_that_do_nothing_are_refused(words: list[str], said: str) -> Non
 
 @pytest.mark.parametrize("method", ["edge-sp", "acdc", "eap-ig-activations"])
 def test_progress_goes_to_stderr_as_plain_lines(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.bar.QUIET_S", 0.0)
+    monkeypatch.setattr("flows.progress.OFTEN_S", 0.0)
     words = ["circuits", "discover", "--target", f"{EXAMPLE}:build", "--method", method, "--seeds", "2", "--json"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     json.loads(done.stdout)
     lines = done.stderr.splitlines()
-    assert len(lines) > 2 and all(" of " in line and "\x1b" not in line for line in lines)
-    monkeypatch.setattr("flows.bar.QUIET_S", 3600.0)
-    assert len(CliRunner().invoke(app, words).stderr.splitlines()) == 1, "one at once, then no more than one in QUIET_S"
+    assert "circuits: started" in lines[0] and "circuits: done after" in lines[-1]
+    assert len(lines) > 4 and all(" of " in line and "\x1b" not in line for line in lines[1:-1])
+    monkeypatch.setattr("flows.progress.OFTEN_S", 3600.0)
+    assert len(CliRunner().invoke(app, words).stderr.splitlines()) == 2, "no more than one in OFTEN_S"
 
 
 def test_the_circuit_its_verdict_and_what_is_certified_are_printed() -> None:
