@@ -7,7 +7,7 @@ Neither tool that was tried does this. mutmut 3 runs here, several mutants a sec
 alone: not the price table, limits, settings or class fields, where most numbers of metering stand. It names mutants by
 number, so a reviewed list of equivalent ones does not outlive an edit. cosmic-ray starts an interpreter per mutant: ten
 seconds before the first test. Here the libraries are imported once, every mutant is a fork of that process, its module
-is compiled from the changed tree, and the tests that run the changed line are run, quick ones first. A mutant that ends the process or
+is compiled from the changed tree, and the tests that run the changed line come first. A mutant that ends the process or
 runs out of time counts as killed.
 
 Not changed: texts (messages are matched by tests where they matter), annotations, decorators, f-strings, `__all__`, and
@@ -19,7 +19,6 @@ import hashlib
 import importlib
 import json
 import os
-import shlex
 import signal
 import sys
 import tempfile
@@ -238,17 +237,15 @@ class Watch:
 
 
 class First:
-    """The tests that run a line, quick ones before slow ones; all of them where it runs as modules are imported."""
+    """The tests that run a line, quick ones before slow ones; then all others."""
 
     def __init__(self, seen: dict[str, Any], mutant: Mutant) -> None:
         lines = {(str(ROOT / mutant.file), line) for line in range(mutant.line, mutant.last + 1)}
         hit = {name for name, (ran, _) in seen.items() if lines & {(file, line) for file, line in ran}}
-        self._took = {name: took for name, (_, took) in seen.items() if name in hit or not hit}
+        self._order = {name: (name not in hit, took) for name, (_, took) in seen.items()}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted(
-            (item for item in items if item.nodeid in self._took), key=lambda item: self._took[item.nodeid]
-        )
+        items.sort(key=lambda item: self._order.get(item.nodeid, (True, 1e9)))
 
 
 def in_a_fork(limit: float, work: Callable[[], int]) -> int:
@@ -275,9 +272,7 @@ def in_a_fork(limit: float, work: Callable[[], int]) -> int:
 
 
 def suite(tests: str, plugin: object) -> int:
-    return int(
-        pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *shlex.split(tests)], plugins=[plugin])
-    )
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests.split()], plugins=[plugin]))
 
 
 def tried(mutant: Mutant, tests: str, seen: dict[str, Any], limit: float) -> int:

@@ -69,9 +69,13 @@ def test_worker_processes_are_as_many_as_asked_for_or_one_a_core(monkeypatch):
 
 
 def test_what_is_read_once_is_kept_and_the_machinery_fails_in_known_ways(graph):
+    folder = paths.execution_dir("baseline")
+    for read in (cached_target, cached_task, cached_baseline):
+        read.cache_clear()
     for read, of in ((cached_target, CASE[1:]), (cached_task, CASE)):
         assert read(*of) is read(*of)
-    folder = paths.execution_dir("baseline")
+    assert cached_target(CASE[1]).name == cached_task(*CASE).target_name == CASE[1]
+    assert len(cached_baseline(folder, ".".join(CASE)).rungs) == 3
     assert cached_baseline(folder, ".".join(CASE)) is cached_baseline(folder, ".".join(CASE))
     sizes = [read.cache_info().maxsize for read in (cached_target, cached_task, cached_baseline)]
     assert sizes[0] < sizes[1] == sizes[2]  # targets are large
