@@ -45,8 +45,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy graph up to the reward stage, built once a session."""
     from tests import toy
 
-    root = tmp_path_factory.mktemp("toy")
-    toy.build(root)
+    kept = os.environ.get("LENSMITH_TOY")
+    root = Path(kept) if kept else tmp_path_factory.mktemp("toy")
+    if not (root / "dvc.yaml").is_file():
+        toy.build(root)
     return root
 
 

@@ -45,6 +45,7 @@ def test_the_truth_for_nothing_is_void_for_review(graph, share, flops, outcome):
     done = evaluate(Candidate("x", built_in("nothing")), [CASE], Tells(share, flops), chosen.execution)
     assert done.outcome == outcome
     if outcome == "void":
+        assert done.results[0].answered.rows is None and done.results[0].arms is None
         assert done.layer == "review" and "look at the method" in done.reason and done.arms == {}
         told = evaluate(
             Candidate("x", built_in("nothing")), [CASE], Tells(share, flops), chosen.execution, review=False

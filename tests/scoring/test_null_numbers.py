@@ -1,0 +1,108 @@
+"""The null's numbers, and what each outcome leaves of its row."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel
+
+from stages.contracts.arms import Answered
+from stages.errors import InfraError, MethodError
+from stages.execution.runs import arms_of, baseline_of
+from stages.interpretation.loading import built_in
+from stages.reward.judging import judge, noise_floor
+from stages.reward.resampling import interval
+from stages.scoring import null
+from stages.scoring.cached import cached_target, cached_task
+from stages.scoring.candidate import Candidate, Frozen
+from stages.scoring.fresh import fresh_task
+from stages.scoring.settings import settings
+from stages.targets.storage import TWIN
+
+CASE = ("active_learning", "digits_mlp")
+CANDIDATE = Candidate("x", built_in("nothing"))
+
+
+class Says:
+    def __init__(self, said=None, fails=None):
+        self.said, self.fails, self.asked = said, fails, []
+
+    def freeze(self, candidate, targets, asked=None):
+        self.asked.append((targets, asked))
+        if self.fails:
+            raise self.fails
+        return {target: Frozen(b"", b"") for target in targets}
+
+    def ask(self, candidate, frozen, task, target):
+        self.task = task
+        assert target.name == task.target_name
+        truth = task.truth.values.numpy()[..., None]
+        rows = truth + 0.1 * truth.std() * np.random.default_rng(0).normal(size=truth.shape)
+        return self.said or Answered("ok", rows, 2.0, 3.0)
+
+
+def row_of(host, case=CASE):
+    (row,) = null.null_rows(CANDIDATE, host, [case], settings(), Parallel(n_jobs=1))
+    return row
+
+
+def test_the_reward_on_a_twin_is_that_of_one_seed(graph):
+    host, chosen = Says(), settings()
+    row = row_of(host)
+    twin = cached_target(f"digits_mlp{TWIN}")
+    (targets, asked), task = host.asked[0], host.task
+    assert targets == [twin.name] == list(asked) and asked[twin.name][0].question.inputs.shape[0] == 50
+    assert (task.instances.n, task.split, task.family.name) == (50, "train", "active_learning")
+    assert not torch.equal(task.truth.values, cached_task(*CASE).truth.values)
+    config = chosen.execution.model_copy(update={"n_seeds": 1})
+    baseline = baseline_of(task, twin, config)
+    arms = arms_of(task, baseline, host.ask(CANDIDATE, None, task, twin), config, placebo=False)
+    judged = judge(task, baseline, arms, chosen.reward)
+    point, low, high = interval(judged.reward)
+    assert row.task == "active_learning.digits_mlp" and row.outcome == "ok" and row.reason == ""
+    wanted = [point, low, high, noise_floor(judged.aa_reward)]
+    found = [row.reward, row.reward_low, row.reward_high, row.noise_floor]
+    assert found == [round(float(value), 6) for value in wanted] and row.reward_low < row.reward_high
+
+
+@pytest.mark.parametrize(
+    ("host", "outcome", "reason"),
+    [
+        (Says(Answered("declined", None, 0.0, 0.0, "not this")), "declined", "not this"),
+        (Says(Answered("failed", None, 0.0, 0.0, "it broke")), "failed", "it broke"),
+        (Says(fails=MethodError("x", "interpret", "no idea", "Think.")), "failed", "no idea"),
+        (Says(fails=InfraError("full")), "infra", "full"),
+        (Says(fails=OSError("gone")), "infra", "gone"),
+    ],
+)
+def test_without_an_answer_there_is_no_number(graph, host, outcome, reason):
+    row = row_of(host)
+    assert (row.outcome, row.reason) == (outcome, reason)
+    assert row.reward is row.reward_low is row.reward_high is row.noise_floor is None
+
+
+def test_a_twin_that_poses_nothing_says_why(graph, monkeypatch):
+    real = null.make
+    for spread, posed in ((0.0, False), (1e-7, False), (1e-4, True)):
+
+        def made(family, target, split, n, *rest, spread=spread):
+            values = torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
+            found = real(family, target, split, n, *rest)
+            return found._replace(truth=replace(found.truth, values=spread * values))
+
+        monkeypatch.setattr(null, "make", made)
+        row = row_of(Says())
+        assert (row.outcome == "ok") == posed
+        assert posed or row.reason == "the twin poses no active_learning: its truth does not vary"
+    for error in (RuntimeError("nan"), ValueError("nan")):
+        monkeypatch.setattr(null, "make", lambda *of, error=error: (_ for _ in ()).throw(error))
+        assert (row_of(Says()).outcome, row_of(Says()).reason) == ("declined", "the twin poses no active_learning: nan")
+
+
+def test_it_is_posed_as_often_as_the_task_and_never_more_than_that_many_times(graph):
+    twin = cached_target(f"digits_mlp{TWIN}")
+    large = fresh_task(cached_task(*CASE), cached_target("digits_mlp"), 125)
+    task = null._posed(large, twin)
+    assert task.instances.n == 120 and not task.instances.planted and task.target_name == twin.name
+    assert null._posed(large, twin).digest == task.digest
