@@ -8,6 +8,7 @@ import torch
 from joblib import Parallel
 
 from stages.contracts.arms import Answered
+from stages.contracts.target import TWIN
 from stages.errors import InfraError, MethodError
 from stages.execution.runs import arms_of, baseline_of
 from stages.interpretation.loading import built_in
@@ -18,7 +19,6 @@ from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.fresh import fresh_task
 from stages.scoring.settings import settings
-from stages.targets.storage import TWIN
 
 CASE = ("active_learning", "digits_mlp")
 CANDIDATE = Candidate("x", built_in("nothing"))
@@ -43,8 +43,10 @@ class Says:
 
 
 def row_of(host, case=CASE):
-    (row,) = null.null_rows(CANDIDATE, host, [case], settings(), Parallel(n_jobs=1))
-    return row
+    rows = null.null_rows([CANDIDATE], host, {"train": [case]}, settings(), Parallel(n_jobs=1))
+    assert [row.task for row in rows[:-1]] == ["all"] * (len(rows) - 1)
+    assert (rows[0].reward, rows[0].n_tasks) == (rows[-1].reward, 1) or rows[-1].reward is None
+    return rows[-1]
 
 
 def test_the_reward_on_a_twin_is_that_of_one_seed(graph):
@@ -69,8 +71,7 @@ def test_the_reward_on_a_twin_is_that_of_one_seed(graph):
 @pytest.mark.parametrize(
     ("host", "outcome", "reason"),
     [
-        (Says(Answered("declined", None, 0.0, 0.0, "not this")), "declined", "not this"),
-        (Says(Answered("failed", None, 0.0, 0.0, "it broke")), "failed", "it broke"),
+        (Says(Answered("void", None, 0.0, 0.0, "too good")), "void", "too good"),
         (Says(fails=MethodError("x", "interpret", "no idea", "Think.")), "failed", "no idea"),
         (Says(fails=InfraError("full")), "infra", "full"),
         (Says(fails=OSError("gone")), "infra", "gone"),
@@ -80,6 +81,31 @@ def test_without_an_answer_there_is_no_number(graph, host, outcome, reason):
     row = row_of(host)
     assert (row.outcome, row.reason) == (outcome, reason)
     assert row.reward is row.reward_low is row.reward_high is row.noise_floor is None
+
+
+def test_who_does_not_answer_has_the_baseline_and_pays_for_a_failure(graph):
+    declined = row_of(Says(Answered("declined", None, 0.0, 0.0, "not this")))
+    assert (declined.outcome, declined.reason, declined.reward) == ("declined", "not this", 0.0)
+    failed = row_of(Says(Answered("failed", None, 1e9, 0.0, "it broke")))
+    assert (failed.outcome, failed.reason) == ("failed", "it broke") and failed.reward < 0.0
+
+
+def test_the_mean_is_over_what_twins_pose(graph, monkeypatch):
+    real = null.make
+
+    def made(family, *rest):
+        if family.name == "few_shot_shapley":
+            raise ValueError("no")
+        return real(family, *rest)
+
+    monkeypatch.setattr(null, "make", made)
+    splits = {"train": [CASE], "validation": [("few_shot_shapley", "digits_few_shot")]}
+    rows = null.null_rows([CANDIDATE], Says(), splits, settings(), Parallel(n_jobs=1))
+    assert [(row.split, row.task, row.outcome) for row in rows] == [
+        ("train", "all", "ok"),
+        ("train", "active_learning.digits_mlp", "ok"),
+        ("validation", "few_shot_shapley.digits_few_shot", "declined"),
+    ]
 
 
 def test_a_twin_that_poses_nothing_says_why(graph, monkeypatch):
@@ -103,6 +129,6 @@ def test_a_twin_that_poses_nothing_says_why(graph, monkeypatch):
 def test_it_is_posed_as_often_as_the_task_and_never_more_than_that_many_times(graph):
     twin = cached_target(f"digits_mlp{TWIN}")
     large = fresh_task(cached_task(*CASE), cached_target("digits_mlp"), 125)
-    task = null._posed(large, twin)
+    task = null._posed(large, twin.name)
     assert task.instances.n == 120 and not task.instances.planted and task.target_name == twin.name
-    assert null._posed(large, twin).digest == task.digest
+    assert null._posed(large, twin.name).digest == task.digest
