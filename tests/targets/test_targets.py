@@ -59,7 +59,9 @@ def test_a_changed_file_is_noticed(mlp, tmp_path, file):
 def test_missing_and_unknown_targets_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="stage 'targets' makes it"):
         load_target("digits_mlp", tmp_path)
-    with pytest.raises(UserError, match="known: digits_few_shot, digits_mlp, small_cnn"):
+    with pytest.raises(
+        UserError, match="known: context_lm, digits_few_shot, digits_mlp, facts_lm, grokked_addition, small_cnn"
+    ):
         load_target("imagenet", tmp_path)
 
 
