@@ -22,7 +22,7 @@ from torch import Tensor
 from stages.activations.manifest import Manifest, Shard, cache_dir, content_key, sha256_of
 from stages.activations.order import generator_for, shard_bounds, write_order
 from stages.base import paths
-from stages.contracts.target import HookSpec, Target, TargetSpec
+from stages.contracts.target import HookSpec, Target, TargetSpec, telling_places
 from stages.errors import UserError
 
 __all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches", "write_shards"]
@@ -142,7 +142,7 @@ def write_caches(
     }  # fmt: skip
     done = {hook.name: _whole(cache_dir(target.name, hook.name, split, root), keys[hook.name]) for hook in hooks}
     missing = [hook for hook in hooks if done[hook.name] is None]
-    kept = _kept(target.spec, corpus.inputs[chosen])
+    kept = telling_places(target.spec, corpus.inputs[chosen])
     beside = root or paths.activations_dir(target.name)
     captured = _capture(target, corpus.inputs[chosen], missing, dtype, kept, beside) if missing else {}
     index: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}  # hook points with the same positions share it
@@ -183,14 +183,6 @@ def write_caches(
         unfinished.replace(final)
         manifests.append(manifest)
     return manifests
-
-
-def _kept(spec: TargetSpec, inputs: Tensor) -> Tensor | None:
-    """(N, T) bool: where inputs are tokens, those that have a row: present, and not the first present one."""
-    if spec.n_vocabulary is None:
-        return None
-    present = inputs[..., 1] > 0.5
-    return present & (present.long().cumsum(1) > 1)
 
 
 def _mask(kept: Tensor | None, hook: HookSpec) -> Tensor | None:

@@ -35,6 +35,7 @@ __all__ = [
     "digest_of",
     "keep_segments",
     "objective_values",
+    "telling_places",
 ]
 
 
@@ -290,6 +291,15 @@ def keep_segments(spec: TargetSpec, inputs: Tensor, keep: Tensor) -> Tensor:
     out = inputs.clone()
     out[..., spec.present_channel] = out[..., spec.present_channel] * keep.to(inputs.dtype)
     return out
+
+
+def telling_places(spec: TargetSpec, inputs: Tensor) -> Tensor | None:
+    """(B, T) bool: where inputs are tokens, the places whose activations tell something: a word is there, and it is not
+    the first (whatever stands first is attended to where nothing else is). None where inputs are no tokens: all do."""
+    if spec.n_vocabulary is None:
+        return None
+    present = inputs[..., 1] > 0.5
+    return present & (present.long().cumsum(1) > 1)
 
 
 def objective_values(outputs: Tensor, objective: Objective) -> Tensor:
