@@ -41,16 +41,22 @@ class Manifest:
     """Size of a row. Heads are flattened: heads * d_head."""
     n_examples: int
     n_positions: int
-    """Rows per example: token positions, or 1."""
+    """Rows per example: token positions, or 1. Where inputs are tokens, at most so many."""
     n_rows: int
     rows_per_shard: int
     max_abs: float
     """Largest magnitude, before rounding to ``dtype``."""
     shards: tuple[Shard, ...]
+    left_out: int = 0
+    """Where inputs are tokens: rows that are not here, those of absent tokens and of each input's first present one
+    (whatever stands there is attended to where nothing else is, and can be a hundred times as large as all others). Not
+    written where it is 0."""
     protocol: int = PROTOCOL
 
     def save(self, folder: Path) -> None:
         values = asdict(self) | {"shards": [shard._asdict() for shard in self.shards]}
+        if not self.left_out:
+            del values["left_out"]
         (folder / MANIFEST).write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod

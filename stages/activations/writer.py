@@ -1,6 +1,8 @@
 """Run the target over a corpus once and write every hook point's rows.
 
-Shape legend: B = batch, N = examples, T = token positions, R = rows = N * T, D = width.
+Where inputs are tokens there is no row for a token that is absent, nor for each input's first present one.
+
+Shape legend: B = batch, N = examples, T = token positions, R = rows = N * T (tokens: fewer), D = width.
 """
 
 import hashlib
@@ -10,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,8 @@ from torch import Tensor
 
 from stages.activations.manifest import Manifest, Shard, cache_dir, content_key, sha256_of
 from stages.activations.order import generator_for, shard_bounds, write_order
-from stages.contracts.target import HookSpec, Target, TargetSpec
+from stages.base import paths
+from stages.contracts.target import HookSpec, Target, TargetSpec, telling_places
 from stages.errors import UserError
 
 __all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches", "write_shards"]
@@ -29,6 +33,10 @@ SAFE = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16"}
 TYPES = tuple(SAFE)
 FORWARD_BATCH = 256
 """Examples per forward pass: large enough to amortise Python, small enough to stay in the processor's cache."""
+PASS_BYTES = 1 << 28
+"""What the hook points of one forward pass may take, in float32: fewer examples where one is large."""
+HELD_BYTES = 1 << 30
+"""Rows of all hook points together are gathered in memory up to this size, and in a file beside the cache beyond it."""
 
 
 def cached_hooks(spec: TargetSpec, roles: Sequence[str]) -> tuple[HookSpec, ...]:
@@ -106,9 +114,9 @@ def write_caches(
 ) -> list[Manifest]:
     """Write the cache of every hook point of one split; a cache that is already there and whole is kept.
 
-    All hook points are captured in the same forward passes. Rows of all are held in memory at once, in the dtype on
-    disk (rows x width x 2 bytes; ``max_examples`` bounds it), so that the shuffle is a true one over (example,
-    position).
+    All hook points are captured in the same forward passes. Rows of all are there at once, in the dtype on disk (rows
+    x width x 2 bytes), so that the shuffle is a true one over (example, position): in memory up to ``HELD_BYTES``, in
+    a file that is deleted afterwards beyond it.
 
     Args:
         roles: roles of the hook points to cache.
@@ -134,24 +142,28 @@ def write_caches(
     }  # fmt: skip
     done = {hook.name: _whole(cache_dir(target.name, hook.name, split, root), keys[hook.name]) for hook in hooks}
     missing = [hook for hook in hooks if done[hook.name] is None]
-    captured = _capture(target, corpus.inputs[chosen], missing, dtype) if missing else {}
+    kept = telling_places(target.spec, corpus.inputs[chosen])
+    beside = root or paths.activations_dir(target.name)
+    captured = _capture(target, corpus.inputs[chosen], missing, dtype, kept, beside) if missing else {}
     index: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}  # hook points with the same positions share it
     manifests: list[Manifest] = []
     for hook in hooks:
-        kept = done[hook.name]
-        if kept is not None:
-            manifests.append(kept)
+        whole = done[hook.name]
+        if whole is not None:
+            manifests.append(whole)
             continue
         rows, largest = captured.pop(hook.name)
         positions = n_positions(hook)
         if positions not in index:
             order = write_order(len(rows), split, seed)
+            mask = _mask(kept, hook)
+            which = order if mask is None else torch.nonzero(mask).squeeze(1)[order]
             index[positions] = (
                 order,
                 {
-                    "example": chosen.repeat_interleave(positions)[order].to(torch.int32),
-                    "position": torch.arange(positions).repeat(n)[order].to(torch.int32),
-                    "label": corpus.labels[chosen].repeat_interleave(positions)[order].to(torch.int32),
+                    "example": chosen.repeat_interleave(positions)[which].to(torch.int32),
+                    "position": torch.arange(positions).repeat(n)[which].to(torch.int32),
+                    "label": corpus.labels[chosen].repeat_interleave(positions)[which].to(torch.int32),
                 },
             )
         order, columns = index[positions]
@@ -164,6 +176,7 @@ def write_caches(
             split=split, dtype=dtype, seed=seed, width=row_width(hook), n_examples=n, n_positions=positions,
             n_rows=len(rows), rows_per_shard=rows_per_shard, max_abs=largest,
             shards=write_shards(unfinished, {"acts": rows} | columns, rows_per_shard, order),
+            left_out=n * positions - len(rows),
         )  # fmt: skip
         manifest.save(unfinished)
         shutil.rmtree(final, ignore_errors=True)
@@ -172,27 +185,61 @@ def write_caches(
     return manifests
 
 
-def _capture(target: Target, inputs: Tensor, hooks: Sequence[HookSpec], dtype: str) -> dict[str, tuple[Tensor, float]]:
-    """(R, D) rows of each hook point in the dtype on disk, checked, and their largest magnitude."""
-    made = {
-        # numpy asks the system for large pages, torch does not: a fourth of the time to touch this memory first.
-        hook.name: torch.from_numpy(np.empty((len(inputs) * n_positions(hook), row_width(hook)), dtype))
+def _mask(kept: Tensor | None, hook: HookSpec) -> Tensor | None:
+    """(N * T,) which positions of this hook point have a row; None: all."""
+    return None if kept is None or n_positions(hook) != kept.shape[1] else kept.flatten()
+
+
+def _capture(
+    target: Target, inputs: Tensor, hooks: Sequence[HookSpec], dtype: str, kept: Tensor | None, beside: Path
+) -> dict[str, tuple[Tensor, float]]:
+    """(R, D) rows of each hook point in the dtype on disk, checked, and their largest magnitude.
+
+    Args:
+        kept: (N, T) positions that have a row; None: all.
+        beside: folder for the rows where they are more than memory should hold.
+    """
+    masks = {hook.name: _mask(kept, hook) for hook in hooks}
+    counts = {
+        hook.name: len(inputs) * n_positions(hook) if (mask := masks[hook.name]) is None else int(mask.sum())
         for hook in hooks
     }
-    largest = dict.fromkeys(made, 0.0)
-    start = 0
+    total = sum(counts[hook.name] * row_width(hook) for hook in hooks) * DTYPES[dtype].itemsize
+    made = {
+        hook.name: _room((counts[hook.name], row_width(hook)), dtype, beside if total > HELD_BYTES else None)
+        for hook in hooks
+    }
+    largest, filled = dict.fromkeys(made, 0.0), dict.fromkeys(made, 0)
+    batch: Tensor | None = None
 
     def take(acts: Tensor, hook: Any, spec: HookSpec) -> None:
         rows = rows_of(spec, acts)
+        mask = _mask(batch, spec)
+        if mask is not None:
+            rows = rows[mask]
+        if not len(rows):
+            return
         largest[spec.name] = max(largest[spec.name], _checked(rows, dtype, spec.name, target.name))
-        made[spec.name].narrow(0, start * n_positions(spec), len(rows)).copy_(rows)  # rounds while the rows are hot
+        made[spec.name].narrow(0, filled[spec.name], len(rows)).copy_(rows)  # rounds while the rows are hot
+        filled[spec.name] += len(rows)
 
     taking = [(hook.name, partial(take, spec=hook)) for hook in hooks]
+    floats = sum(math.prod(hook.shape) for hook in hooks) + target.spec.n_outputs
+    size = min(FORWARD_BATCH, max(1, PASS_BYTES // (4 * floats)))
     with torch.no_grad():
-        for batch in torch.split(inputs, FORWARD_BATCH):
-            target.model.run_with_hooks(batch, fwd_hooks=taking)
-            start += len(batch)
+        for start in range(0, len(inputs), size):
+            batch = None if kept is None else kept[start : start + size]
+            target.model.run_with_hooks(inputs[start : start + size], fwd_hooks=taking)
     return {name: (rows, largest[name]) for name, rows in made.items()}
+
+
+def _room(shape: tuple[int, int], dtype: str, beside: Path | None) -> Tensor:
+    """Uninitialised memory; ``beside`` a folder, a file there that nobody sees and that goes when it is not used."""
+    if beside is None or not math.prod(shape):
+        # numpy asks the system for large pages, torch does not: a fourth of the time to touch this memory first.
+        return torch.from_numpy(np.empty(shape, dtype))
+    beside.mkdir(parents=True, exist_ok=True)
+    return torch.from_numpy(np.memmap(TemporaryFile(dir=beside), dtype, "w+", shape=shape))
 
 
 def write_shards(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stages.contracts.target import Intervention, Objective, TargetSpec
 
-__all__ = ["check_call", "check_objective", "closed"]
+__all__ = ["check_call", "check_objective", "check_tokens", "closed"]
 
 KINDS = ("zero", "set", "add", "scale")
 
@@ -28,7 +28,34 @@ def check_call(spec: TargetSpec, inputs: Any, capture: Sequence[str], interventi
         _check_intervention(i, (inputs.shape[0], *spec.hook(i.hook_point).shape))
 
 
-def check_objective(inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> None:
+def check_tokens(spec: TargetSpec, inputs: Tensor) -> None:
+    """Raise ValueError unless every present token is a word: looks at values, so it is for inputs that have some.
+
+    Ids of absent tokens may be anything. Targets whose inputs are no tokens take every value.
+    """
+    if spec.n_vocabulary is None or inputs.numel() == 0:
+        return
+    ids, present = inputs[..., 0].detach(), inputs[..., 1].detach()
+    if not bool(((present == 0) | (present == 1)).all()):
+        value = present[(present != 0) & (present != 1)][0].item()
+        raise ValueError(
+            f"a token has presence {value:g}: channel 1 is 1 (present) or 0 (absent); keep_segments sets it"
+        )
+    if not bool(present[:, -1].all()):
+        row = int((present[:, -1] == 0).nonzero()[0])
+        raise ValueError(
+            f"the last token of input {row} is absent: the answer is read there, so pad on the left and keep the last"
+        )
+    wrong = (present == 1) & ~((ids >= 0) & (ids < spec.n_vocabulary) & (ids == ids.round()))
+    if bool(wrong.any()):
+        row, place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"token {place} of input {row} has id {ids[row, place].item():g}: ids of {spec.name} are whole numbers from"
+            f" 0 to {spec.n_vocabulary - 1}; to change what a word means to the target, set {spec.leaf!r} instead"
+        )
+
+
+def check_objective(spec: TargetSpec, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> None:
     """Raise ValueError unless the objective fits the inputs and there is something to differentiate by."""
     if objective.labels is not None and objective.labels.shape != inputs.shape[:1]:
         raise ValueError(
@@ -36,7 +63,12 @@ def check_objective(inputs: Tensor, objective: Objective, wrt: Sequence[str]) ->
             f" ({inputs.shape[0]},)"
         )
     if not wrt:
-        raise ValueError('wrt is empty: name hook points, or "input"')
+        raise ValueError(f'wrt is empty: name hook points, or "{spec.leaf}"')
+    if "input" in wrt and spec.leaf != "input":
+        raise ValueError(
+            f'wrt "input": an input of {spec.name} is a row of word ids, which have no gradient; use wrt'
+            f' "{spec.leaf}", the embedding of the words'
+        )
 
 
 def _check_intervention(intervention: Intervention, shape: tuple[int, ...]) -> None:

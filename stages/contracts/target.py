@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # transformer_lens takes seconds to import; a method's proces
     from transformer_lens import HookedRootModule
 
 __all__ = [
+    "OFFERS",
     "TWIN",
     "Component",
     "Corpus",
@@ -28,17 +29,33 @@ __all__ = [
     "Intervention",
     "Layout",
     "Objective",
+    "Offer",
     "Target",
     "TargetAccess",
     "TargetSpec",
     "digest_of",
     "keep_segments",
     "objective_values",
+    "telling_places",
 ]
 
 
 TWIN = "@twin"
 """After a target's name: the same architecture and data, with the weights it had before training."""
+
+
+Offer = Literal["examples", "flat_image", "kinds", "pixels", "tokens"]
+"""What can be done with the inputs of a target; see ``OFFERS``."""
+OFFERS: Mapping[Offer, str] = {
+    "examples": "every segment but the last is a labelled example, the last is the query; channel -1 says whether a"
+    " segment is present, channel -2 is its label, the others are pixels in which two segments have a distance",
+    "flat_image": "an input is one row of 64 pixels, 8 x 8: a patch can lie on it, and it has a Euclidean length",
+    "kinds": "inputs come in kinds, each of which shows one behaviour: classes of an image, places of the example that"
+    " has the query's label",
+    "pixels": "inputs are brightnesses (of an episode: all channels but the last two), so noise can be added to them"
+    " and two of them can be mixed",
+    "tokens": "inputs are rows (id, present) of words; a word can be hidden, and a number between two ids is none",
+}
 
 
 class Component(NamedTuple):
@@ -72,6 +89,8 @@ class Layout(TypedDict):
     present_channel: int | None
     unembed: str | None
     norm: str | None
+    n_vocabulary: int | None
+    offers: tuple[Offer, ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,17 @@ class TargetSpec:
     """Name of the (D, C) weight that maps the last residual stream to the outputs."""
     norm: str | None
     """Prefix of the layer norm (``.weight``, ``.bias``) between the last residual stream and ``unembed``."""
+    n_vocabulary: int | None = None
+    """How many words there are, where inputs are tokens: rows (id, present) of float32, padded on the left, ids whole
+    numbers from 0 to n_vocabulary - 1. None: inputs are no tokens."""
+    offers: tuple[Offer, ...] = ()
+    """What can be done with the inputs, names of ``OFFERS``. A task family that needs more is refused."""
+
+    @property
+    def leaf(self) -> str:
+        """Name of the first thing that has a gradient: the input, or the hook point of the embedding where inputs are
+        ids."""
+        return "input" if self.n_vocabulary is None else self.hooks[0].name
 
     def hook(self, name: str) -> HookSpec:
         for hook in self.hooks:
@@ -120,6 +150,7 @@ class TargetSpec:
                 "hooks": tuple(HookSpec(n, tuple(s), w, r) for n, s, w, r in values["hooks"]),
                 "components": tuple(Component(*component) for component in values["components"]),
                 "tokens": None if values["tokens"] is None else tuple(tuple(t) for t in values["tokens"]),
+                "offers": tuple(values.get("offers", ())),
             }
         )
 
@@ -128,7 +159,7 @@ class Corpus(NamedTuple):
     inputs: Tensor
     """(n, *input_shape) float32."""
     labels: Tensor
-    """(n,) int64: the right output."""
+    """(n,) int64: the right output. Where inputs are tokens: the id of the right next word."""
 
 
 @dataclass(frozen=True)
@@ -238,12 +269,18 @@ class Target:
 
 
 def digest_of(state: Mapping[str, Tensor], spec: Mapping[str, JsonValue]) -> str:
-    """sha256 of weights (name, dtype, shape, bytes) and spec."""
-    sha = hashlib.sha256(json.dumps({k: v for k, v in spec.items() if k != "digest"}, sort_keys=True).encode())
+    """sha256 of weights (name, dtype, shape, bytes) and spec.
+
+    What a target offers is left out: it says what may be asked and changes no answer.
+    """
+    of_spec = {k: v for k, v in spec.items() if k not in ("digest", "offers")}
+    if of_spec.get("n_vocabulary") is None:  # so that targets without words keep the digest they always had
+        of_spec.pop("n_vocabulary", None)
+    sha = hashlib.sha256(json.dumps(of_spec, sort_keys=True).encode())
     for name in sorted(state):
         tensor = state[name].detach().contiguous()
         sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.numpy().tobytes())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
     return sha.hexdigest()
 
 
@@ -259,6 +296,15 @@ def keep_segments(spec: TargetSpec, inputs: Tensor, keep: Tensor) -> Tensor:
     out = inputs.clone()
     out[..., spec.present_channel] = out[..., spec.present_channel] * keep.to(inputs.dtype)
     return out
+
+
+def telling_places(spec: TargetSpec, inputs: Tensor) -> Tensor | None:
+    """(B, T) bool: where inputs are tokens, the places whose activations tell something: a word is there, and it is not
+    the first (whatever stands first is attended to where nothing else is). None where inputs are no tokens: all do."""
+    if spec.n_vocabulary is None:
+        return None
+    present = inputs[..., 1] > 0.5
+    return present & (present.long().cumsum(1) > 1)
 
 
 def objective_values(outputs: Tensor, objective: Objective) -> Tensor:

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from stages.contracts.method import Query
-from stages.contracts.target import Target, TargetAccess
+from stages.contracts.target import OFFERS, Offer, Target, TargetAccess, TargetSpec
 
 __all__ = ["Constants", "Instances", "TaskFamily", "Truth", "skill"]
 
@@ -100,6 +100,8 @@ class TaskFamily(ABC):
     why_hard_black_box: ClassVar[str]
     why_white_box_helps: ClassVar[str]
     query_kind: ClassVar[Literal["Represent", "Attribute", "Localise", "Compare", "Steer", "Propose"]]
+    needs: ClassVar[frozenset[Offer]]
+    """What a target must offer so that the question means something on it; names of ``target.OFFERS``."""
     n_efforts: ClassVar[int]
     """Steps of the black-box ladder: effort runs from 0 (cheapest) to n_efforts - 1."""
     cost_factor: ClassVar[float] = 1.0
@@ -112,6 +114,21 @@ class TaskFamily(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__module__.rpartition(".")[2]
+        unknown = sorted(set(getattr(cls, "needs", ("nothing said",))) - set(OFFERS))
+        if unknown:
+            raise TypeError(
+                f"{cls.__name__}.needs has {', '.join(unknown)}: say what the family needs of a target's inputs, such"
+                f" as frozenset({{'pixels'}}); known: {', '.join(sorted(OFFERS))}"
+            )
+
+    def refusal(self, spec: TargetSpec) -> str | None:
+        """Why the question means nothing on this target, in one line; None where it means something."""
+        lacking = sorted(self.needs - set(spec.offers))
+        if not lacking:
+            return None
+        what = "; ".join(f"{name} ({OFFERS[name]})" for name in lacking)
+        has = ", ".join(spec.offers) or "nothing"
+        return f"task family {self.name} means nothing on {spec.name}, which offers {has}: it needs {what}"
 
     @abstractmethod
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:

@@ -75,8 +75,8 @@ class TargetConfig(Params):
 
 
 class Config(Params):
-    targets: dict[str, TargetConfig] = Field(min_length=1)
-    """By name; ``summary`` joins exactly these."""
+    trained_on: dict[str, TargetConfig] = Field(min_length=1)
+    """Targets by name; ``summary`` joins exactly these."""
     architectures: tuple[ArchitectureConfig, ...] = Field(min_length=1)
     """Trained at every hook point, each once per seed."""
     batch: int = Field(ge=2, le=1_000_000)
@@ -103,9 +103,9 @@ def settings_of(config: Config, target: str) -> TargetConfig:
     Raises:
         UserError: it has none.
     """
-    if target not in config.targets:
+    if target not in config.trained_on:
         raise UserError(
             f"target {target!r} has no entry in {paths.params_file('dictionaries')}; it has"
-            f" {', '.join(sorted(config.targets))}; add one under `targets`"
+            f" {', '.join(sorted(config.trained_on))}; add one under `trained_on`"
         )
-    return config.targets[target]
+    return config.trained_on[target]

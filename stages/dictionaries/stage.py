@@ -115,7 +115,7 @@ def _hook(
     galleries: list[Gallery],
     curves: dict[int, dict[str, float]],
 ) -> list[DictionaryRow]:
-    settings = config.targets[target.name]
+    settings = config.trained_on[target.name]
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
     acts = cache.read().acts
     held = held_out(target, hook, config.n_probe_rows)

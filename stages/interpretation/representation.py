@@ -11,6 +11,7 @@ Shape legend: n = inputs, T = token positions, D = width, F = features, S = segm
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Literal
 
 import torch
@@ -30,6 +31,7 @@ from stages.contracts.target import (
     HookSpec,
     TargetAccess,
     TargetSpec,
+    telling_places,
 )
 
 __all__ = [
@@ -47,6 +49,8 @@ Pooling = Literal["readout", "mean", "max"]
 
 CORPUS_INPUTS = 1000
 """Inputs of the corpus a representation is fitted on."""
+PASS_BYTES = 1 << 28
+"""What is captured in one forward pass, at most."""
 
 
 def readout(spec: TargetSpec) -> int | None:
@@ -66,10 +70,18 @@ def vectors(acts: Tensor, hook: HookSpec) -> Tensor:
 
 
 def corpus_vectors(target: TargetAccess, names: Sequence[str]) -> dict[str, Tensor]:
-    """Free phase: {hook point: (n T, D)} activation vectors over the train corpus."""
-    inputs = target.corpus("train").inputs[:CORPUS_INPUTS]
-    captured = target.forward(inputs, capture=names).captured
-    return {name: vectors(captured[name], target.spec.hook(name)).flatten(0, 1) for name in names}
+    """Free phase: {hook point: (n T, D)} activation vectors over the train corpus; where inputs are tokens, of the
+    places that tell something."""
+    spec, inputs = target.spec, target.corpus("train").inputs[:CORPUS_INPUTS]
+    floats = sum(prod(spec.hook(name).shape) for name in names) + spec.n_outputs
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for part in torch.split(inputs, max(1, PASS_BYTES // (4 * floats))):
+        captured = target.forward(part, capture=names).captured
+        telling = telling_places(spec, part)
+        for name in names:
+            rows = vectors(captured[name], spec.hook(name))
+            found[name].append(rows.flatten(0, 1) if telling is None else rows[telling])
+    return {name: torch.cat(rows) for name, rows in found.items()}
 
 
 def by_component(components: Sequence[Component], of: Callable[[str, int, Tensor], Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ values, and looked up afterwards: nothing runs before it is priced, and metering
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stages.contracts.checks import check_call, check_objective, closed
+from stages.contracts.checks import check_call, check_objective, check_tokens, closed
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.target import (
     Corpus,
@@ -81,6 +82,7 @@ class MeteredAccess:
         self, inputs: Tensor, capture: Sequence[str] = (), interventions: Sequence[Intervention] = ()
     ) -> Forward:
         check_call(self.spec, inputs, capture, interventions)
+        check_tokens(self.spec, inputs)
         self._ledger.charge(self._forward_price(inputs, interventions))
         return self._forward(inputs, capture, interventions)
 
@@ -94,24 +96,30 @@ class MeteredAccess:
 
     def gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
         check_call(self.spec, inputs, [name for name in wrt if name != "input"], ())
-        check_objective(inputs, objective, wrt)
+        check_objective(self.spec, inputs, objective, wrt)
+        check_tokens(self.spec, inputs)
         self._ledger.charge(self._gradients_price(inputs, objective, wrt))
         return self._gradients(inputs, objective, wrt)
 
     def _gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
         captured: dict[str, Tensor] = {}
-        leaf = inputs.detach().to(torch.float32).requires_grad_(True)
+        leaf = inputs.detach().to(torch.float32).requires_grad_(self.spec.leaf == "input")
         names = [name for name in wrt if name != "input"]
         with torch.enable_grad():
-            outputs = self._run(leaf, [(name, _keep(captured, name, detach=False)) for name in names])
+            outputs = self._run(leaf, [(name, _differentiate(captured, name)) for name in names])
             values = objective_values(outputs, objective)
             sources = [leaf if name == "input" else captured[name] for name in wrt]
             found = torch.autograd.grad(values.sum(), sources, allow_unused=True)
-            grads = [torch.zeros_like(s) if g is None else g for g, s in zip(found, sources, strict=True)]
+        unused = [name for name, grad in zip(wrt, found, strict=True) if grad is None]
+        if unused:
+            raise ValueError(
+                f"wrt {unused[0]!r}: the outputs of {self.spec.name} do not depend on it, so there is no gradient;"
+                " leave it out"
+            )
         return Gradients(
             values.detach(),
-            {name: grad.detach() for name, grad in zip(wrt, grads, strict=True)},
-            {name: captured[name].detach() for name in names},
+            {name: grad.detach().to(torch.float32) for name, grad in zip(wrt, found, strict=True)},
+            {name: captured[name].detach().to(torch.float32) for name in names},
         )
 
     def quote(self, name: str, args: tuple[Any, ...]) -> int:
@@ -199,12 +207,13 @@ class MeteredAccess:
 
     def _run(self, inputs: Tensor, hooks: list[tuple[str, Any]]) -> Tensor:
         model = self._target.model
-        if not hooks and self._weights is None:
-            return model(inputs)  # type: ignore[no-any-return]
-        with model.hooks(fwd_hooks=hooks):
+        with model.hooks(fwd_hooks=hooks) if hooks else nullcontext():
+            outputs: Tensor
             if self._weights is None:
-                return model(inputs)  # type: ignore[no-any-return]
-            return functional_call(model, self._weights, (inputs,))  # type: ignore[no-any-return]
+                outputs = model(inputs)
+            else:
+                outputs = functional_call(model, self._weights, (inputs,))
+        return outputs.to(torch.float32)  # whatever the target computes in
 
 
 def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
@@ -220,17 +229,28 @@ def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
             case "set":
                 new = value.to(part.dtype).expand_as(part)
             case "add":
-                new = part + value
+                new = part + value.to(part.dtype)
             case "scale":
-                new = part * value
+                new = part * value.to(part.dtype)
         return new if i.axis is None else out.index_copy(i.axis, torch.tensor(i.indices), new)
 
     return hook
 
 
-def _keep(into: dict[str, Tensor], name: str, *, detach: bool = True) -> Callable[[Tensor, Any], None]:
+def _keep(into: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     def hook(activation: Tensor, hook: Any) -> None:
-        into[name] = activation.detach().clone() if detach else activation
+        into[name] = activation.detach().clone().to(torch.float32)
+
+    return hook
+
+
+def _differentiate(into: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], Tensor]:
+    """A hook after which the activation has a gradient. Where nothing before it has one (frozen weights, ids) it is
+    where differentiation starts; otherwise it stays what it is, so that a hook point before it keeps its own."""
+
+    def hook(activation: Tensor, hook: Any) -> Tensor:
+        into[name] = activation if activation.requires_grad else activation.detach().requires_grad_(True)
+        return into[name]
 
     return hook
 

@@ -117,7 +117,7 @@ def _row(config: Config, target: str, name: str, methods: Sequence[MethodMetrics
 
 
 def main() -> None:
-    summarise(names("dictionaries", "targets"))
+    summarise(names("dictionaries", "trained_on"))
     for row in run(load("proxies", Config)):
         value = row.spearman
         print(f"{row.target} {row.metric}: {value.value} [{value.low}, {value.high}]", flush=True)

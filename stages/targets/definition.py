@@ -14,8 +14,8 @@ __all__ = ["TargetDefinition", "train_loop"]
 class TargetDefinition(Protocol):
     """One target: architecture, data, training. Instances are created without arguments."""
 
-    minimum_accuracy: float
-    """Held-out accuracy below which the stage refuses to continue."""
+    minimum: Mapping[str, float]
+    """Held-out metrics, and below which value of each the stage refuses to continue: ``accuracy``, or a skill."""
 
     def build(self, generator: torch.Generator) -> HookedRootModule:
         """A freshly initialised model; ``model(inputs)`` returns (B, C) logits."""
@@ -29,8 +29,13 @@ class TargetDefinition(Protocol):
         """n fresh inputs with their right outputs, drawn from the images of a split."""
         ...
 
-    # A method ``disguise(images, generator) -> Corpus`` may be there as well. Where the raw data are public it changes
-    # each input of the ``tasks`` split, so that what tasks show is nothing anybody can have stored.
+    # What may be there as well:
+    # - ``disguise(images, generator) -> Corpus``. Where the raw data are public it changes each input of the ``tasks``
+    #   split, so that what tasks show is nothing anybody can have stored.
+    # - ``skills(model, data, seed) -> dict[str, float]``: held-out numbers, one for each thing the target should have
+    #   learned, beside loss and accuracy. ``seed`` is the one ``data`` was given.
+    # - ``words() -> tuple[str, ...]``: the word of each id, for readers.
+    # - ``checkpoints: dict[int, dict[str, Tensor]]``: weights after some steps, put there by ``fit``.
 
     def fit(
         self,
@@ -50,7 +55,7 @@ class TargetDefinition(Protocol):
         ...
 
     def layout(self) -> Layout:
-        """The remaining fields of ``TargetSpec``: input_shape, n_outputs, tokens, present_channel, unembed, norm."""
+        """The remaining fields of ``TargetSpec``."""
         ...
 
 

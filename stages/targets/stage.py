@@ -1,10 +1,14 @@
 """Stage ``targets``: train one target of the zoo, measure it on held-out data, freeze it.
 
-Writes data/targets/<name>/: weights.safetensors, target.json (spec with digest), data.safetensors, metrics.json.
+Writes data/targets/<name>/: weights.safetensors, target.json (spec with digest), data.safetensors, metrics.json; of a
+target of words words.json, and checkpoints.safetensors where some are kept.
 """
 
 import json
 import sys
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import NamedTuple
 
 import torch
 from pydantic import Field
@@ -12,18 +16,22 @@ from pydantic import Field
 from stages import tracking
 from stages.base import paths
 from stages.base.params import Params, load
+from stages.contracts.target import Target
 from stages.errors import UserError
-from stages.targets.storage import freeze, save_target
+from stages.targets.storage import freeze, save_checkpoints, save_target
 from stages.targets.zoo import ZOO
 
-__all__ = ["Config", "TargetConfig", "main", "run"]
+__all__ = ["Config", "TargetConfig", "Trained", "main", "run", "train"]
+
+PASS_BYTES = 1 << 28
+"""Of what one forward pass computes at hook points and outputs, at most."""
 
 
 class TargetConfig(Params):
     steps: int = Field(ge=1, le=100_000)
-    """Optimiser steps of 64 examples."""
+    """Optimiser steps; of 64 examples, where its file in stages/targets/zoo says nothing else."""
     seed: int = Field(ge=0)
-    """Seeds the split of the images, the initial weights and the batches."""
+    """Seeds the split of the data, the initial weights and the batches."""
 
 
 class Config(Params):
@@ -33,49 +41,85 @@ class Config(Params):
     """Inputs in the train corpus handed to methods; a quarter as many for validation."""
 
 
+class Trained(NamedTuple):
+    target: Target
+    metrics: dict[str, float]
+    """Held-out loss (nats) and accuracy, and what the definition measures of its own."""
+    checkpoints: Mapping[int, Mapping[str, torch.Tensor]]
+    """Weights after some steps; empty where none are kept."""
+
+
+def train(name: str, settings: TargetConfig, n_corpus: int, log: Callable[[dict[str, float], int], None]) -> Trained:
+    """Train one target and measure it; whether it learned is for the caller to say.
+
+    Args:
+        n_corpus: inputs in the train corpus; a quarter as many for validation.
+        log: takes metrics and the step they are of.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    torch.set_num_threads(1)
+    definition = ZOO.find(name)()
+    generator = torch.Generator().manual_seed(settings.seed)
+    data = definition.data(settings.seed)
+    model = definition.build(generator)
+    definition.fit(model, data, settings.steps, generator, log)
+    corpora = {
+        "train": definition.sample(data, "train", n_corpus, generator),
+        "validation": definition.sample(data, "validation", n_corpus // 4, generator),
+        "tasks": data["tasks"],
+    }
+    target = freeze(name, model, corpora)
+    held_out = definition.sample(data, "validation", 2000, generator)
+    metrics = target.metric(_outputs(target, held_out.inputs), held_out.labels)
+    if hasattr(definition, "skills"):
+        metrics |= definition.skills(model, data, settings.seed)
+    log({f"heldout_{key}": value for key, value in metrics.items()}, settings.steps)
+    return Trained(target, metrics, getattr(definition, "checkpoints", {}))
+
+
 def run(config: Config, name: str) -> dict[str, float]:
     """Train and save one target; returns its held-out metrics.
 
     Raises:
         UserError: the name is unknown, or the target did not learn.
     """
-    definition = ZOO.find(name)()
+    minimum = ZOO.find(name)().minimum
     if name not in config.targets:
         raise UserError(f"target {name!r} has no settings: add it to params/targets.yaml, as the others are")
-    torch.set_num_threads(1)
     settings = config.targets[name]
-    generator = torch.Generator().manual_seed(settings.seed)
-    data = definition.data(settings.seed)
-    model = definition.build(generator)
     with tracking.stage_run(f"targets {name}", settings.model_dump()) as log:
 
         def report(metrics: dict[str, float], step: int) -> None:
             log(metrics, step)
-            if step % 500 == 0 or step == settings.steps - 1:
+            if "loss" in metrics and (step % 500 == 0 or step == settings.steps - 1):
                 print(f"{name}: step {step + 1}/{settings.steps} loss {metrics['loss']:.3f}", flush=True)
 
-        definition.fit(model, data, settings.steps, generator, report)
-        corpora = {
-            "train": definition.sample(data, "train", config.n_corpus, generator),
-            "validation": definition.sample(data, "validation", config.n_corpus // 4, generator),
-            "tasks": data["tasks"],
-        }
-        target = freeze(name, model, corpora)
-        with torch.no_grad():
-            held_out = definition.sample(data, "validation", 2000, generator)
-            metrics = target.metric(model(held_out.inputs), held_out.labels)
-        log({f"heldout_{key}": value for key, value in metrics.items()}, settings.steps)
-    print(f"{name}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.3f} nats", flush=True)
-    if metrics["accuracy"] < definition.minimum_accuracy:
+        target, metrics, checkpoints = train(name, settings, config.n_corpus, report)
+    others = "".join(f", {key} {value:.3f}" for key, value in metrics.items() if key not in ("accuracy", "loss"))
+    print(f"{name}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.3f} nats{others}", flush=True)
+    low = [key for key, least in minimum.items() if not metrics[key] >= least]  # NaN is low
+    if low:
+        said = ", ".join(f"{key} {metrics[key]:.3f}, at least {minimum[key]} is needed" for key in low)
         raise UserError(
-            f"target {name} did not learn: held-out accuracy {metrics['accuracy']:.3f}, at least"
-            f" {definition.minimum_accuracy} is needed; raise targets.{name}.steps in {paths.params_file('targets')}"
+            f"target {name} did not learn: held-out {said}; raise targets.{name}.steps in"
+            f" {paths.params_file('targets')}"
         )
     folder = paths.target_dir(name)
     save_target(target, folder)
+    if checkpoints:
+        save_checkpoints(checkpoints, folder)
     rounded = {key: round(value, 6) for key, value in metrics.items()}
     (folder / "metrics.json").write_text(json.dumps(rounded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return metrics
+
+
+def _outputs(target: Target, inputs: torch.Tensor) -> torch.Tensor:
+    """(n, C) logits, in as few passes as memory allows."""
+    held = sum(prod(hook.shape) for hook in target.spec.hooks) + target.spec.n_outputs
+    with torch.no_grad():
+        return torch.cat([target.model(part) for part in torch.split(inputs, max(1, PASS_BYTES // (4 * held)))])
 
 
 def main() -> None:

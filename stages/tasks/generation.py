@@ -14,6 +14,7 @@ import torch
 
 from stages.contracts.target import Corpus, Target
 from stages.contracts.task import Instances, TaskFamily, Truth
+from stages.errors import UserError
 from stages.metering.op_table import count_flops
 from stages.targets.storage import definition_of
 from stages.tasks.storage import Split
@@ -57,8 +58,12 @@ def make(family: TaskFamily, target: Target, split: Split, n: int, seed: int, pu
         key: the secret of the working copy.
 
     Raises:
+        UserError: the target does not offer what the family needs.
         RuntimeError: the truth is not one finite row per instance.
     """
+    refusal = family.refusal(target.spec)
+    if refusal:
+        raise UserError(f"{refusal}; take it off the family's targets in params/tasks.yaml")
     pool = pool_of(target, split, key)
     parts = (purpose, family.name, family.version, target.name, seed)
     with count_flops() as generation:

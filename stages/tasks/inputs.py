@@ -17,7 +17,7 @@ __all__ = ["blend_images", "draw_inputs", "is_few_shot", "noisy_channels"]
 
 def is_few_shot(spec: TargetSpec) -> bool:
     """Whether an input is an episode: labelled examples in rows, the query last."""
-    return spec.present_channel is not None
+    return "examples" in spec.offers
 
 
 def draw_inputs(target: Target, n: int, rng: torch.Generator, max_blend: float = 0.0, grain: float = 0.0) -> Corpus:
@@ -28,13 +28,15 @@ def draw_inputs(target: Target, n: int, rng: torch.Generator, max_blend: float =
         n: how many.
         rng: generator.
         max_blend: for image targets, the largest weight of the second image, in [0, 0.5); episodes ignore it, since
-            they are fresh combinations already.
-        grain: for episodes, the standard deviation of Gaussian noise on their pixels; images ignore it. Clean episodes
+            they are fresh combinations already, and so do tokens, which cannot be mixed.
+        grain: for episodes, the standard deviation of Gaussian noise on their pixels; others ignore it. Clean episodes
             are nearly all answered with certainty, and a certain answer does not vary.
 
     Returns:
         inputs (n, *input_shape) and labels (n,); for a blend the label of its main image.
     """
+    if "pixels" not in target.spec.offers:
+        return definition_of(target.name).sample({"tasks": target.corpus("tasks")}, "tasks", n, rng)
     if is_few_shot(target.spec):
         inputs, labels = definition_of(target.name).sample({"tasks": target.corpus("tasks")}, "tasks", n, rng)
         noise = torch.randn(inputs.shape, generator=rng) * noisy_channels(target.spec) * grain if grain else 0.0
@@ -50,11 +52,13 @@ def blend_images(images: Corpus, n: int, rng: torch.Generator, max_blend: float)
     main = torch.cat(rounds)[:n]
     other = torch.randint(size, (n,), generator=rng)
     weight_N1 = torch.rand(n, 1, generator=rng) * max_blend
-    return Corpus((1 - weight_N1) * images.inputs[main] + weight_N1 * images.inputs[other], images.labels[main])
+    weight = weight_N1.view(n, *[1] * (images.inputs.dim() - 1))
+    return Corpus((1 - weight) * images.inputs[main] + weight * images.inputs[other], images.labels[main])
 
 
 def noisy_channels(spec: TargetSpec) -> Tensor:
-    """(*input_shape) 1 where an input holds a pixel, 0 where it holds a label or the presence flag."""
+    """(*input_shape) 1 where an input of a target that offers ``pixels`` holds one, 0 where it holds a label or the
+    presence flag."""
     mask = torch.ones(spec.input_shape)
     if is_few_shot(spec):
         mask[..., -2:] = 0.0  # the last two channels of a row: its label, and whether it is present

@@ -78,7 +78,7 @@ def shapes_of(spec: TargetSpec, name: str, args: Sequence[Any]) -> list[tuple[in
     _, kind, labels, wrt, _ = args
     hooks = [hook for hook in wrt if hook != "input"]
     check_call(spec, inputs, hooks, ())
-    check_objective(inputs, Objective(kind, labels), wrt)
+    check_objective(spec, inputs, Objective(kind, labels), wrt)
     batch = inputs.shape[0]
     at = [(*front, batch, *spec.hook(hook).shape) for hook in hooks]
     grads = [(*front, *inputs.shape) if one == "input" else (*front, batch, *spec.hook(one).shape) for one in wrt]

@@ -65,7 +65,7 @@ def make_config(**changes: Any) -> stage.Config:
         {"name": "batchtopk", "sparsity": 6},
     ]
     values = {
-        "targets": targets, "architectures": architectures, "batch": 64, "lr": 3e-3, "dead_window_rows": 1000,
+        "trained_on": targets, "architectures": architectures, "batch": 64, "lr": 3e-3, "dead_window_rows": 1000,
         "seeds": [0], "n_resamples": 50, "n_probe_rows": 200, "n_gallery": 6,
         "sweep": {"architectures": {"topk": [6, 3]}, "baselines": ["identity", "pca"], "k": [3, 999], "sizes": [0.5]},
     }  # fmt: skip
@@ -213,7 +213,7 @@ def test_a_rerun_writes_the_same_bytes(finished: Finished) -> None:
 
 
 def test_the_summary_joins_the_targets_in_params_and_no_other(finished: Finished) -> None:
-    rows = summarise(list(finished.config.targets))
+    rows = summarise(list(finished.config.trained_on))
     assert rows == DICTIONARIES.load()
     swept = {name: json.loads((finished.root / "data/sweep" / name / "metrics.json").read_text()) for name in HOOKS}
     # The kept topk dictionary is a point of the sweep too, and stands there once.
@@ -225,7 +225,7 @@ def test_the_summary_joins_the_targets_in_params_and_no_other(finished: Finished
 
 
 def test_a_hook_point_that_does_not_exist_leaves_old_results(finished: Finished) -> None:
-    config = make_config(targets={"digits_mlp": {"hooks": ["layers.7"], "n_latents": 8, "steps": 1}})
+    config = make_config(trained_on={"digits_mlp": {"hooks": ["layers.7"], "n_latents": 8, "steps": 1}})
     with pytest.raises(UserError, match=r"'layers\.7' is no cached hook point of digits_mlp; cached: layers\.0"):
         stage.run(config, "digits_mlp")
     with pytest.raises(UserError, match="target 'other' has no entry"):
@@ -239,7 +239,7 @@ def test_the_files_in_params_are_valid() -> None:
 
     repository = Path(__file__).parents[2]
     config = load("dictionaries", stage.Config, repository / "params/dictionaries.yaml")
-    assert len(config.seeds) >= 3 and set(HOOKS) < set(config.targets)
+    assert len(config.seeds) >= 3 and set(HOOKS) < set(config.trained_on)
     assert load("activations", Config, repository / "params/activations.yaml").splits == ("train", "validation")
 
 

@@ -44,6 +44,7 @@ class Asks(TaskFamily):
     """A family whose question is given; its two rungs cost one and three forward passes."""
 
     query_kind = "Represent"
+    needs = frozenset()
     n_efforts = 2
 
     def __init__(self, query=None, silent=False):

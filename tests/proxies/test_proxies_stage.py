@@ -43,7 +43,7 @@ def _sweep() -> None:
         write_caches(target, split, max_examples=150)
     sweep = {"architectures": {"topk": [6, 3], "standard": [1]}, "baselines": ["random"], "k": [3], "sizes": [0.5]}
     config = make_config(
-        targets={NAME: {"hooks": [HOOK], "n_latents": 32, "steps": 30}}, sweep=sweep, seeds=[0, 1], n_gallery=0
+        trained_on={NAME: {"hooks": [HOOK], "n_latents": 32, "steps": 30}}, sweep=sweep, seeds=[0, 1], n_gallery=0
     )
     dictionaries.run(config, NAME)
     sweeps.sweep(config, NAME)

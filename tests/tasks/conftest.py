@@ -1,4 +1,4 @@
-"""Small targets for truth checks: the classifier trained (a second), the in-context learner untrained, sharpened."""
+"""Small targets for truth checks: the classifiers trained (a second), the in-context learner untrained, sharpened."""
 
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,8 @@ def small_target(name: str) -> Target:
     model = definition.build(generator)
     if name == "digits_mlp":
         definition.fit(model, data, 600, generator, lambda metrics, step: None)
+    elif name == "small_cnn":
+        definition.fit(model, data, 150, generator, lambda metrics, step: None)
     else:
         # Untrained outputs hardly vary; with larger final weights confidence spans (0.25, 1).
         model.unembed.weight.data.mul_(12.0)

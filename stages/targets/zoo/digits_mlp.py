@@ -55,7 +55,7 @@ class Mlp(HookedRootModule):
 class DigitsMlp:
     """Zoo entry: see ``TargetDefinition``."""
 
-    minimum_accuracy = 0.9
+    minimum: Mapping[str, float] = {"accuracy": 0.9}
 
     def build(self, generator: torch.Generator) -> HookedRootModule:
         model = Mlp()
@@ -111,4 +111,6 @@ class DigitsMlp:
             "present_channel": None,
             "unembed": "unembed.weight",
             "norm": None,
+            "n_vocabulary": None,
+            "offers": ("flat_image", "kinds", "pixels"),
         }

@@ -92,7 +92,7 @@ def side() -> int:
 class SmallCnn:
     """Zoo entry: see ``TargetDefinition``."""
 
-    minimum_accuracy = 0.75
+    minimum: Mapping[str, float] = {"accuracy": 0.75}
 
     def build(self, generator: torch.Generator) -> HookedRootModule:
         model = Cnn()
@@ -153,4 +153,6 @@ class SmallCnn:
             "present_channel": None,
             "unembed": "unembed.weight",
             "norm": None,
+            "n_vocabulary": None,
+            "offers": ("kinds", "pixels"),
         }

@@ -47,6 +47,7 @@ class AblationEffect(TaskFamily):
     why_hard_black_box = "every component needs its own forward passes, and few inputs give a noisy mean"
     why_white_box_helps = "activation times gradient at a component estimates all effects from one pass"
     query_kind = "Localise"
+    needs = frozenset({"kinds"})
     n_efforts = len(LADDER)
     cost_factor = 0.5
     truth_recipe = (

@@ -51,6 +51,7 @@ class ActiveLearning(TaskFamily):
         "to first order the change is the product of two gradients, the sample's and the held-out set's"
     )
     query_kind = "Represent"
+    needs = frozenset({"pixels"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Start from the target's weights; take steps steps of plain gradient descent (all weights, learning rate lr,"

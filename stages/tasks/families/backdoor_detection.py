@@ -59,6 +59,7 @@ class BackdoorDetection(TaskFamily):
         "the change of weights towards one label, or a unit that only the trigger switches on, is visible"
     )
     query_kind = "Compare"
+    needs = frozenset({"flat_image"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Planted. Every variant is the target fine-tuned with Adam (steps steps of batch examples; learning rate,"

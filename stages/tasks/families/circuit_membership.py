@@ -56,6 +56,7 @@ class CircuitMembership(TaskFamily):
     why_hard_black_box = "components stand in for each other, so cutting them one at a time does not tell"
     why_white_box_helps = "slopes rank the components, and which feed which can be known beforehand"
     query_kind = "Localise"
+    needs = frozenset({"kinds"})
     n_efforts = len(LADDER) + 1
     cost_factor = 0.5
     truth_recipe = (

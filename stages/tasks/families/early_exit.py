@@ -35,6 +35,7 @@ class EarlyExit(TaskFamily):
         "attention from the query shows which example the answer hangs on; reading stops after that one"
     )
     query_kind = "Represent"
+    needs = frozenset({"examples"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Hide all examples after the first j (presence channel 0; the query stays) for j = 0 .. S-1, where S - 1 is"

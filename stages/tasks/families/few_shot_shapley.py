@@ -46,6 +46,7 @@ class FewShotShapley(TaskFamily):
         "the query's attention and what it copies from each example are there in a single forward pass"
     )
     query_kind = "Attribute"
+    needs = frozenset({"examples"})
     n_efforts = 2 + len(PERMUTATIONS)
     truth_recipe = (
         "v(T) = log-probability (nats) of the right label when only the examples in T are present (presence channel 0"

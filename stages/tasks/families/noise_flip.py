@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Represent
-from stages.contracts.target import Target, TargetAccess
+from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, outputs_of
 from stages.tasks.inputs import draw_inputs, is_few_shot, noisy_channels
@@ -37,6 +37,7 @@ class NoiseFlip(TaskFamily):
     why_hard_black_box = "a probability needs many noisy copies; the margin of one clean answer ignores how steep it is"
     why_white_box_helps = "the local slope towards each other class is in the weights that are active on this input"
     query_kind = "Represent"
+    needs = frozenset({"pixels"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Add independent Gaussian noise of standard deviation sigma to every pixel (never to the label or presence"
@@ -50,7 +51,7 @@ class NoiseFlip(TaskFamily):
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         inputs = instances.arrays["inputs"]
-        scale = noisy_channels(target.spec) * _sigma(target.spec.present_channel)
+        scale = noisy_channels(target.spec) * _sigma(target.spec)
         clean_N = outputs_of(target, inputs).argmax(-1)
         draws = DRAWS_EPISODE if is_few_shot(target.spec) else DRAWS_IMAGE
         flips = torch.zeros(instances.n, dtype=torch.float64)
@@ -61,7 +62,7 @@ class NoiseFlip(TaskFamily):
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
         inputs = instances.arrays["inputs"]
-        scale = noisy_channels(access.spec) * _sigma(access.spec.present_channel)
+        scale = noisy_channels(access.spec) * _sigma(access.spec)
         clean_NC = ask(access, inputs)
         answer_N1 = clean_NC.argmax(-1, keepdim=True)
         features = [answer_features(clean_NC)]
@@ -81,5 +82,5 @@ class NoiseFlip(TaskFamily):
         return Represent(instances.arrays["inputs"])
 
 
-def _sigma(present_channel: int | None) -> float:
-    return SIGMA_IMAGE if present_channel is None else SIGMA_EPISODE
+def _sigma(spec: TargetSpec) -> float:
+    return SIGMA_EPISODE if is_few_shot(spec) else SIGMA_IMAGE

@@ -45,6 +45,7 @@ class PromptOptimum(TaskFamily):
     why_hard_black_box = "the best of 70 prompts is an extreme value: random prompts find it only by luck"
     why_white_box_helps = "which examples pull towards and away from the right answer is visible in one forward pass"
     query_kind = "Represent"
+    needs = frozenset({"examples"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "For every subset of n_kept examples (the others hidden: presence channel 0; the query stays) compute the"

@@ -58,6 +58,7 @@ class ResponsibleComponent(TaskFamily):
     why_hard_black_box = "every component needs its own forward passes, on this behaviour and on others"
     why_white_box_helps = "one gradient ranks all components, and what they do elsewhere can be known beforehand"
     query_kind = "Localise"
+    needs = frozenset({"kinds"})
     n_efforts = len(LADDER)
     cost_factor = 0.5
     truth_recipe = (

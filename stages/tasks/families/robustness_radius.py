@@ -47,6 +47,7 @@ class RobustnessRadius(TaskFamily):
     why_hard_black_box = "without gradients the nearest boundary in 64 dimensions is found only by luck"
     why_white_box_helps = "on a piecewise linear network margin / gradient norm is exact within the current piece"
     query_kind = "Represent"
+    needs = frozenset({"flat_image"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Smallest Euclidean norm of a perturbation (not clipped to the pixel range) after which the largest output is"

@@ -1,0 +1,80 @@
+"""Every family on every target: it works, or it is refused with a reason; never nonsense."""
+
+import pytest
+import torch
+
+from stages.contracts.target import OFFERS, Target
+from stages.contracts.task import TaskFamily
+from stages.errors import UserError
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.targets.storage import freeze
+from stages.targets.zoo import ZOO
+from stages.tasks.families import FAMILIES, family
+from stages.tasks.generation import make
+from stages.tasks.inputs import draw_inputs
+from tests.tasks.conftest import CASES, SIZES, SPLIT, made_small, small_target
+
+WORDS = [name for name in ZOO.names() if ZOO.find(name)().layout()["n_vocabulary"] is not None]
+EVERY = [(name, target) for name in FAMILIES.names() for target in ZOO.names()]
+
+
+def untrained(name: str) -> Target:
+    definition, generator = ZOO.find(name)(), torch.Generator().manual_seed(0)
+    data = definition.data(0)
+    corpora = {split: definition.sample(data, split, 40, generator) for split in ("train", "validation")}
+    return freeze(name, definition.build(generator), corpora | {"tasks": data["tasks"]})
+
+
+def fits(name: str, target: str) -> bool:
+    return family(name).needs <= set(ZOO.find(target)().layout()["offers"])
+
+
+def test_what_the_params_ask_for_fits() -> None:
+    assert all(fits(name, target) for name, target in CASES)
+
+
+def test_targets_of_words_offer_words_and_no_family_runs_on_them_yet() -> None:
+    assert len(WORDS) >= 3
+    for target in WORDS:
+        assert ZOO.find(target)().layout()["offers"] == ("tokens",)
+        assert not any(fits(name, target) for name in FAMILIES.names())
+
+
+@pytest.mark.parametrize(("name", "target"), [case for case in EVERY if not fits(*case)])
+def test_a_family_that_means_nothing_on_a_target_is_refused(name: str, target: str) -> None:
+    model = untrained(target)
+    lacking = sorted(family(name).needs - set(model.spec.offers))[0]
+    with pytest.raises(
+        UserError, match=f"{name} means nothing on {target}, which offers .* it needs {lacking}"
+    ) as said:
+        make(family(name), model, SPLIT, 4, 0, "test", b"key")
+    assert "\n" not in str(said.value) and OFFERS[lacking] in str(said.value) and "params/tasks.yaml" in str(said.value)
+
+
+@pytest.mark.parametrize(("name", "target"), [case for case in EVERY if fits(*case)])
+def test_a_family_that_is_not_refused_works(name: str, target: str) -> None:
+    made, model = made_small(name, target), small_target(target)
+    n = SIZES.get(name, 8)
+    assert made.truth.values.shape[0] == n and bool(made.truth.values.isfinite().all())
+    assert float(made.truth.values.std()) > 0, "a truth that does not vary asks nothing"
+    access = MeteredAccess(model, Ledger(), variants=made.instances.variants)
+    rng = torch.Generator().manual_seed(0)
+    features = family(name).behavioural(access, made.instances.public(), family(name).n_efforts - 1, rng)
+    assert features.shape[:2] == made.truth.values.shape and bool(features.isfinite().all())
+
+
+@pytest.mark.parametrize("target", WORDS)
+def test_fresh_inputs_of_words_are_words_and_are_not_mixed(target: str) -> None:
+    model = untrained(target)
+    inputs, labels = draw_inputs(model, 30, torch.Generator().manual_seed(1), max_blend=0.4, grain=0.5)
+    assert inputs.shape == (30, *model.spec.input_shape) and labels.shape == (30,)
+    assert torch.equal(inputs, inputs.round()) and labels.max() < model.spec.n_outputs
+    MeteredAccess(model, Ledger()).forward(inputs)  # every one of them is one that the target takes
+
+
+def test_a_family_has_to_say_what_it_needs() -> None:
+    with pytest.raises(TypeError, match=r"Silent.needs has nothing said: .* known: examples, flat_image, kinds"):
+        type("Silent", (TaskFamily,), {})
+    with pytest.raises(TypeError, match=r"Odd.needs has smells"):
+        type("Odd", (TaskFamily,), {"needs": frozenset({"smells", "pixels"})})
