@@ -82,7 +82,8 @@ class MeteredAccess:
         self, inputs: Tensor, capture: Sequence[str] = (), interventions: Sequence[Intervention] = ()
     ) -> Forward:
         check_call(self.spec, inputs, capture, interventions)
-        check_tokens(self.spec, inputs)
+        with _disable_current_modes():  # looking at ids is nobody's computation
+            check_tokens(self.spec, inputs)
         self._ledger.charge(self._forward_price(inputs, interventions))
         return self._forward(inputs, capture, interventions)
 
@@ -97,7 +98,8 @@ class MeteredAccess:
     def gradients(self, inputs: Tensor, objective: Objective, wrt: Sequence[str]) -> Gradients:
         check_call(self.spec, inputs, [name for name in wrt if name != "input"], ())
         check_objective(self.spec, inputs, objective, wrt)
-        check_tokens(self.spec, inputs)
+        with _disable_current_modes():  # looking at ids is nobody's computation
+            check_tokens(self.spec, inputs)
         self._ledger.charge(self._gradients_price(inputs, objective, wrt))
         return self._gradients(inputs, objective, wrt)
 

@@ -13,6 +13,7 @@ from stages.contracts.method import (
 )
 from stages.contracts.target import Intervention
 from stages.errors import MethodError, UserError
+from stages.interpretation import representation
 from stages.interpretation.artifact import load_interpretation, pack, save_interpretation, unpack
 from stages.interpretation.loading import built_in
 from stages.interpretation.methods import METHODS
@@ -20,6 +21,7 @@ from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
 from stages.scoring.composed import Composed, Spec
+from tests.conftest import make_target
 
 N = 6
 
@@ -242,3 +244,21 @@ def test_a_damaged_artifact_is_named(tmp_path):
 def test_unknown_methods_are_refused_by_name():
     with pytest.raises(UserError, match=r"known: attention, circuit"):
         built_in("magic")
+
+
+def test_representations_are_fitted_on_words_that_are_there_and_in_small_passes(monkeypatch):
+    target = make_target("facts_lm", 0, 30)
+    names = ["blocks.1.hook_resid_post", "blocks.0.attn.hook_z"]
+    access = MeteredAccess(target, Ledger(), free=True)
+    whole = representation.corpus_vectors(access, names)
+    inputs = target.corpus("train").inputs
+    captured = access.forward(inputs, names).captured
+    rows = []
+    for example, place in torch.nonzero(inputs[..., 1]).tolist():
+        if inputs[example, :place, 1].any():  # not the first word
+            rows.append(captured[names[0]][example, place])
+    assert torch.allclose(whole[names[0]], torch.stack(rows), atol=1e-5)
+    assert whole[names[1]].shape == (len(rows), 96)
+    monkeypatch.setattr(representation, "PASS_BYTES", 100_000)
+    for name, found in representation.corpus_vectors(access, names).items():
+        assert torch.allclose(found, whole[name], atol=1e-5)

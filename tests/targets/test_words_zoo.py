@@ -22,6 +22,7 @@ from stages.targets.storage import (
 )
 from stages.targets.token_training import in_rounds, shares_of, train_words
 from stages.targets.zoo import ZOO, context_lm, facts_lm, grokked_addition
+from stages.tools import target_tables
 from tests import toy
 from tests.conftest import make_target
 
@@ -347,6 +348,27 @@ def test_training_stops_when_told_and_decays_what_it_is_told_to():
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     train_words(model, loss_of, 1, rate, lambda m, s: None, weight_decay=1.0, decay_all=True)
     assert model.unembed.b_U[0].item() == pytest.approx(0.9)
+
+
+def test_the_page_on_targets_has_a_line_for_each_number_and_a_column_for_each_seed(tmp_path, monkeypatch):
+    found = {
+        "grokked_addition": {0: {"addition": 1.0, "last_step": 900.0}, 2: {"addition": 0.98765, "last_step": 700.0}}
+    }
+    assert target_tables.skill_table(found).splitlines()[2:] == [
+        "| grokked_addition | addition | 0.99 | 1 | 0.9877 |",
+        "| grokked_addition | last step |  | 900 | 700 |",
+    ]
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- skills: begin -->\nold\n<!-- skills: end -->\nafter\n")
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "targets.yaml").write_text(
+        "n_corpus: 64\ntargets: {grokked_addition: {steps: 3, seed: 9}}\n"
+    )
+    with toy.rooted(tmp_path):
+        target_tables.write_tables(page, seeds=(0, 1))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| target | held-out number | at least | seed 0 | seed 1 |" in text and "frequencies agree | 4 |" in text
 
 
 def test_rounds_and_shares():
