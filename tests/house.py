@@ -112,7 +112,8 @@ def named_files(node: Node) -> set[str]:
     found: set[str] = set()
     for package in sorted(set(registries()) & reached):
         names = {path.stem for path in file_of(package).parent.glob("[!_]*.py")}
-        found |= {f"{package}.{name}" for name in names if name in wanted(node, package, names)}
+        own = {f"{package}.{name}" for name in names if name in wanted(node, package, names)}
+        found |= own | (shared_by_sources() if own and package.endswith(".zoo") else set())
     return found
 
 
@@ -121,7 +122,9 @@ def wanted(node: Node, package: str, names: set[str]) -> set[str]:
     kind = package.split(".")[1]
     if kind == "research":
         return {params_entries()["research"]["researcher"]}
-    folder = {"targets": "data/targets", "tasks": "data/tasks", "interpretation": "data/interpretation"}[kind]
+    if kind == "targets":
+        return sources(node, names)
+    folder = {"tasks": "data/tasks", "interpretation": "data/interpretation"}[kind]
     own = set(node.arguments) & names
     for dep in node.deps:
         if dep == folder or folder.startswith(f"{dep}/"):
@@ -129,6 +132,29 @@ def wanted(node: Node, package: str, names: set[str]) -> set[str]:
         if dep.startswith(f"{folder}/"):
             own.add(dep.removeprefix(f"{folder}/").partition("/")[0])
     return own & names
+
+
+def sources(node: Node, names: set[str]) -> set[str]:
+    """Files of the zoo that a node's targets come from. A node that only runs a target depends on it through its
+    weights, whose digest the target's folder states; one that captures or draws inputs needs the file itself."""
+    entries = params_entries()["targets"]["targets"]
+    if node.name.startswith(("dictionaries@", "sweep@")):
+        return set()
+    own = {entries[word]["source"] for word in node.arguments if word in entries}
+    for dep in node.deps:
+        if dep == "data/targets" or "data/targets".startswith(f"{dep}/"):
+            return names
+        if dep.startswith("data/targets/"):
+            own.add(entries[dep.removeprefix("data/targets/").partition("/")[0]]["source"])
+    return own
+
+
+@cache
+def shared_by_sources() -> frozenset[str]:
+    """What the files of the zoo import: which of them a target needs depends on its entry in params."""
+    zoo = f"{PACKAGE}.targets.zoo"
+    files = {module for module in graph().modules if module.startswith(f"{zoo}.")}
+    return frozenset({module for file in files for module in graph().find_modules_directly_imported_by(file)} - files)
 
 
 @cache
@@ -197,6 +223,9 @@ def wanted_deps() -> dict[str, list[str]]:
     for node in nodes():
         arm = re.compile(rf"(?<=/){re.escape(node.arm)}(?=\.py)" if node.arm else "$^")
         variable = "${item.method}" if node.name.startswith(("interpretation@", "execution@")) else "${key}"
+        if node.name.startswith(("targets@", "activations@")):
+            source = params_entries()["targets"]["targets"][node.arm]["source"]
+            arm, variable = re.compile(rf"(?<=/zoo/){re.escape(source)}(?=\.py)"), "${item.source}"
         names = {
             # Another file may be called as an arm is; only those that are found by name are an arm's own.
             arm.sub(lambda _, variable=variable: variable, dep) if is_found_by_name(dep) else dep

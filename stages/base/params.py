@@ -18,7 +18,7 @@ from ruamel.yaml.nodes import MappingNode, SequenceNode
 from stages.base import paths
 from stages.errors import UserError
 
-__all__ = ["Params", "load", "names", "profile_name"]
+__all__ = ["Params", "checked", "load", "names", "profile_name"]
 
 ConfigT = TypeVar("ConfigT", bound="Params")
 
@@ -48,6 +48,24 @@ def load(stage: str, config: type[ConfigT], path: Path | None = None, *, part: b
         profile = paths.params_file("profile") if given is None else None
         written = _Written({path: ()} if profile is None else {profile: (stage,), path: ()})
         raise UserError(f"{path}: {_explain(error, config, written)}") from error
+
+
+def checked(config: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Values that stand somewhere inside params/<stage>.yaml as the Config that they are.
+
+    Args:
+        where: the stage, and the keys above them: ``targets.targets.smollm2_135m``.
+
+    Raises:
+        UserError: a key is unknown, or a value is out of range; says which.
+    """
+    stage, *above = where.split(".")
+    try:
+        return config(**values)
+    except ValidationError as error:
+        path = paths.params_file(stage)
+        place = f"{path}: {'.'.join(above)}: " if above else f"{path}: "
+        raise UserError(place + _explain(error, config, _Written({path: tuple(above)}))) from error
 
 
 def profile_name() -> str:

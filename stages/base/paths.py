@@ -20,6 +20,7 @@ __all__ = [
     "interpretation_dir",
     "metrics_file",
     "mlruns_dir",
+    "models_dir",
     "params_file",
     "report_file",
     "require",
@@ -47,6 +48,11 @@ def root() -> Path:
         if (folder / "dvc.yaml").is_file() and (folder / "stages").is_dir():
             return folder
     raise UserError(f"{here} is not inside a Lensmith working copy: change into the folder that holds dvc.yaml")
+
+
+def models_dir() -> Path:
+    """Models read from files, dequantised, by digest: outside DVC's cache, since the file has them already."""
+    return root() / ".lensmith" / "models"
 
 
 def params_file(stage: str) -> Path:

