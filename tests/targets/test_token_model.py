@@ -1,5 +1,8 @@
 """Targets of words: hiding a word is dropping it, gradients begin at the embedding, wrong ids are refused."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -200,6 +203,14 @@ def test_rows_are_padded_on_the_left():
     for bad, said in (([[]], "0 tokens"), ([[1, 2, 3, 4]], "4 tokens")):
         with pytest.raises(ValueError, match=f"{said} does not fit: a target of 3 places takes 1 to 3"):
             token_rows(bad, 3)
+
+
+def test_one_file_knows_the_class_that_is_announced_to_go():
+    root = Path(__file__).resolve().parents[2]
+    files = [path for room in ("stages", "flows", "lensmith") for path in (root / room).rglob("*.py")]
+    uses = re.compile(r"\bHookedTransformer(Config)?\(|\(HookedTransformer\)|import .*HookedTransformer")
+    knows = [path.name for path in files if uses.search(path.read_text(encoding="utf-8"))]
+    assert set(knows) <= {"token_model.py", "auto_circuit_peer.py"}  # the second compares with somebody's package
 
 
 def test_the_state_is_the_weights_alone():

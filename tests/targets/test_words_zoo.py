@@ -83,6 +83,12 @@ def test_a_saved_target_comes_back_with_its_words_and_its_twin_is_another(name, 
         load_checkpoints(name, tmp_path / "a")
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_training_twice_gives_the_same_weights_and_other_steps_others(name):
+    digests = [make_target(name, steps, 12).digest for steps in (6, 6, 7)]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_weights_that_are_missing_unknown_or_of_another_shape_are_named(tmp_path):
     target = make_target("grokked_addition", 0, 20)
     state, model, file = target.model.state_dict(), target.model, tmp_path / "weights.safetensors"
