@@ -76,6 +76,8 @@ def test_a_variant_is_made_once_and_shares_its_own_passes(mlp):
     one, two = shared.variant(0), shared.variant(1)
     assert one is shared.variant(0) and one is not two
     assert shared.variants([0]) is not one and shared.variants([0, 1]) is shared.variants([0, 1])
+    both = shared.variants([0, 1]).forward(inputs).outputs
+    assert torch.equal(both, access.variants([0, 1]).forward(inputs).outputs)
     assert torch.equal(two.forward(inputs).outputs, access.variant(1).forward(inputs).outputs)
     assert not torch.equal(one.forward(inputs).outputs, two.forward(inputs).outputs)
     name = next(iter(mlp.hook_points))
