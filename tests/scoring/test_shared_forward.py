@@ -143,6 +143,9 @@ def test_limits_of_a_spec():
     standard = {"architecture": "standard", "n_latents": 32}
     with pytest.raises(ValueError, match="sparsity"):
         DictionarySpec(**standard, sparsity=0)
+    for n, said in ((8, "is unknown"), (9, "at most 8 items")):
+        with pytest.raises(ValueError, match=said):
+            DictionarySpec(**standard, sparsity=0.5, regularisers={f"r{i}": 1.0 for i in range(n)})
     for coefficient in (0.0, 1000.0):
         assert DictionarySpec(**standard, sparsity=0.5, regularisers={"hoyer": coefficient}).regularisers
     for coefficient in (-0.1, 1000.1):
