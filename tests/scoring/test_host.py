@@ -23,6 +23,7 @@ from stages.scoring.settings import settings
 from stages.tracing.program import Refused
 from stages.tracing.recording import record
 from stages.tracing.running import run
+from tests.conftest import make_target
 
 CASE = ("active_learning", "digits_mlp")
 BIAS = torch.arange(2.0)
@@ -306,17 +307,19 @@ def test_what_is_not_charged_is_the_median_of_empty_answers(graph, monkeypatch):
             self.closed += 1
 
         def answer(self, query, interpretation, access):
-            self.asked.append((len(query.inputs), None if query.labels is None else query.labels.tolist()))
+            labels = query.labels
+            self.asked.append((len(query.inputs), None if labels is None else (labels.dtype, labels.tolist())))
             return Reply(None, 0.0, 0 if query.labels is None else 100)
 
     monkeypatch.setattr(isolated, "MethodProcess", Timed)
     monkeypatch.setattr(isolated, "calibrate", lambda: Calibration(1e6, 0.0, 1))
+    monkeypatch.setattr(isolated, "_smallest", lambda: make_target("digits_mlp", steps=0, n=300))
     rates = isolated.measured.__wrapped__(True)
     assert rates.empty_s == 2.0 and rates.byte_s == pytest.approx((5.0 - 2.0) / 100) and rates.dense == 1e6
     assert len(Process.made) == 6 and {one.facts[1:] for one in Process.made} == {("empty", 60.0, "", True)}
     assert all("adaptive = True" in one.facts[0] for one in Process.made)
-    n = len(Process.made[1].asked[0][1])
-    assert [one.asked[0] for one in Process.made] == [(n, None), (n, [0] * n)] * 3 and 0 < n <= 256
+    labelled = (256, (torch.int64, [0] * 256))  # as labels are
+    assert [one.asked[0] for one in Process.made] == [(256, None), labelled] * 3
 
 
 @pytest.mark.parametrize(("served_s", "n_bytes", "wanted"), [(0.5, 10, 0.0), (3.0, 0, 2.0)])

@@ -30,6 +30,7 @@ class Says:
 
     def freeze(self, candidate, targets, asked=None):
         self.asked.append((targets, asked))
+        assert torch.get_num_threads() == 1  # whatever the worker had before
         if self.fails:
             raise self.fails
         return {target: Frozen(b"", b"") for target in targets}
@@ -51,6 +52,7 @@ def row_of(host, case=CASE):
 
 def test_the_reward_on_a_twin_is_that_of_one_seed(graph):
     host, chosen = Says(), settings()
+    torch.set_num_threads(2)
     row = row_of(host)
     twin = cached_target(f"digits_mlp{TWIN}")
     (targets, asked), task = host.asked[0], host.task

@@ -76,6 +76,8 @@ def test_a_variant_is_made_once_and_shares_its_own_passes(mlp):
     one, two = shared.variant(0), shared.variant(1)
     assert one is shared.variant(0) and one is not two
     assert shared.variants([0]) is not one and shared.variants([0, 1]) is shared.variants([0, 1])
+    both = shared.variants([0, 1]).forward(inputs).outputs
+    assert torch.equal(both, access.variants([0, 1]).forward(inputs).outputs)
     assert torch.equal(two.forward(inputs).outputs, access.variant(1).forward(inputs).outputs)
     assert not torch.equal(one.forward(inputs).outputs, two.forward(inputs).outputs)
     name = next(iter(mlp.hook_points))
@@ -141,6 +143,9 @@ def test_limits_of_a_spec():
     standard = {"architecture": "standard", "n_latents": 32}
     with pytest.raises(ValueError, match="sparsity"):
         DictionarySpec(**standard, sparsity=0)
+    for n, said in ((8, "is unknown"), (9, "at most 8 items")):
+        with pytest.raises(ValueError, match=said):
+            DictionarySpec(**standard, sparsity=0.5, regularisers={f"r{i}": 1.0 for i in range(n)})
     for coefficient in (0.0, 1000.0):
         assert DictionarySpec(**standard, sparsity=0.5, regularisers={"hoyer": coefficient}).regularisers
     for coefficient in (-0.1, 1000.1):
