@@ -76,7 +76,7 @@ def discover(
             )
     settings = replace(Settings(), tolerance=0.01 if tolerance is None else tolerance, size=size, steps=steps or 200)
     subject = load_subject(target)
-    with counting("circuits"):
+    with counting("discovery"):
         result = run(subject, method, ablation=ablation, seeds=seeds, batch=batch, settings=settings, metric=metric)
     _show(result, as_json)
 
@@ -98,7 +98,7 @@ def cards(
     from stages.circuits.recovery import card_rows
 
     console = Console(stderr=as_json)
-    with counting("circuits"):
+    with counting("discovery"):
         rows = card_rows((only,) if only else (), progress=lambda name: report(f"deriving {name}", 0, 1))
     if as_json:
         print_json(rows)
@@ -120,7 +120,7 @@ def measure(*, jobs: int, as_json: bool) -> None:
     from stages.circuits.recovery import bench_rows, verdicts
 
     console = Console(stderr=as_json)
-    with counting("circuits"):
+    with counting("discovery"):
         rows = bench_rows(progress=lambda name: report(name, 0, 1))
     if as_json:
         print_json(rows)

@@ -77,7 +77,7 @@ def train(
     if to is not None:
         from stages.tools.transcoders import train_between
 
-        with counting("dictionaries"):
+        with counting("training"):
             measured = train_between(
                 target, hook, to, architecture, skip=skip, n_latents=n_latents, sparsity=sparsity, steps=steps,
                 batch=batch, lr=lr, seed=seed, out=out, checkpoint=checkpoint,
@@ -88,7 +88,7 @@ def train(
         raise UserError("--skip and --checkpoint are of transcoders: give --to HOOK as well")
     from stages.tools.dictionaries import train_one
 
-    with counting("dictionaries"):
+    with counting("training"):
         made = train_one(
             target, hook, architecture, n_latents=n_latents, sparsity=sparsity, steps=steps, batch=batch, lr=lr,
             seed=seed, out=out,

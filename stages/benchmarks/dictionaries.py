@@ -253,10 +253,10 @@ def _reading(cache: ActivationCache, batch: int) -> Row:
 def _writing(root: Path) -> list[Row]:
     """Writing every hook point's rows of one split, against the bare forward pass over the same inputs."""
     from stages.targets.storage import freeze
-    from stages.targets.zoo import ZOO
+    from stages.targets.zoo import ZOO, trained
 
     rows = []
-    for name in ZOO.names():
+    for name in trained():
         definition = ZOO.find(name)()
         generator = torch.Generator().manual_seed(0)
         images = definition.data(0)

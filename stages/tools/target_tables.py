@@ -7,7 +7,7 @@ from pathlib import Path
 from stages.base import paths
 from stages.base.params import load
 from stages.targets.stage import Config, train
-from stages.targets.zoo import ZOO
+from stages.targets.zoo import ZOO, trained
 from stages.tools.circuit_tables import replace_between, table
 
 __all__ = ["skill_table", "write_tables"]
@@ -25,7 +25,7 @@ def write_tables(page: Path | None = None, seeds: Sequence[int] = SEEDS) -> None
     page = page or paths.root() / "docs" / "targets.md"
     settings = load("targets", Config).targets
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for name in ZOO.names():
+    for name in trained():
         if name in settings and hasattr(ZOO.find(name), "skills"):
             for seed in seeds:
                 start = time.process_time()

@@ -81,7 +81,7 @@ def test_progress_goes_to_stderr_as_plain_lines(method: str, monkeypatch: pytest
     assert done.exit_code == 0, done.output
     json.loads(done.stdout)
     lines = done.stderr.splitlines()
-    assert "circuits: started" in lines[0] and "circuits: done after" in lines[-1]
+    assert "discovery: started" in lines[0] and "discovery: done after" in lines[-1]
     assert len(lines) > 4 and all(" of " in line and "\x1b" not in line for line in lines[1:-1])
     monkeypatch.setattr("flows.progress.OFTEN_S", 3600.0)
     assert len(CliRunner().invoke(app, words).stderr.splitlines()) == 2, "no more than one in OFTEN_S"

@@ -14,7 +14,7 @@ from stages.contracts.target import (
 )
 from stages.errors import UserError
 from stages.targets.few_shot_data import digit_splits, draw_episodes
-from stages.targets.stage import Config, TargetConfig, run
+from stages.targets.stage import Config, Entry, run
 from stages.targets.storage import load_target, save_target
 from stages.targets.zoo import ZOO
 from tests import toy
@@ -66,7 +66,7 @@ def test_missing_and_unknown_targets_say_what_to_do(tmp_path):
 
 
 def test_a_target_that_did_not_learn_stops_the_run_and_leaves_nothing(tmp_path):
-    config = Config(targets={"digits_mlp": TargetConfig(steps=2, seed=0)}, n_corpus=64)
+    config = Config(targets={"digits_mlp": Entry(source="digits_mlp", steps=2, seed=0)}, n_corpus=64)
     with toy.rooted(tmp_path):
         with pytest.raises(UserError, match=r"did not learn: held-out accuracy 0\.\d+, at least 0.9.*raise targets"):
             run(config, "digits_mlp")
@@ -74,7 +74,7 @@ def test_a_target_that_did_not_learn_stops_the_run_and_leaves_nothing(tmp_path):
 
 
 def test_a_trained_target_is_measured_on_held_out_images(tmp_path):
-    config = Config(targets={"digits_mlp": TargetConfig(steps=400, seed=0)}, n_corpus=64)
+    config = Config(targets={"digits_mlp": Entry(source="digits_mlp", steps=400, seed=0)}, n_corpus=64)
     with toy.rooted(tmp_path):
         metrics = run(config, "digits_mlp")
         saved = json.loads((paths.target_dir("digits_mlp") / "metrics.json").read_text())

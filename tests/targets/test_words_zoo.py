@@ -11,7 +11,7 @@ from stages.contracts.target import Corpus
 from stages.errors import UserError
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
-from stages.targets.stage import Config, TargetConfig, run
+from stages.targets.stage import Config, Entry, run
 from stages.targets.storage import (
     TWIN,
     load_checkpoints,
@@ -296,7 +296,7 @@ def test_a_network_of_known_frequencies_is_recognised():
 
 def test_the_stage_keeps_checkpoints_measures_skills_and_makes_the_same_bytes_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(grokked_addition.GrokkedAddition, "minimum", {"memorised": 0.5})
-    config = Config(targets={"grokked_addition": TargetConfig(steps=250, seed=0)}, n_corpus=64)
+    config = Config(targets={"grokked_addition": Entry(source="grokked_addition", steps=250, seed=0)}, n_corpus=64)
     folders = []
     for name in ("a", "b"):
         with toy.rooted(tmp_path / name):
@@ -307,7 +307,7 @@ def test_the_stage_keeps_checkpoints_measures_skills_and_makes_the_same_bytes_tw
             target = load_target("grokked_addition")
     assert {"memorised", "addition", "embedding_share", "logit_share", "accuracy", "loss"} <= set(metrics)
     files = {file.name for file in folders[0].iterdir()}
-    assert files - {"data.safetensors", "metrics.json", "target.json", "weights.safetensors"} == {
+    assert files - {"data.safetensors", "metrics.json", "source.json", "target.json", "weights.safetensors"} == {
         "checkpoints.safetensors",
         "words.json",
     }
@@ -324,7 +324,7 @@ def test_the_stage_keeps_checkpoints_measures_skills_and_makes_the_same_bytes_tw
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_target_that_lacks_a_skill_stops_the_run_and_names_it(name, tmp_path):
-    config = Config(targets={name: TargetConfig(steps=2, seed=0)}, n_corpus=64)
+    config = Config(targets={name: Entry(source=name, steps=2, seed=0)}, n_corpus=64)
     definition = ZOO.find(name)()
     with toy.rooted(tmp_path):
         with pytest.raises(
@@ -368,7 +368,7 @@ def test_the_page_on_targets_has_a_line_for_each_number_and_a_column_for_each_se
     page.write_text("before\n<!-- skills: begin -->\nold\n<!-- skills: end -->\nafter\n")
     (tmp_path / "params").mkdir()
     (tmp_path / "params" / "targets.yaml").write_text(
-        "n_corpus: 64\ntargets: {grokked_addition: {steps: 3, seed: 9}}\n"
+        "n_corpus: 64\ntargets: {grokked_addition: {source: grokked_addition, steps: 3, seed: 9}}\n"
     )
     with toy.rooted(tmp_path):
         target_tables.write_tables(page, seeds=(0, 1))

@@ -9,14 +9,14 @@ from stages.errors import UserError
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.storage import freeze
-from stages.targets.zoo import ZOO
+from stages.targets.zoo import ZOO, trained
 from stages.tasks.families import FAMILIES, family
 from stages.tasks.generation import make
 from stages.tasks.inputs import draw_inputs
 from tests.tasks.conftest import CASES, SIZES, SPLIT, made_small, small_target
 
-WORDS = [name for name in ZOO.names() if ZOO.find(name)().layout()["n_vocabulary"] is not None]
-EVERY = [(name, target) for name in FAMILIES.names() for target in ZOO.names()]
+WORDS = [name for name in trained() if ZOO.find(name)().layout()["n_vocabulary"] is not None]
+EVERY = [(name, target) for name in FAMILIES.names() for target in trained()]
 
 
 def untrained(name: str) -> Target:
