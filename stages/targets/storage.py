@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformer_lens import HookedRootModule
 
 from stages.base import paths
-from stages.base.params import Params, checked, names
+from stages.base.params import Params, checked
 from stages.contracts.target import (
     TWIN,
     Corpus,
@@ -155,8 +155,11 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     if name.endswith(TWIN):
         return _twin(load_target(name.removesuffix(TWIN), folder))
     folder = folder or paths.target_dir(name)
-    if not (folder / SOURCE).is_file() and not _is_in_params(name):
-        ZOO.find(name)  # says which names there are
+    if name not in ZOO and not (folder / "target.json").is_file():
+        raise UserError(
+            f"target {name!r} is unknown; known: {', '.join(ZOO.names())}, and what is in {folder.parent}. One that has"
+            f" an entry in params/targets.yaml is made with `dvc repro targets@{name}`"
+        )
     spec_file = paths.require(folder / "target.json", "targets")
     definition = definition_of(name, folder)
     spec = TargetSpec.from_json(json.loads(spec_file.read_text(encoding="utf-8")))
@@ -179,10 +182,6 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     return Target(
         spec, model, {split: Corpus(arrays[f"{split}.inputs"], arrays[f"{split}.labels"]) for split in SPLITS}
     )
-
-
-def _is_in_params(name: str) -> bool:
-    return paths.params_file("targets").is_file() and name in names("targets", "targets")
 
 
 def _saved_model(definition: TargetDefinition, spec: TargetSpec, folder: Path) -> HookedRootModule:
