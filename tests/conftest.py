@@ -42,7 +42,7 @@ def few_shot() -> Target:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy graph up to the reward stage, built once a session."""
+    """The toy graph up to the reward stage, built once a session; or once for many, in the folder LENSMITH_TOY."""
     from tests import toy
 
     kept = os.environ.get("LENSMITH_TOY")
