@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stages.base import paths
-from stages.base.params import load, profile_name
+from stages.base.params import Params, checked, load, profile_name
 from stages.errors import UserError
 from tests import toy
 
@@ -172,3 +172,26 @@ def test_a_value_of_the_profile_is_shown_as_it_stands_there(tmp_path, monkeypatc
     (tmp_path / "params" / "profile.yaml").write_text("research:\n  researcher: 1.0\n")
     with pytest.raises(UserError, match=r"researcher = 1\.0 \(profile\.yaml line 2\)"):
         load("research", config_of("research"))
+
+
+class Small(Params):
+    seed: int = 0
+
+
+def test_a_part_of_a_file_is_read_without_the_rest(tmp_path):
+    file = tmp_path / "execution.yaml"
+    file.write_text("seed: 3\nn_seeds: 4\n")
+    assert load("execution", Small, file, part=True).seed == 3
+    with pytest.raises(UserError, match="unknown key 'n_seeds'"):
+        load("execution", Small, file)
+
+
+def test_values_from_inside_a_file_are_checked_with_the_keys_above_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "targets.yaml").write_text("targets:\n  mine:\n    seed: 1.50\n")
+    assert checked(Small, {"seed": 2}, "targets.targets.mine").seed == 2
+    with pytest.raises(UserError, match=r"targets.yaml: targets.mine: seed = 1.50 \(targets.yaml line 3\): "):
+        checked(Small, {"seed": 1.5}, "targets.targets.mine")
+    with pytest.raises(UserError, match=r"targets.yaml: unknown key 'x'"):
+        checked(Small, {"x": 1}, "targets")
