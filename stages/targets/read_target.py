@@ -30,7 +30,7 @@ from stages.targets.text_data import disguised, drawn, read_text, windows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["ReadConfig", "ReadTarget", "fits_in_memory", "model_in", "quiet", "tokenizer_in"]
+__all__ = ["ReadConfig", "ReadTarget", "fits_in_memory", "model_in", "model_named", "quiet", "tokenizer_in"]
 
 SPARE = 2.5
 """Times the size of its weights that reading a model takes at its peak (SmolLM2-135M: 1.2 GB of .54)."""
@@ -143,13 +143,11 @@ class ReadTarget:
 
 
 def model_in(folder: Path) -> "PreTrainedModel":
-    """The model of a folder, in float32 with eager attention; code that lies beside it is not run.
+    """The model of a folder that ``save_pretrained`` wrote, in float32 with eager attention; code beside it is not run.
 
     Raises:
         UserError: the folder holds no such model; says what is missing.
     """
-    from transformers import AutoModelForCausalLM
-
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(f"{folder} holds no config.json: give the folder that `save_pretrained` wrote")
@@ -160,41 +158,67 @@ def model_in(folder: Path) -> "PreTrainedModel":
         )
     bytes_each = 2 if "16" in str(json.loads(config.read_text(encoding="utf-8")).get("dtype", "")) else 4
     fits_in_memory(sum(file.stat().st_size for file in files) // bytes_each, str(folder))
+    return _loaded(str(folder), None)
+
+
+def model_named(name: str, revision: str) -> "PreTrainedModel":
+    """A model of the Hugging Face hub, or of its cache on this machine.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    return _loaded(name, revision)
+
+
+def _loaded(where: str, revision: str | None) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    more = {"local_files_only": True} if revision is None else {"revision": revision}
     try:
-        read: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="float32", attn_implementation="eager", local_files_only=True, output_loading_info=True
-        )
+        with quiet():
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                where, dtype="float32", attn_implementation="eager", output_loading_info=True, **more
+            )
     except Exception as error:
-        first = str(error).strip().partition("\n")[0][:300]
-        raise UserError(f"{folder} cannot be read: {type(error).__name__}: {first}") from error
+        raise UserError(f"{_named(where, revision)} cannot be read: {_said(error, revision)}") from error
     model: PreTrainedModel = read[0]
     said: dict[str, Any] = read[1]
     missing = sorted(said["missing_keys"])
     if missing or said["mismatched_keys"]:
         which = missing or sorted(str(one) for one in said["mismatched_keys"])
-        raise UserError(f"{folder} lacks the weights {', '.join(which[:5])}: it is not complete, or of another model")
+        raise UserError(f"{where} lacks the weights {', '.join(which[:5])}: it is not complete, or of another model")
     return model
 
 
-def tokenizer_in(folder: Path) -> "PreTrainedTokenizerBase":
-    """
+def tokenizer_in(where: Path | str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder; with a revision, of a model on the hub.
+
     Raises:
-        UserError: the folder holds none.
+        UserError: there is none.
     """
     from transformers import AutoTokenizer
 
+    more = {"local_files_only": True} if revision is None else {"revision": revision}
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **more)
     except Exception as error:
         raise UserError(
-            f"{folder} has no tokenizer that can be read ({_first_line(error)}): give `tokenizer:` a folder that has"
-            " tokenizer.json"
+            f"{_named(str(where), revision)} has no tokenizer that can be read ({_said(error, revision)}): give"
+            " `tokenizer:` a folder that has tokenizer.json"
         ) from error
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _named(where: str, revision: str | None) -> str:
+    return where if revision is None else f"{where} (revision {revision})"
+
+
+def _said(error: Exception, revision: str | None) -> str:
+    first = str(error).strip().partition("\n")[0][:300]
+    if revision is not None and isinstance(error, OSError):
+        first += "; without a network, copy its folder here and write source: huggingface, path: FOLDER"
+    return f"{type(error).__name__}: {first}"
 
 
 def fits_in_memory(n_weights: int, what: str) -> None:

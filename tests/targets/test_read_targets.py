@@ -146,6 +146,22 @@ def test_a_folder_is_a_target(root, safe):
         load_target("mine")
 
 
+def test_a_name_of_transformer_lens_is_read_from_the_cache_of_the_hub(root, monkeypatch):
+    commit, kept = "0123456789abcdef0123456789abcdef01234567", root / "hub" / "models--gpt2"
+    folder = kept / "snapshots" / commit
+    model = made("gpt2")
+    model.save_pretrained(folder)
+    byte_tokenizer(folder)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    target = frozen(root, source="transformer_lens", name="gpt2-small")
+    inputs = target.corpus("train").inputs
+    assert torch.allclose(target.model(inputs), model(inputs[..., 0].long()).logits[:, -1], atol=1e-5)
+    assert target.digest == frozen(root, source="transformer_lens", name="gpt2", revision=commit).digest
+
+
 def test_what_tasks_show_is_nothing_that_stands_in_the_text(root):
     folder = root / "of_mine"
     made("gpt2").save_pretrained(folder)
@@ -224,6 +240,7 @@ def test_a_gguf_is_a_target(root, kind, capsys):
 
 
 def test_every_fault_says_what_to_do(root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     write_gguf(root / "tiny.gguf", "llama")
     write_gguf(root / "bare.gguf", "llama", tokens=False)
     (root / "no.gguf").write_bytes(b"something else")
@@ -245,6 +262,8 @@ def test_every_fault_says_what_to_do(root, monkeypatch):
         ({"source": "gguf", "path": "tiny.gguf", "sha256": "ab"}, "and ab is asked for: it is another file"),
         ({"source": "gguf", "path": "bare.gguf"}, "has no tokenizer that can be read"),
         ({"source": "gguf", "path": "tiny.gguf", "pathh": "x"}, "targets.mine: unknown key 'pathh'"),
+        ({"source": "transformer_lens", "name": "gpt-nope"}, "TransformerLens knows no model 'gpt-nope'"),
+        ({"source": "transformer_lens", "name": "gpt2"}, "copy its folder here and write source: huggingface"),
         ({"source": "huggingface"}, "targets.mine: key 'path' is missing"),
         ({"source": "huggingface", "path": "none"}, "none holds no config.json"),
         (mine, "of_mine has no tokenizer that can be read"),
