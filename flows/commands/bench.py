@@ -293,6 +293,40 @@ def calibrator(*, jobs: int, as_json: bool) -> None:
     print_table(console, table)
 
 
+def targets(*, jobs: int, as_json: bool) -> None:
+    """Speed of every target that has been made, as a share of the machine's dense products."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.progress import telling
+    from flows.tables import print_table
+    from flows.terminal import print_json
+    from stages.benchmarks.targets import bench_targets
+
+    console = Console(stderr=as_json)
+    with telling(console, "passes") as tell:
+        rows = bench_targets(tell)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    titles = ("target", "batch", "pass", "inputs/s", "words/s", "GFLOP/s", "of dense peak", "metered / by hand")
+    table = Table(*titles, title="forward passes, one thread, medians")
+    for row in rows:
+        table.add_row(
+            row.target,
+            str(row.batch),
+            f"{row.ms:.2f} ms",
+            f"{row.inputs_per_s:,.0f}",
+            "-" if row.words_per_s is None else f"{row.words_per_s:,.0f}",
+            f"{row.gflops:.2f}",
+            f"{row.share_of_peak:.1%}",
+            "-" if row.metered_to_hand is None else f"{row.metered_to_hand:.3f}x",
+        )
+    print_table(console, table)
+
+
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "cache": dictionaries.measure_cache,
     "calibrator": calibrator,
@@ -301,6 +335,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "metering": metering,
     "pipeline": pipeline,
     "synthetic": dictionaries.measure_synthetic,
+    targets.__name__: targets,
 }
 
 
