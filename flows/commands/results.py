@@ -45,6 +45,9 @@ def score(
     null: Annotated[
         bool, typer.Option("--null", help="Score it on untrained twins of the targets as well: its null.")
     ] = False,
+    targets: Annotated[
+        str, typer.Option("--targets", metavar="A,B", help="Only on the tasks about these targets.")
+    ] = "",
 ) -> None:
     """Score a method of your own next to the built-in ones, on train and validation families.
 
@@ -61,6 +64,7 @@ def score(
 
     if not method.is_file():
         raise UserError(f"{method} is not a file: give the path of a Python file with one subclass of Method")
+    about = targets.replace(",", " ").split() or None
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
     console = Console(stderr=str(out) == "-")
@@ -69,7 +73,7 @@ def score(
         from stages.scoring.score import score_method
 
         with telling(console, "scoring") as tell:
-            result = score_method(method, timeout_s=timeout, trust=trust, null=null, progress=tell)
+            result = score_method(method, timeout_s=timeout, trust=trust, null=null, targets=about, progress=tell)
     for split in ("train", "validation"):
         rows = [row for row in result.rows if row.split == split]
         if rows:

@@ -4,7 +4,7 @@ A file's code runs in a process of its own, with a time limit, and never sees an
 shapes, priced, and run here. Target, labels and scoring stay here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stages import tracking
@@ -41,6 +41,7 @@ def score_method(
     timeout_s: float = 120.0,
     trust: bool = False,
     only: Sequence[tuple[str, str]] | None = None,
+    targets: Sequence[str] | None = None,
     fresh: bool = True,
     null: bool = False,
     progress: Progress = print,
@@ -53,6 +54,7 @@ def score_method(
         timeout_s: wall limit of one call of a method from a file.
         trust: run a file without the sandbox, in a process of its own.
         only: (family, target) of the tasks; None: all of train and validation.
+        targets: score on the tasks about these targets alone, without the built-in methods, whose rows are over all.
         fresh: compare with instances that are drawn now, from a secret seed.
         null: score it on untrained twins of the targets as well.
         progress: told what is being done.
@@ -67,6 +69,8 @@ def score_method(
     splits = {
         split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
     }
+    if targets is not None:
+        splits = _about(targets, splits)
     tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
     host: Host = InProcess(chosen.interpretation)
@@ -94,7 +98,7 @@ def score_method(
     if done.scored:
         judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
     mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    rows = [*mine, *_built_in_rows()]
+    rows = [*mine, *(_built_in_rows() if targets is None else ())]
     with tracking.stage_run(f"score {name}", {"method": name}) as log:
         log.tag({"lensmith.kind": "score", "outcome": done.outcome})
         log({f"{row.split}/reward": row.reward_mean for row in mine})
@@ -137,6 +141,14 @@ def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
     return Candidate(safe_name(path.stem), Source.of(path))
+
+
+def _about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+    known = sorted({target for tasks in splits.values() for _, target in tasks})
+    unknown = [name for name in targets if name not in known]
+    if unknown:
+        raise UserError(f"no train or validation task is about the target {unknown[0]!r}: take {', '.join(known)}")
+    return {split: [task for task in tasks if task[1] in targets] for split, tasks in splits.items()}
 
 
 def _built_in_rows() -> list[LeaderboardRow]:

@@ -76,10 +76,19 @@ def test_a_built_in_ones_name_is_not_taken(graph):
     )
 
 
-def test_its_null_is_of_the_validation_tasks(graph):
+def test_its_null_is_of_both_splits(graph):
     said = []
     result = score_method(Outputs, fresh=False, null=True, progress=said.append)
-    assert [row.task for row in result.null] == TASKS[1:] and "its null" in said[-1]
+    assert sorted(row.task for row in result.null if row.task != "all") == sorted(TASKS) and "its null" in said[-1]
+    assert {row.method for row in result.null} == {"outputs"}
+
+
+def test_only_the_tasks_about_some_targets(graph):
+    result = scored(Outputs(), targets=["digits_few_shot"])
+    assert [row.task for row in result.per_task] == TASKS[1:]
+    assert {(row.method, row.split, row.n_tasks) for row in result.rows} == {("outputs", "validation", 1)}
+    with pytest.raises(UserError, match="about the target 'small_cnn': take digits_few_shot, digits_mlp"):
+        scored(Outputs(), targets=["digits_mlp", "small_cnn"])
 
 
 def test_methods_that_were_not_scored_have_no_rows(graph):
