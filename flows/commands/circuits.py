@@ -25,7 +25,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other progr
 
 @group.command()
 def discover(
-    target: Annotated[str, typer.Option("--target", help="FILE.py:function that returns module and data.")],
+    target: Annotated[
+        str, typer.Option("--target", help="FILE.py:function giving module and data; or TARGET, TARGET:SKILL.")
+    ],
     method: Annotated[str, typer.Option("--method", help=METHOD)] = "edge-sp",
     ablation: Annotated[str | None, typer.Option("--ablation", help=ABLATION)] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Samples, starts and gates.")] = 10,
@@ -48,6 +50,7 @@ def discover(
     """Find a circuit in a module of one's own: edges with scores, how faithful it is, what it cost, what is doubtful.
 
     Example: lensmith circuits discover --target examples/my_circuit_target.py:build --method acdc --ablation zero
+    Example: lensmith circuits discover --target context_lm:induction --method eap-ig
     """
     from dataclasses import replace
 
@@ -56,6 +59,7 @@ def discover(
     from stages.circuits.discovery import discover as run
     from stages.circuits.discovery import load_subject
     from stages.circuits.engine.objectives import OBJECTIVES
+    from stages.circuits.word_subject import subject_of_target
     from stages.errors import UserError
 
     if method not in METHODS:
@@ -75,7 +79,7 @@ def discover(
                 " choose one of these"
             )
     settings = replace(Settings(), tolerance=0.01 if tolerance is None else tolerance, size=size, steps=steps or 200)
-    subject = load_subject(target)
+    subject = load_subject(target) if ".py" in target else subject_of_target(target)
     with counting("discovery"):
         result = run(subject, method, ablation=ablation, seeds=seeds, batch=batch, settings=settings, metric=metric)
     _show(result, as_json)

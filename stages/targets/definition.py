@@ -48,6 +48,7 @@ class TargetDefinition(Protocol):
     #   split, so that what tasks show is nothing anybody can have stored.
     # - ``skills(model, data, seed) -> dict[str, float]``: held-out numbers, one for each thing the target should have
     #   learned, beside loss and accuracy. ``seed`` is the one ``data`` was given.
+    # - ``prompts(skill, n, generator) -> Corpus``: n inputs that need one skill, and ``prompted``, the names of those.
     # - ``words() -> tuple[str, ...]``: the word of each id, for readers.
     # - ``checkpoints: dict[int, dict[str, Tensor]]``: weights after some steps, put there by ``fit``.
 

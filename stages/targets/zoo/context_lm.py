@@ -164,8 +164,13 @@ class ContextLm:
         "other_heads_carry_names": 0.4,
     }
 
+    prompted = SKILLS
+
     def words(self) -> tuple[str, ...]:
         return WORDS
+
+    def prompts(self, skill: str, n: int, generator: torch.Generator) -> Corpus:
+        return draw_prompts(skill, n, generator)
 
     def build(self, generator: torch.Generator) -> TokenModel:
         return TokenModel.of(ARCHITECTURE, generator)
