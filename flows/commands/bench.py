@@ -343,13 +343,16 @@ def bench(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Which one: see above.")],
     jobs: Jobs = 2,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="Of circuits: time and memory against layers and heads instead.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Measure speed: `pipeline` copies the working copy without results and times cold, warm and
     one-method runs; `calibrator` compares the executor's with scikit-learn's; `metering` measures
     what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
     reads and writes activations; `synthetic` trains dictionaries where the features are known;
-    `circuits` looks for circuits that are known.
+    `circuits` looks for circuits that are known; `targets` runs every target that was made.
 
     Example: lensmith bench pipeline
     """
@@ -360,7 +363,9 @@ def bench(
         raise UserError(f"benchmark {name!r} is unknown: use {', '.join(sorted(BENCHMARKS))}")
     if name != pipeline.__name__:
         refuse(context, "jobs", f"{name} is measured on one thread; nodes are run by `lensmith bench pipeline`")
-    BENCHMARKS[name](jobs=jobs, as_json=as_json)
+    if growth and BENCHMARKS[name] is not circuits.measure:
+        raise UserError(f"--growth does nothing with {name}: it is of `lensmith bench circuits`")
+    (circuits.measure_growth if growth else BENCHMARKS[name])(jobs=jobs, as_json=as_json)
 
 
 COMMANDS = (bench,)

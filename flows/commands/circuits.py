@@ -134,6 +134,27 @@ def measure(*, jobs: int, as_json: bool) -> None:
     print_rows(console, verdicts(rows), "goals; the worst card of each")
 
 
+def measure_growth(*, jobs: int, as_json: bool) -> None:
+    """Time and memory of scoring all edges against layers and heads."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from flows.progress import telling
+    from flows.terminal import print_json, print_rows
+    from stages.benchmarks.circuit_growth import bench_growth, exponent
+
+    console = Console(stderr=as_json)
+    with telling(console, "growth") as tell:
+        rows = bench_growth(tell)
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(console, [asdict(row) for row in rows], "scoring all edges by EAP, one thread")
+    for what in ("seconds", "mb"):
+        console.print(f"{what} grow with edges to the power of {exponent(rows, what):.2f}", highlight=False)
+
+
 def _show(result: "Discovery", as_json: bool) -> None:
     from rich.console import Console
 

@@ -17,7 +17,7 @@ from stages.errors import UserError
 from stages.targets.storage import definition_of, load_target
 from stages.targets.token_model import TokenModel
 
-__all__ = ["subject_of_target"]
+__all__ = ["graph_of_transformer", "open_for_edges", "subject_of_target"]
 
 N_INPUTS = 512
 """Inputs of one length that are wanted; a search takes as many of them as it is told."""
@@ -39,11 +39,17 @@ def subject_of_target(spec: str) -> Subject:
             f"{name} is a {type(model).__name__}: edges are found in transformers that are trained here, whose queries,"
             " keys and values have hook points; for another module give FILE.py:function"
         )
+    clean = _of_one_length(_drawn(name, skill, target.corpus("tasks")))
+    return Subject(module=open_for_edges(model), clean=clean, graph=graph_of_transformer(model))
+
+
+def open_for_edges(model: TokenModel) -> TokenModel:
+    """The same model with a hook point at what every head writes and at every input it reads."""
     model.set_use_attn_result(True)
     model.set_use_split_qkv_input(True)
     if not model.cfg.attn_only:
         model.set_use_hook_mlp_in(True)
-    return Subject(module=model, clean=_of_one_length(_drawn(name, skill, target.corpus("tasks"))), graph=_graph(model))
+    return model
 
 
 def _drawn(name: str, skill: str, pool: Corpus) -> Tensor:
@@ -65,7 +71,8 @@ def _of_one_length(inputs: Tensor) -> Tensor:
     return inputs[torch.tensor([length == most for length in lengths])][:N_INPUTS]
 
 
-def _graph(model: TokenModel) -> Graph:
+def graph_of_transformer(model: TokenModel) -> Graph:
+    """Embedding, learned positions, heads with three inputs each, MLPs."""
     whole = transformer_graph(model.cfg.n_layers, mlp=not model.cfg.attn_only)
     learned = model.cfg.positional_embedding_type == "standard"
     return Graph(*(node for node in whole.nodes if learned or node.name != "pos"))
