@@ -16,7 +16,7 @@ from dvc.repo import Repo
 from tests.house import ROOT
 
 COPIED = ("stages", "params", "dvc.yaml", "results")
-READS_ALL_TASKS = {"baseline", "reward", "research", "sealed_test", "fresh"}
+READS_ALL_TASKS = {"baseline", "reward", "research", "sealed_test", "fresh", "twins"}
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +77,18 @@ def add_line(root: Path, file: str, key: str, name: str, value: object) -> None:
     path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
-def test_a_new_method_is_five_nodes(changed: Path) -> None:
+def test_a_new_method_is_six_nodes(changed: Path) -> None:
     methods = changed / "stages" / "interpretation" / "methods"
     shutil.copyfile(methods / "pca.py", methods / "zz_new.py")
     add_line(changed, "reward.yaml", "methods", "zz_new", None)
     found = stale(changed)
-    assert found == {"interpretation@zz_new", "execution@zz_new", "reward", "sealed_test", "fresh"}
+    assert found == {"interpretation@zz_new", "execution@zz_new", "reward", "sealed_test", "fresh", "twins"}
 
 
 def test_a_method_that_changes_is_its_own_arms_and_what_compares(changed: Path) -> None:
     with (changed / "stages" / "interpretation" / "methods" / "circuit.py").open("a", encoding="utf-8") as file:
         file.write("\n# changed\n")
-    assert stale(changed) == {"interpretation@circuit", "execution@circuit", "sealed_test", "fresh"}
+    assert stale(changed) == {"interpretation@circuit", "execution@circuit", "sealed_test", "fresh", "twins"}
 
 
 def test_a_new_family_is_one_node_and_those_that_read_all_tasks(changed: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_new_family_is_one_node_and_those_that_read_all_tasks(changed: Path) -
 def test_a_new_target_leaves_the_others_alone(changed: Path) -> None:
     zoo = changed / "stages" / "targets" / "zoo"
     shutil.copyfile(zoo / "digits_mlp.py", zoo / "zz_new.py")
-    add_line(changed, "targets.yaml", "targets", "zz_new", {"steps": 600, "seed": 0})
+    add_line(changed, "targets.yaml", "targets", "zz_new", {"source": "zz_new", "steps": 600, "seed": 0})
     found = stale(changed)
     assert "targets@zz_new" in found
     assert not {node for node in found if node.startswith("targets@")} - {"targets@zz_new"}

@@ -23,6 +23,7 @@ from stages.targets.stage import Config, run
 from stages.targets.storage import load_target, load_words
 from stages.targets.text_data import disguised
 from stages.tasks.generation import pool_of
+from tests import toy
 
 N_WORDS, N_PLACES = 300, 12
 SIZES = {"vocab_size": N_WORDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -59,7 +60,7 @@ def byte_tokenizer(folder: Path, n_more: int = 0) -> None:
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A working copy with one entry, which a test fills."""
-    shutil.copytree(paths.root() / "params", tmp_path / "params")
+    shutil.copytree(toy.ROOT / "params", tmp_path / "params")
     monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
     monkeypatch.setenv("LENSMITH_TRACKING", "off")
     return tmp_path
