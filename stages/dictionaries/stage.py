@@ -118,7 +118,8 @@ def _hook(
     settings = config.trained_on[target.name]
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
     acts = cache.read().acts
-    held = held_out(target, hook, config.n_probe_rows)
+    held = held_out(target, hook, config.n_probe_rows, n_examples=settings.n_examples)
+    n_shown = config.n_gallery if settings.n_gallery is None else settings.n_gallery
     raw = Estimate.of(raw_probe(held))
     n_latents = settings.n_latents
     k = int(next((a.sparsity for a in config.architectures if a.name not in PENALISED), 8))
@@ -131,7 +132,7 @@ def _hook(
         rows.append(
             DictionaryRow(
                 target=target.name, hook_point=hook, architecture="random", sparsity=float(k), n_latents=n_latents,
-                seed=seed, probe_raw=raw, **dict(alone),
+                seed=seed, probe_raw=raw, **alone.parts(),
             )
         )  # fmt: skip
         for architecture in config.architectures:
@@ -166,7 +167,7 @@ def _hook(
                         Gallery(
                             target=target.name, hook_point=hook, architecture=architecture.called,
                             sparsity=architecture.sparsity, n_latents=n_latents, seed=seed,
-                            **dict(gallery_of(codec, held, config.n_gallery)),
+                            **gallery_of(codec, held, n_shown).parts(),
                         )
                     )  # fmt: skip
             assert values.l0.value is not None, "the number of active latents is always defined"
@@ -174,7 +175,7 @@ def _hook(
             rows.append(
                 DictionaryRow(
                     target=target.name, hook_point=hook, architecture=architecture.called,
-                    sparsity=architecture.sparsity, n_latents=n_latents, seed=seed, probe_raw=raw, **dict(beside),
+                    sparsity=architecture.sparsity, n_latents=n_latents, seed=seed, probe_raw=raw, **beside.parts(),
                 )
             )  # fmt: skip
             print(_line(rows[-1], held, time.monotonic() - start), flush=True)
@@ -192,8 +193,9 @@ def _line(row: DictionaryRow, held: HeldOut, seconds: float) -> str:
     return (
         f"{row.target} {row.hook_point} {row.architecture} seed {row.seed}: L0 {shown('l0')},"
         f" explained variance {shown('explained_variance')}, dead {shown('dead_ratio')} of {row.n_latents}"
-        f" over {len(held.rows.acts)} rows, loss recovered {shown('loss_recovered')},"
-        f" monosemanticity {shown('monosemanticity')} ({seconds:.1f} s)"
+        f" over {len(held.rows.acts)} rows, loss recovered {shown('loss_recovered')} ({shown('loss_spliced')} nats;"
+        f" untouched {shown('loss_clean')}, ablated {shown('loss_ablated')}), monosemanticity"
+        f" {shown('monosemanticity')} ({seconds:.1f} s)"
     )
 
 

@@ -140,6 +140,11 @@ def _folder(name: str) -> Path:
     raise UserError(f"{name} is no dictionary: give a folder with {CFG}, or a name from `lensmith dictionaries list`")
 
 
+def _n_examples(config: Config, target: str) -> int | None:
+    """Held-out inputs that params give dictionaries of a target."""
+    return config.trained_on[target].n_examples if target in config.trained_on else None
+
+
 def _place(folder: Path) -> tuple[str, str]:
     """Target and hook point that a saved dictionary says it is of."""
     about = load_dictionary(folder)["cfg"].get("metadata", {})
@@ -191,7 +196,7 @@ def evaluate_dictionary(
         target, hook = _place(folder)
     config = load("dictionaries", Config)
     made = load_target(target)
-    held = held_out(made, hook, config.n_probe_rows)
+    held = held_out(made, hook, config.n_probe_rows, n_examples=_n_examples(config, made.name))
     codec = load_codec(folder)
     if codec.decoder.shape[1] != held.rows.acts.shape[1]:
         raise UserError(f"{folder} takes rows of {codec.decoder.shape[1]}, {hook} has {held.rows.acts.shape[1]}")
@@ -207,7 +212,7 @@ def evaluate_dictionary(
         architecture=load_dictionary(folder)["cfg"]["architecture"],
         n_latents=codec.n_latents,
         probe_raw=Estimate.of(raw_probe(held)),
-        **dict(beside),
+        **beside.parts(),
     )
 
 
@@ -218,7 +223,12 @@ def compare_dictionaries(one: str, other: str) -> Comparison:
     config = load("dictionaries", Config)
     decoders = []
     for folder, row in zip(folders, rows, strict=True):
-        held = held_out(load_target(row.target), row.hook_point, config.n_probe_rows)
+        held = held_out(
+            load_target(row.target),
+            row.hook_point,
+            config.n_probe_rows,
+            n_examples=_n_examples(config, row.target),
+        )
         decoders.append(live_decoder(load_codec(folder), held))
     if decoders[0].shape[1] != decoders[1].shape[1]:
         raise UserError(f"{one} takes rows of {decoders[0].shape[1]}, {other} of {decoders[1].shape[1]}")
