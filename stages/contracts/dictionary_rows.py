@@ -41,7 +41,7 @@ class Measured(_Base):
     """Every metric of one dictionary on held-out rows. Intervals are 95% bootstrap intervals over examples, where no
     other population is named; the null is a random dictionary of the same L0."""
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"undefined"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"undefined", "n_sinks"})
     n_validation_rows: int
     """Held-out activation rows everything is measured on."""
     n_validation_examples: int
@@ -116,6 +116,9 @@ class Measured(_Base):
     """Share of a class probe's true positives in which no main latent fires and another carries the class. Population:
     the classes."""
 
+    n_sinks: int | None = None
+    """Held-out rows left out as attention sinks: more than 30 times as large as the median row. Not stated where inputs
+    are no words."""
     undefined: dict[str, str] | None = None
     """Metrics that are null because they say nothing on this target, and why; not stated where there are none."""
 

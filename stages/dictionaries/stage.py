@@ -37,6 +37,7 @@ from stages.dictionaries.evaluation.evaluate import (
 from stages.dictionaries.evaluation.gallery import gallery_of
 from stages.dictionaries.evaluation.nulls import Nulls
 from stages.dictionaries.evaluation.rows import with_nulls, with_stability
+from stages.dictionaries.evaluation.sinks import training_rows
 from stages.dictionaries.settings import Config, TargetConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training.train import (
@@ -117,7 +118,7 @@ def _hook(
 ) -> list[DictionaryRow]:
     settings = config.trained_on[target.name]
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
-    acts = cache.read().acts
+    acts = training_rows(target, cache)
     held = held_out(target, hook, config.n_probe_rows, n_examples=settings.n_examples)
     n_shown = config.n_gallery if settings.n_gallery is None else settings.n_gallery
     raw = Estimate.of(raw_probe(held))
@@ -190,11 +191,12 @@ def _line(row: DictionaryRow, held: HeldOut, seconds: float) -> str:
         value = row.metrics()[name].value
         return "-" if value is None else f"{value:.3f}"
 
+    sinks = f" (without {held.n_sinks} attention sinks)" if held.n_sinks else ""
     return (
         f"{row.target} {row.hook_point} {row.architecture} seed {row.seed}: L0 {shown('l0')},"
         f" explained variance {shown('explained_variance')}, dead {shown('dead_ratio')} of {row.n_latents}"
-        f" over {len(held.rows.acts)} rows, loss recovered {shown('loss_recovered')} ({shown('loss_spliced')} nats;"
-        f" untouched {shown('loss_clean')}, ablated {shown('loss_ablated')}), monosemanticity"
+        f" over {len(held.rows.acts)} rows{sinks}, loss recovered {shown('loss_recovered')} ({shown('loss_spliced')}"
+        f" nats; untouched {shown('loss_clean')}, ablated {shown('loss_ablated')}), monosemanticity"
         f" {shown('monosemanticity')} ({seconds:.1f} s)"
     )
 

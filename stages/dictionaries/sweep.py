@@ -35,6 +35,7 @@ from stages.dictionaries.evaluation.evaluate import (
 )
 from stages.dictionaries.evaluation.nulls import Nulls
 from stages.dictionaries.evaluation.rows import with_nulls, with_stability
+from stages.dictionaries.evaluation.sinks import training_rows
 from stages.dictionaries.settings import Config, SweepConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training.train import recipe_for, train
@@ -122,7 +123,10 @@ def run(settings: SweepSettings, target: Target) -> tuple[DictionaryRow, ...]:
 def _hook(settings: SweepSettings, target: Target, hook: str, folder: Path) -> list[DictionaryRow]:
     started = time.monotonic()
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
-    acts, held = cache.read().acts, held_out(target, hook, settings.n_probe_rows, n_examples=settings.n_examples)
+    acts, held = (
+        training_rows(target, cache),
+        held_out(target, hook, settings.n_probe_rows, n_examples=settings.n_examples),
+    )
     nulls, raw = Nulls(acts, held, settings.n_resamples, settings.seeds[0]), Estimate.of(raw_probe(held))
     about = {"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
              "activations_key": cache.manifest.key}  # fmt: skip

@@ -23,6 +23,7 @@ from stages.dictionaries.evaluation.evaluate import (
 )
 from stages.dictionaries.evaluation.geometry import MATCHED, matched_cosines, random_likeness
 from stages.dictionaries.evaluation.rows import with_nulls
+from stages.dictionaries.evaluation.sinks import training_rows
 from stages.dictionaries.stage import Config
 from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
 from stages.dictionaries.training.train import recipe_for, train
@@ -172,11 +173,11 @@ def train_one(
     about = {"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
              "activations_key": cache.manifest.key}  # fmt: skip
     if architecture in BASELINES:
-        dictionary = baseline(architecture, cache.read().acts, n_latents, int(sparsity), seed)
+        dictionary = baseline(architecture, training_rows(target, cache), n_latents, int(sparsity), seed)
         dictionary["cfg"]["metadata"] |= about
     else:
         recipe = recipe_for(architecture, n_latents, sparsity, steps, batch, lr)
-        dictionary = train(cache.read().acts, recipe, seed, metadata=about)
+        dictionary = train(training_rows(target, cache), recipe, seed, metadata=about)
     save_dictionary(dictionary, out)
     return evaluate_dictionary(str(out), seed=seed).model_copy(update={"folder": str(out), "seed": seed})
 
@@ -203,7 +204,7 @@ def evaluate_dictionary(
     values = evaluate(codec, held, config.n_resamples, seed)
     assert values.l0.value is not None, "the number of active latents is always defined"
     k = max(1, min(codec.n_latents, round(values.l0.value)))
-    train_acts = ActivationCache.open(made.name, hook, "train", digest=made.digest).read().acts
+    train_acts = training_rows(made, ActivationCache.open(made.name, hook, "train", digest=made.digest))
     null = random_dictionary(train_acts, codec.n_latents, k, seed)
     beside = with_nulls(values, evaluate(codec_of(null), held, config.n_resamples, seed))
     return EvaluatedDictionary(

@@ -20,6 +20,7 @@ from stages.contracts.target import Target
 from stages.dictionaries.evaluation import geometry, metrics
 from stages.dictionaries.evaluation.absorption import ClassProbe, absorption, class_probes
 from stages.dictionaries.evaluation.codecs import Codec, codec_of, load_codec
+from stages.dictionaries.evaluation.sinks import largest_size, without_sinks
 from stages.dictionaries.evaluation.splicing import passes, replaced_logits
 from stages.dictionaries.evaluation.subjects import (
     Subjects,
@@ -67,6 +68,10 @@ class HeldOut(NamedTuple):
     """What the activations themselves say of each class, on the same rows."""
     clean: Tensor
     """(N, C) untouched logits."""
+    largest: float
+    """Norm of the largest row that is looked at; larger ones are attention sinks, see ``sinks``."""
+    n_sinks: int
+    """Rows of these inputs that are left out for that reason."""
     ablated: Tensor
     """(N, C) logits with zeros at the hook point, as far as it has rows: see ``replaced_logits``."""
 
@@ -94,9 +99,11 @@ def held_out(
     distinct = distinct_examples(corpus.inputs)
     every = caches["validation"].read()
     distinct = distinct[torch.isin(distinct, every.example)][:n_examples]
-    rows = Rows(*(column[torch.isin(every.example, distinct)] for column in every))
-    about = subjects(target, "validation", rows)
+    of_these = Rows(*(column[torch.isin(every.example, distinct)] for column in every))
     train_rows = caches["train"].read()
+    largest = largest_size(target, train_rows.acts)
+    rows, train_rows = without_sinks(of_these, largest), without_sinks(train_rows, largest)
+    about = subjects(target, "validation", rows)
     train_about = subjects(target, "train", train_rows)
     known = (train_about.classes >= 0).nonzero().flatten()[:n_probe_rows]  # rows are shuffled: the first are a sample
     test = (about.classes >= 0).nonzero().flatten()[:n_probe_rows]
@@ -113,8 +120,8 @@ def held_out(
         class_probes=class_probes(
             train_rows.acts[known], train_about.classes[known], rows.acts[test], about.classes[test], about.n_classes
         ),
-        clean=clean,
-        ablated=replaced_logits(target, hook, inputs, torch.zeros_like),
+        clean=clean, largest=largest, n_sinks=len(of_these.acts) - len(rows.acts),
+        ablated=replaced_logits(target, hook, inputs, torch.zeros_like, largest),
     )  # fmt: skip
 
 
@@ -197,7 +204,9 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measur
         n_monosemanticity_latents=meaning.n_latents,
         **estimates,
     )
-    return measured if held.embeddings is not None else measured.model_copy(update={"undefined": UNDEFINED})
+    if held.embeddings is not None:
+        return measured
+    return measured.model_copy(update={"undefined": UNDEFINED, "n_sinks": held.n_sinks})
 
 
 def _shrinkage(acts: Tensor, reconstruction: Tensor, per_row: Tensor) -> dict[str, Estimate]:
@@ -239,7 +248,9 @@ def _variance_interval(x: Tensor, y: Tensor, per_row: Tensor) -> Interval:
 def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> tuple[dict[str, Estimate], bool]:
     """What the target still does with the reconstruction in place of the activation, and whether ablation costs too
     little for the loss recovered to say anything."""
-    spliced = replaced_logits(held.target, held.hook, held.inputs, lambda rows: codec.decode(codec.encode(rows)))
+    spliced = replaced_logits(
+        held.target, held.hook, held.inputs, lambda rows: codec.decode(codec.encode(rows)), held.largest
+    )
     loss = {
         name: torch.nn.functional.cross_entropy(logits, held.labels, reduction="none").double()
         for name, logits in (("clean", held.clean), ("spliced", spliced), ("ablated", held.ablated))

@@ -3,6 +3,7 @@
 Shape legend: B = inputs, R = rows, D = width, N = examples, C = outputs.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,29 +46,33 @@ def spliced_logits(target: Target, hook: str, inputs: Tensor, replace: Callable[
     return logits
 
 
-def replaced_logits(target: Target, hook: str, inputs: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
+def replaced_logits(
+    target: Target, hook: str, inputs: Tensor, replace: Callable[[Tensor], Tensor], largest: float = math.inf
+) -> Tensor:
     """(N, C) logits with the rows at the hook point replaced that a dictionary is of.
 
-    Where inputs are words, those are the rows of present words but each input's first: what stands first holds an
-    activation that no dictionary was trained on, and stays as it is.
+    Where inputs are words, those are the rows of present words but each input's first and but attention sinks: those
+    hold activations that no dictionary was trained on, and stay as they are.
 
     Args:
         replace: (R, D) -> (R, D).
+        largest: norm above which a row is an attention sink.
     """
     parts = []
     for some in passes(target, inputs):
         kept = telling_places(target.spec, some)
         if kept is not None and n_positions(target.spec.hook(hook)) == kept.shape[1]:
-            parts.append(spliced_logits(target, hook, some, _only(kept.flatten(), replace)))
+            parts.append(spliced_logits(target, hook, some, _only(kept.flatten(), replace, largest)))
         else:
             parts.append(spliced_logits(target, hook, some, replace))
     return torch.cat(parts)
 
 
-def _only(kept: Tensor, replace: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``replace`` on the rows that ``kept`` (R,) names; the others stay."""
+def _only(kept: Tensor, replace: Callable[[Tensor], Tensor], largest: float) -> Callable[[Tensor], Tensor]:
+    """``replace`` on the rows that ``kept`` (R,) names and that are not too large; the others stay."""
 
     def change(rows: Tensor) -> Tensor:
-        return rows.index_copy(0, kept.nonzero().flatten(), replace(rows[kept]))
+        these = (kept & (rows.norm(dim=1) <= largest)).nonzero().flatten()
+        return rows.index_copy(0, these, replace(rows[these]))
 
     return change
