@@ -208,8 +208,9 @@ def measure_cache(*, jobs: int, as_json: bool) -> None:
 
 def _show_metrics(row: dict[str, Any], as_json: bool) -> None:
     flat = {key: value for key, value in row.items() if not isinstance(value, dict)}
-    metrics = [{"metric": key, **value} for key, value in row.items() if isinstance(value, dict)]
-    _show(row if as_json else flat | {"metrics": metrics}, as_json, "")
+    metrics = [{"metric": key, **value} for key, value in row.items() if isinstance(value, dict) and "value" in value]
+    reasons = {f"no {name}": reason for name, reason in (row.get("undefined") or {}).items()}
+    _show(row if as_json else flat | {"metrics": metrics} | reasons, as_json, "")
 
 
 def _show(value: Any, as_json: bool, title: str) -> None:

@@ -60,7 +60,7 @@ class ActivationCache:
         if not (base / hook).is_dir():
             raise UserError(
                 f"{hook!r} is no cached hook point of {target}; cached: {', '.join(hooks) or 'none'}"
-                " (roles in params/activations.yaml decide which are)"
+                " (roles and hooks in params/activations.yaml decide which are)"
             )
         folder = cache_dir(target, hook, split, base)
         if not folder.is_dir():

@@ -10,6 +10,8 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -25,7 +27,17 @@ from stages.base import paths
 from stages.contracts.target import HookSpec, Target, TargetSpec, telling_places
 from stages.errors import UserError
 
-__all__ = ["DTYPES", "cached_hooks", "n_positions", "row_width", "rows_of", "to_dtype", "write_caches", "write_shards"]
+__all__ = [
+    "DTYPES",
+    "cached_hooks",
+    "n_positions",
+    "predicted_bytes",
+    "row_width",
+    "rows_of",
+    "to_dtype",
+    "write_caches",
+    "write_shards",
+]
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SAFE = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16"}
@@ -39,12 +51,22 @@ HELD_BYTES = 1 << 30
 """Rows of all hook points together are gathered in memory up to this size, and in a file beside the cache beyond it."""
 
 
-def cached_hooks(spec: TargetSpec, roles: Sequence[str]) -> tuple[HookSpec, ...]:
-    """Hook points whose role is among ``roles``.
+def cached_hooks(spec: TargetSpec, roles: Sequence[str], names: Sequence[str] = ()) -> tuple[HookSpec, ...]:
+    """Hook points whose role is among ``roles``; with ``names`` those, and no other.
 
     Raises:
-        UserError: none is.
+        UserError: none is, or a name is no hook point that holds vectors.
     """
+    if names:
+        known = {hook.name: hook for hook in spec.hooks if hook.role != "pattern"}
+        for name in names:
+            if name not in known:
+                near = get_close_matches(name, known, 3, 0.3) or list(known)[:3]
+                raise UserError(
+                    f"{name!r} is no hook point of {spec.name} whose activations can be cached; near it are"
+                    f" {', '.join(near)}: correct hooks.{spec.name} in params/activations.yaml"
+                )
+        return tuple(hook for hook in spec.hooks if hook.name in names)
     hooks = tuple(hook for hook in spec.hooks if hook.role in roles)
     if not hooks:
         has = sorted({hook.role for hook in spec.hooks})
@@ -70,6 +92,12 @@ def n_positions(hook: HookSpec) -> int:
 def rows_of(hook: HookSpec, acts: Tensor) -> Tensor:
     """(B, *hook.shape) activations -> (B * T, D) rows, positions of one example together."""
     return acts.reshape(acts.shape[0] * n_positions(hook), row_width(hook))
+
+
+def predicted_bytes(target: Target, split: str, hooks: Sequence[HookSpec], dtype: str, max_examples: int) -> int:
+    """Bytes on disk of the rows of one split, without running the target; at most so many where inputs are tokens."""
+    n = min(max_examples, len(target.corpus(split).inputs))
+    return sum(n * n_positions(hook) * row_width(hook) for hook in hooks) * DTYPES[dtype].itemsize
 
 
 def to_dtype(rows: Tensor, dtype: str, hook: str, target: str) -> Tensor:
@@ -106,6 +134,7 @@ def write_caches(
     split: str,
     *,
     roles: Sequence[str] = ("residual", "mlp", "head"),
+    names: Sequence[str] = (),
     dtype: str = "float16",
     max_examples: int = 4096,
     rows_per_shard: int = 16_384,
@@ -114,12 +143,13 @@ def write_caches(
 ) -> list[Manifest]:
     """Write the cache of every hook point of one split; a cache that is already there and whole is kept.
 
-    All hook points are captured in the same forward passes. Rows of all are there at once, in the dtype on disk (rows
-    x width x 2 bytes), so that the shuffle is a true one over (example, position): in memory up to ``HELD_BYTES``, in
-    a file that is deleted afterwards beyond it.
+    All hook points are captured in the same forward passes, which end at the last of them. Rows of all are there at
+    once, in the dtype on disk (rows x width x 2 bytes), so that the shuffle is a true one over (example, position): in
+    memory up to ``HELD_BYTES``, in a file that is deleted afterwards beyond it.
 
     Args:
         roles: roles of the hook points to cache.
+        names: the hook points to cache, in place of those of the roles.
         dtype: float16 or float32.
         max_examples: a seeded subset of the corpus where it is larger.
         seed: of the subset and of the shuffle.
@@ -128,7 +158,7 @@ def write_caches(
     Raises:
         UserError: NaN, infinite or too large activations; no hook point of these roles.
     """
-    hooks = cached_hooks(target.spec, roles)
+    hooks = cached_hooks(target.spec, roles, names)
     corpus = target.corpus(split)
     total = len(corpus.inputs)
     n = min(max_examples, total)
@@ -190,6 +220,10 @@ def _mask(kept: Tensor | None, hook: HookSpec) -> Tensor | None:
     return None if kept is None or n_positions(hook) != kept.shape[1] else kept.flatten()
 
 
+class _Enough(Exception):
+    """Every hook point of a forward pass was met."""
+
+
 def _capture(
     target: Target, inputs: Tensor, hooks: Sequence[HookSpec], dtype: str, kept: Tensor | None, beside: Path
 ) -> dict[str, tuple[Tensor, float]]:
@@ -211,9 +245,15 @@ def _capture(
     }
     largest, filled = dict.fromkeys(made, 0.0), dict.fromkeys(made, 0)
     batch: Tensor | None = None
+    waited: set[str] = set()
 
     def take(acts: Tensor, hook: Any, spec: HookSpec) -> None:
-        rows = rows_of(spec, acts)
+        keep(rows_of(spec, acts), spec)
+        waited.discard(spec.name)
+        if not waited:
+            raise _Enough
+
+    def keep(rows: Tensor, spec: HookSpec) -> None:
         mask = _mask(batch, spec)
         if mask is not None:
             rows = rows[mask]
@@ -229,7 +269,11 @@ def _capture(
     with torch.no_grad():
         for start in range(0, len(inputs), size):
             batch = None if kept is None else kept[start : start + size]
-            target.model.run_with_hooks(inputs[start : start + size], fwd_hooks=taking)
+            waited.update(made)
+            with suppress(_Enough):  # what comes after the last hook point is not needed
+                target.model.run_with_hooks(inputs[start : start + size], fwd_hooks=taking)
+            if waited:
+                raise UserError(f"{target.name} did not pass {', '.join(sorted(waited))}: it is no hook point of it")
     return {name: (rows, largest[name]) for name, rows in made.items()}
 
 

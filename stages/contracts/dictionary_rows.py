@@ -1,5 +1,7 @@
 """Rows about dictionaries: what each measures, what the method built on it earns, which metric predicts that."""
 
+from typing import Any, ClassVar
+
 from pydantic import Field
 
 from stages.contracts.record import Estimate, Record, ResultFile
@@ -18,15 +20,28 @@ __all__ = [
     "Gallery",
     "Latent",
     "Measured",
+    "Moved",
     "Pages",
     "ProxyRow",
 ]
 
 
-class Measured(Record):
+class _Base(Record):
+    """A record that others hold the fields of."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out where they are null, so that files of targets without them stay as they were."""
+
+    def parts(self) -> dict[str, Any]:
+        """Every field with its value, for a record that has the same and more."""
+        return {name: value for name, value in self if value is not None or name not in self.LATER}
+
+
+class Measured(_Base):
     """Every metric of one dictionary on held-out rows. Intervals are 95% bootstrap intervals over examples, where no
     other population is named; the null is a random dictionary of the same L0."""
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"undefined", "n_sinks"})
     n_validation_rows: int
     """Held-out activation rows everything is measured on."""
     n_validation_examples: int
@@ -100,6 +115,12 @@ class Measured(Record):
     absorption_full: Estimate
     """Share of a class probe's true positives in which no main latent fires and another carries the class. Population:
     the classes."""
+
+    n_sinks: int | None = None
+    """Held-out rows left out as attention sinks: more than 30 times as large as the median row. Not stated where inputs
+    are no words."""
+    undefined: dict[str, str] | None = None
+    """Metrics that are null because they say nothing on this target, and why; not stated where there are none."""
 
     def metrics(self) -> dict[str, Estimate]:
         """Every metric that was measured, by name."""
@@ -202,13 +223,26 @@ class Ablated(Record):
     """What taking one latent out of the activation does to the target's outputs."""
 
     logits: tuple[float | None, ...]
-    """Mean change of each logit."""
+    """Mean change of each logit; empty where the latent's ``moved`` says it."""
     loss: float | None
     """Mean change of the cross-entropy, nats."""
     changed: float | None
     """Share of answers that change."""
     n: int
     """Examples it was ablated on."""
+
+
+class Moved(Record):
+    """Of outputs that are words, those that one latent moves most: numbers into ``words``, and mean changes."""
+
+    added_up: tuple[tuple[int, float | None], ...]
+    """Logits that rise most when it is added, largest first."""
+    added_down: tuple[tuple[int, float | None], ...]
+    """Logits that fall most when it is added, lowest first."""
+    ablated_up: tuple[tuple[int, float | None], ...]
+    """Logits that rise most when it is taken out."""
+    ablated_down: tuple[tuple[int, float | None], ...]
+    """Logits that fall most when it is taken out."""
 
 
 class Latent(Record):
@@ -251,17 +285,24 @@ class Latent(Record):
     examples: tuple[int, ...]
     """Number of each example in the validation corpus."""
     heat: tuple[tuple[int, ...], ...] | None
-    """Activation at every position of each example, in percent of the largest; null where there are no positions."""
+    """Activation at every position of each example, in percent of the largest; null where there are no positions. Where
+    inputs are words: at every word of its context, -1 where there is no row."""
     neighbours: tuple[tuple[int, float | None], ...]
     """Live latents with the largest decoder cosine: number and cosine."""
     logit_effect: tuple[float | None, ...]
-    """Mean change of each logit when the latent is added to the activation."""
+    """Mean change of each logit when the latent is added to the activation; empty where ``moved`` says it."""
     ablation: Ablated
     """What taking it out does."""
+    marked: tuple[int, ...] | None = None
+    """Where inputs are words: place within its context of the word that each row stands at."""
+    moved: Moved | None = None
+    """Where outputs are words: those that it moves most."""
 
 
-class Pages(Record):
+class Pages(_Base):
     """The most class-selective latents of a dictionary."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"words", "contexts"})
 
     images: tuple[str, ...]
     """Each input once, as an image: one character per pixel (0-9, a-z, A-Z from none to the largest), row by row."""
@@ -273,6 +314,11 @@ class Pages(Record):
     """Each input as text, for a model that reads no images; as many as there are images, which may then be empty."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes; null: their numbers."""
+    words: tuple[str, ...] | None = None
+    """Where inputs are words: each word that is named here, once, as the model has it."""
+    contexts: tuple[tuple[int, ...], ...] | None = None
+    """Where inputs are words: those of each input that is shown, or of a stretch of it, as numbers into ``words``; as
+    many as there are images, which are then empty."""
     grid: tuple[int, int] | None
     """Height and width of the positions that heat is over; null where there are none."""
     n_rows: int

@@ -72,6 +72,12 @@ class TargetConfig(Params):
     """Optimiser steps."""
     n_swept: int = Field(default=1, ge=0)
     """Hook points the sweep covers, counted from the last; 0: none."""
+    n_examples: int | None = Field(default=None, ge=10)
+    """Held-out inputs that dictionaries are measured on, at most; all that are cached by default. Each dictionary costs
+    a forward pass of all of them."""
+    n_gallery: int | None = Field(default=None, ge=0, le=2000)
+    """Latents per dictionary in the gallery, at most, in place of the general number. Each costs two forward passes of
+    eight inputs."""
 
 
 class Config(Params):

@@ -37,6 +37,7 @@ from stages.dictionaries.evaluation.evaluate import (
 from stages.dictionaries.evaluation.gallery import gallery_of
 from stages.dictionaries.evaluation.nulls import Nulls
 from stages.dictionaries.evaluation.rows import with_nulls, with_stability
+from stages.dictionaries.evaluation.sinks import training_rows
 from stages.dictionaries.settings import Config, TargetConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training.train import (
@@ -117,8 +118,9 @@ def _hook(
 ) -> list[DictionaryRow]:
     settings = config.trained_on[target.name]
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
-    acts = cache.read().acts
-    held = held_out(target, hook, config.n_probe_rows)
+    acts = training_rows(target, cache)
+    held = held_out(target, hook, config.n_probe_rows, n_examples=settings.n_examples)
+    n_shown = config.n_gallery if settings.n_gallery is None else settings.n_gallery
     raw = Estimate.of(raw_probe(held))
     n_latents = settings.n_latents
     k = int(next((a.sparsity for a in config.architectures if a.name not in PENALISED), 8))
@@ -131,7 +133,7 @@ def _hook(
         rows.append(
             DictionaryRow(
                 target=target.name, hook_point=hook, architecture="random", sparsity=float(k), n_latents=n_latents,
-                seed=seed, probe_raw=raw, **dict(alone),
+                seed=seed, probe_raw=raw, **alone.parts(),
             )
         )  # fmt: skip
         for architecture in config.architectures:
@@ -166,7 +168,7 @@ def _hook(
                         Gallery(
                             target=target.name, hook_point=hook, architecture=architecture.called,
                             sparsity=architecture.sparsity, n_latents=n_latents, seed=seed,
-                            **dict(gallery_of(codec, held, config.n_gallery)),
+                            **gallery_of(codec, held, n_shown).parts(),
                         )
                     )  # fmt: skip
             assert values.l0.value is not None, "the number of active latents is always defined"
@@ -174,7 +176,7 @@ def _hook(
             rows.append(
                 DictionaryRow(
                     target=target.name, hook_point=hook, architecture=architecture.called,
-                    sparsity=architecture.sparsity, n_latents=n_latents, seed=seed, probe_raw=raw, **dict(beside),
+                    sparsity=architecture.sparsity, n_latents=n_latents, seed=seed, probe_raw=raw, **beside.parts(),
                 )
             )  # fmt: skip
             print(_line(rows[-1], held, time.monotonic() - start), flush=True)
@@ -189,11 +191,13 @@ def _line(row: DictionaryRow, held: HeldOut, seconds: float) -> str:
         value = row.metrics()[name].value
         return "-" if value is None else f"{value:.3f}"
 
+    sinks = f" (without {held.n_sinks} attention sinks)" if held.n_sinks else ""
     return (
         f"{row.target} {row.hook_point} {row.architecture} seed {row.seed}: L0 {shown('l0')},"
         f" explained variance {shown('explained_variance')}, dead {shown('dead_ratio')} of {row.n_latents}"
-        f" over {len(held.rows.acts)} rows, loss recovered {shown('loss_recovered')},"
-        f" monosemanticity {shown('monosemanticity')} ({seconds:.1f} s)"
+        f" over {len(held.rows.acts)} rows{sinks}, loss recovered {shown('loss_recovered')} ({shown('loss_spliced')}"
+        f" nats; untouched {shown('loss_clean')}, ablated {shown('loss_ablated')}), monosemanticity"
+        f" {shown('monosemanticity')} ({seconds:.1f} s)"
     )
 
 

@@ -35,6 +35,7 @@ from stages.dictionaries.evaluation.evaluate import (
 )
 from stages.dictionaries.evaluation.nulls import Nulls
 from stages.dictionaries.evaluation.rows import with_nulls, with_stability
+from stages.dictionaries.evaluation.sinks import training_rows
 from stages.dictionaries.settings import Config, SweepConfig, settings_of
 from stages.dictionaries.storage import save_dictionary
 from stages.dictionaries.training.train import recipe_for, train
@@ -60,6 +61,8 @@ class SweepSettings(NamedTuple):
     seeds: tuple[int, ...]
     n_resamples: int
     n_probe_rows: int
+    n_examples: int | None = None
+    """Held-out inputs at most."""
 
 
 class Point(NamedTuple):
@@ -120,7 +123,10 @@ def run(settings: SweepSettings, target: Target) -> tuple[DictionaryRow, ...]:
 def _hook(settings: SweepSettings, target: Target, hook: str, folder: Path) -> list[DictionaryRow]:
     started = time.monotonic()
     cache = ActivationCache.open(target.name, hook, "train", digest=target.digest)
-    acts, held = cache.read().acts, held_out(target, hook, settings.n_probe_rows)
+    acts, held = (
+        training_rows(target, cache),
+        held_out(target, hook, settings.n_probe_rows, n_examples=settings.n_examples),
+    )
     nulls, raw = Nulls(acts, held, settings.n_resamples, settings.seeds[0]), Estimate.of(raw_probe(held))
     about = {"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
              "activations_key": cache.manifest.key}  # fmt: skip
@@ -139,7 +145,7 @@ def _hook(settings: SweepSettings, target: Target, hook: str, folder: Path) -> l
         rows.append(
             DictionaryRow(
                 target=target.name, hook_point=hook, architecture=point.architecture, seed=point.seed,
-                sparsity=point.sparsity, n_latents=codec.n_latents, name=point.name, probe_raw=raw, **dict(beside),
+                sparsity=point.sparsity, n_latents=codec.n_latents, name=point.name, probe_raw=raw, **beside.parts(),
             )
         )  # fmt: skip
         if number % 20 == 0 or number == len(every):
@@ -170,7 +176,7 @@ def sweep(config: Config, target_name: str) -> tuple[DictionaryRow, ...]:
     hooks = of.hooks[max(0, len(of.hooks) - of.n_swept) :]
     settings = SweepSettings(
         config.sweep, hooks, of.n_latents, of.steps, config.batch, config.lr, config.dead_window_rows, config.seeds,
-        config.n_resamples, config.n_probe_rows,
+        config.n_resamples, config.n_probe_rows, of.n_examples,
     )  # fmt: skip
     return run(settings, load_target(target_name))
 

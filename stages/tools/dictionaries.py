@@ -23,6 +23,7 @@ from stages.dictionaries.evaluation.evaluate import (
 )
 from stages.dictionaries.evaluation.geometry import MATCHED, matched_cosines, random_likeness
 from stages.dictionaries.evaluation.rows import with_nulls
+from stages.dictionaries.evaluation.sinks import training_rows
 from stages.dictionaries.stage import Config
 from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
 from stages.dictionaries.training.train import recipe_for, train
@@ -140,6 +141,11 @@ def _folder(name: str) -> Path:
     raise UserError(f"{name} is no dictionary: give a folder with {CFG}, or a name from `lensmith dictionaries list`")
 
 
+def _n_examples(config: Config, target: str) -> int | None:
+    """Held-out inputs that params give dictionaries of a target."""
+    return config.trained_on[target].n_examples if target in config.trained_on else None
+
+
 def _place(folder: Path) -> tuple[str, str]:
     """Target and hook point that a saved dictionary says it is of."""
     about = load_dictionary(folder)["cfg"].get("metadata", {})
@@ -167,11 +173,11 @@ def train_one(
     about = {"model_name": target.name, "hook_name": hook, "target_digest": target.digest,
              "activations_key": cache.manifest.key}  # fmt: skip
     if architecture in BASELINES:
-        dictionary = baseline(architecture, cache.read().acts, n_latents, int(sparsity), seed)
+        dictionary = baseline(architecture, training_rows(target, cache), n_latents, int(sparsity), seed)
         dictionary["cfg"]["metadata"] |= about
     else:
         recipe = recipe_for(architecture, n_latents, sparsity, steps, batch, lr)
-        dictionary = train(cache.read().acts, recipe, seed, metadata=about)
+        dictionary = train(training_rows(target, cache), recipe, seed, metadata=about)
     save_dictionary(dictionary, out)
     return evaluate_dictionary(str(out), seed=seed).model_copy(update={"folder": str(out), "seed": seed})
 
@@ -191,14 +197,14 @@ def evaluate_dictionary(
         target, hook = _place(folder)
     config = load("dictionaries", Config)
     made = load_target(target)
-    held = held_out(made, hook, config.n_probe_rows)
+    held = held_out(made, hook, config.n_probe_rows, n_examples=_n_examples(config, made.name))
     codec = load_codec(folder)
     if codec.decoder.shape[1] != held.rows.acts.shape[1]:
         raise UserError(f"{folder} takes rows of {codec.decoder.shape[1]}, {hook} has {held.rows.acts.shape[1]}")
     values = evaluate(codec, held, config.n_resamples, seed)
     assert values.l0.value is not None, "the number of active latents is always defined"
     k = max(1, min(codec.n_latents, round(values.l0.value)))
-    train_acts = ActivationCache.open(made.name, hook, "train", digest=made.digest).read().acts
+    train_acts = training_rows(made, ActivationCache.open(made.name, hook, "train", digest=made.digest))
     null = random_dictionary(train_acts, codec.n_latents, k, seed)
     beside = with_nulls(values, evaluate(codec_of(null), held, config.n_resamples, seed))
     return EvaluatedDictionary(
@@ -207,7 +213,7 @@ def evaluate_dictionary(
         architecture=load_dictionary(folder)["cfg"]["architecture"],
         n_latents=codec.n_latents,
         probe_raw=Estimate.of(raw_probe(held)),
-        **dict(beside),
+        **beside.parts(),
     )
 
 
@@ -218,7 +224,12 @@ def compare_dictionaries(one: str, other: str) -> Comparison:
     config = load("dictionaries", Config)
     decoders = []
     for folder, row in zip(folders, rows, strict=True):
-        held = held_out(load_target(row.target), row.hook_point, config.n_probe_rows)
+        held = held_out(
+            load_target(row.target),
+            row.hook_point,
+            config.n_probe_rows,
+            n_examples=_n_examples(config, row.target),
+        )
         decoders.append(live_decoder(load_codec(folder), held))
     if decoders[0].shape[1] != decoders[1].shape[1]:
         raise UserError(f"{one} takes rows of {decoders[0].shape[1]}, {other} of {decoders[1].shape[1]}")

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.activations import writer
+from stages.activations import stage, writer
 from stages.activations.cache import ActivationCache
 from stages.activations.manifest import MANIFEST, Manifest
-from stages.activations.writer import write_caches
+from stages.activations.writer import n_positions, row_width, write_caches
 from stages.contracts.target import Target
+from stages.errors import UserError
 from tests.activations.test_activations_cache import digest_of_folder
 
 HOOKS = ("hook_embed", "blocks.0.attn.hook_z", "blocks.2.mlp.hook_post", "blocks.1.hook_resid_post")
@@ -102,3 +103,48 @@ def test_manifests_of_targets_without_words_are_what_they_were(mlp: Target, tmp_
     write_caches(mlp, "train", root=tmp_path)
     said = json.loads((tmp_path / "layers.0.hook_post" / "train" / MANIFEST).read_text())
     assert "left_out" not in said and Manifest.load(tmp_path / "layers.0.hook_post" / "train").left_out == 0
+
+
+def test_several_hook_points_come_from_one_pass_that_ends_at_the_last(
+    words: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, reached = [], []
+    run = words.model.run_with_hooks
+
+    def counted(*args: object, **kwargs: object) -> object:
+        passes.append(1)
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(words.model, "run_with_hooks", counted)
+    later = words.model.hook_dict["blocks.2.hook_resid_post"]
+    later.add_hook(lambda acts, hook: reached.append(1))
+    names = ("blocks.0.attn.hook_z", "blocks.1.hook_resid_post")
+    manifests = write_caches(words, "train", names=names, dtype="float32", root=tmp_path / "two")
+    assert [one.hook for one in manifests] == list(names)
+    assert len(passes) == 1 and not reached, "40 inputs, two hook points, one pass that does not go on"
+    write_caches(words, "train", dtype="float32", root=tmp_path / "all")
+    assert len(passes) == 2 and reached
+    later.remove_hooks()
+    for name in names:
+        one, every = (ActivationCache.open(words.name, name, "train", root=tmp_path / of) for of in ("two", "all"))
+        assert one.manifest == every.manifest
+
+
+def test_too_much_is_refused_with_its_size_and_what_to_do(
+    words: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
+    monkeypatch.setattr(stage, "load_target", lambda name: words)
+    values = {"dtype": "float16", "roles": ["residual", "mlp", "head"], "splits": ["train", "validation"]}
+    values |= {"max_examples": 4096, "rows_per_shard": 1000, "seed": 0}
+    hooks = [hook for hook in words.spec.hooks if hook.role in values["roles"]]
+    bound = sum(2 * 40 * n_positions(hook) * row_width(hook) * 2 for hook in hooks)
+    with pytest.raises(UserError, match=r"hooks: \{facts_lm: \[blocks.0.mlp.hook_post\]\}.* or lower max_examples"):
+        stage.run(stage.Config(**values, max_bytes=bound - 1), "facts_lm")
+    assert not (tmp_path / "data").exists(), "refused before anything is written"
+    assert len(stage.run(stage.Config(**values, max_bytes=bound), "facts_lm")) == 2 * len(hooks)
+    one = stage.Config(**values, max_bytes=bound - 1, hooks={"facts_lm": ["blocks.1.hook_resid_post"]})
+    assert {found.hook for found in stage.run(one, "facts_lm")} == {"blocks.1.hook_resid_post"}
+    wrong = stage.Config(**values, hooks={"facts_lm": ["blocks.1.hook_resid"]})
+    with pytest.raises(UserError, match=r"near it are blocks.1.hook_resid_post"):
+        stage.run(wrong, "facts_lm")

@@ -26,9 +26,9 @@ from stages.dictionaries.evaluation.evaluate import (
     evaluate,
     held_out,
     load_codec,
-    spliced_logits,
 )
 from stages.dictionaries.evaluation.rows import with_stability
+from stages.dictionaries.evaluation.splicing import spliced_logits
 from stages.dictionaries.evaluation.subjects import distinct_examples, subjects
 from stages.dictionaries.storage import load_dictionaries
 from stages.dictionaries.sweep import sweep

@@ -4,7 +4,6 @@ Shape legend: R = rows, D = width, F = latents, N = examples, C = outputs.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from stages.activations.cache import ActivationCache, Rows
 from stages.activations.order import generator_for
-from stages.activations.writer import rows_of
 from stages.base.intervals import Interval, over_items, percentile_interval, resamples
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.dictionary_rows import Measured
@@ -22,8 +20,9 @@ from stages.contracts.target import Target
 from stages.dictionaries.evaluation import geometry, metrics
 from stages.dictionaries.evaluation.absorption import ClassProbe, absorption, class_probes
 from stages.dictionaries.evaluation.codecs import Codec, codec_of, load_codec
+from stages.dictionaries.evaluation.sinks import largest_size, without_sinks
+from stages.dictionaries.evaluation.splicing import passes, replaced_logits
 from stages.dictionaries.evaluation.subjects import (
-    N_CLASSES,
     Subjects,
     distinct_examples,
     subjects,
@@ -36,6 +35,12 @@ __all__ = ["Codec", "HeldOut", "codec_of", "evaluate", "held_out", "live_decoder
 K_SPARSE = (1, 2, 5)
 JACKKNIFE = 10
 """Groups of examples left out in turn for the interval of the description length."""
+NO_LIKENESS = (
+    "monosemanticity compares inputs by an embedding that does not come from the target; words have none here, so read"
+    " class_purity, whose classes are words"
+)
+UNDEFINED = dict.fromkeys(("monosemanticity", "monosemanticity_shuffled"), NO_LIKENESS)
+"""Metrics that say nothing where inputs are words, and why."""
 
 
 class HeldOut(NamedTuple):
@@ -48,8 +53,9 @@ class HeldOut(NamedTuple):
     cluster: Tensor
     """(R,) number of the example of each row, 0..n_examples-1."""
     about: Subjects
-    embeddings: Tensor
-    """(images, X) pixels of each distinct image minus the mean training image: independent of the target."""
+    embeddings: Tensor | None
+    """(images, X) pixels of each distinct image minus the mean training image: independent of the target. None where
+    inputs are words."""
     inputs: Tensor
     """(N, *input_shape) distinct validation inputs."""
     labels: Tensor
@@ -62,16 +68,25 @@ class HeldOut(NamedTuple):
     """What the activations themselves say of each class, on the same rows."""
     clean: Tensor
     """(N, C) untouched logits."""
+    largest: float
+    """Norm of the largest row that is looked at; larger ones are attention sinks, see ``sinks``."""
+    n_sinks: int
+    """Rows of these inputs that are left out for that reason."""
     ablated: Tensor
-    """(N, C) logits with zeros at the hook point."""
+    """(N, C) logits with zeros at the hook point, as far as it has rows: see ``replaced_logits``."""
 
     @property
     def n_examples(self) -> int:
         return len(self.inputs)
 
 
-def held_out(target: Target, hook: str, n_probe_rows: int, root: Path | None = None) -> HeldOut:
+def held_out(
+    target: Target, hook: str, n_probe_rows: int, root: Path | None = None, n_examples: int | None = None
+) -> HeldOut:
     """Load what dictionaries at ``hook`` are measured on.
+
+    Args:
+        n_examples: held-out inputs at most; None: all that are cached.
 
     Raises:
         UserError: no cache, a damaged one or one of another target; too few classes to probe.
@@ -83,30 +98,38 @@ def held_out(target: Target, hook: str, n_probe_rows: int, root: Path | None = N
     corpus = target.corpus("validation")
     distinct = distinct_examples(corpus.inputs)
     every = caches["validation"].read()
-    distinct = distinct[torch.isin(distinct, every.example)]
-    rows = Rows(*(column[torch.isin(every.example, distinct)] for column in every))
-    about = subjects(target, "validation", rows)
+    distinct = distinct[torch.isin(distinct, every.example)][:n_examples]
+    of_these = Rows(*(column[torch.isin(every.example, distinct)] for column in every))
     train_rows = caches["train"].read()
+    largest = largest_size(target, train_rows.acts)
+    rows, train_rows = without_sinks(of_these, largest), without_sinks(train_rows, largest)
+    about = subjects(target, "validation", rows)
     train_about = subjects(target, "train", train_rows)
     known = (train_about.classes >= 0).nonzero().flatten()[:n_probe_rows]  # rows are shuffled: the first are a sample
     test = (about.classes >= 0).nonzero().flatten()[:n_probe_rows]
     if len(test) == 0 or len(torch.unique(train_about.classes[known])) < 2:
-        raise UserError(f"{target.name}: the images at {hook} have no known classes, so latents cannot be probed")
-    images = torch.zeros(int(about.image.max()) + 1, about.pixels.shape[1])
-    images = images.index_copy(0, about.image, about.pixels.float())
+        what = "images" if about.words is None else "words"
+        raise UserError(f"{target.name}: the {what} at {hook} have no known classes, so latents cannot be probed")
     inputs, labels = corpus.inputs[distinct], corpus.labels[distinct]
     with torch.no_grad():
-        clean = target.model(inputs)
+        clean = torch.cat([target.model(some) for some in passes(target, inputs)])
     return HeldOut(
         target=target, hook=hook, rows=rows, cluster=torch.searchsorted(distinct, rows.example), about=about,
-        embeddings=images - train_about.pixels.float().mean(0), inputs=inputs, labels=labels,
+        embeddings=_embeddings(about, train_about), inputs=inputs, labels=labels,
         probe_train=(train_rows.acts[known], train_about.classes[known]), probe_test=test,
         class_probes=class_probes(
-            train_rows.acts[known], train_about.classes[known], rows.acts[test], about.classes[test], N_CLASSES
+            train_rows.acts[known], train_about.classes[known], rows.acts[test], about.classes[test], about.n_classes
         ),
-        clean=clean,
-        ablated=spliced_logits(target, hook, inputs, torch.zeros_like),
+        clean=clean, largest=largest, n_sinks=len(of_these.acts) - len(rows.acts),
+        ablated=replaced_logits(target, hook, inputs, torch.zeros_like, largest),
     )  # fmt: skip
+
+
+def _embeddings(about: Subjects, train: Subjects) -> Tensor | None:
+    if about.pixels is None or train.pixels is None:
+        return None
+    images = torch.zeros(int(about.image.max()) + 1, about.pixels.shape[1])
+    return images.index_copy(0, about.image, about.pixels.float()) - train.pixels.float().mean(0)
 
 
 def live_decoder(codec: Codec, held: HeldOut) -> Tensor:
@@ -134,26 +157,6 @@ def random_dictionary(acts: Tensor, n_latents: int, k: int, seed: int) -> Dictio
     }  # fmt: skip
 
 
-def spliced_logits(target: Target, hook: str, inputs: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
-    """(N, C) logits with every row at the hook point replaced.
-
-    Args:
-        replace: (R, D) -> (R, D).
-    """
-    spec = target.spec.hook(hook)
-    calls = 0
-
-    def splice(acts: Tensor, hook: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return replace(rows_of(spec, acts)).reshape(acts.shape)
-
-    with torch.no_grad():
-        logits: Tensor = target.model.run_with_hooks(inputs, fwd_hooks=[(hook, splice)])
-    assert calls == 1, f"{hook} fired {calls} times in one forward pass of {target.name}"
-    return logits
-
-
 def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measured:
     """All metrics of one dictionary.
 
@@ -175,7 +178,7 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measur
     alive = fired.any(0)
     weights = resamples(held.n_examples, n_resamples, generator)
     per_row = weights[:, held.cluster]
-    estimates = {
+    estimates: dict[str, Any] = {
         "l0": Estimate.of(
             metrics.l0(latents), *percentile_interval(per_row @ fired.sum(-1).double() / per_row.sum(-1))
         ),
@@ -191,7 +194,7 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measur
     meaning = _meaning(latents[:, alive], held, n_resamples, generator)
     estimates |= behaviour | meaning.estimates
     estimates |= _probes(codec, held, latents, per_row, n_resamples, generator)
-    return Measured(
+    measured = Measured(
         n_validation_rows=len(acts),
         n_validation_examples=held.n_examples,
         density_histogram=tuple(geometry.density_histogram(metrics.density(latents))),
@@ -201,6 +204,9 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measur
         n_monosemanticity_latents=meaning.n_latents,
         **estimates,
     )
+    if held.embeddings is not None:
+        return measured
+    return measured.model_copy(update={"undefined": UNDEFINED, "n_sinks": held.n_sinks})
 
 
 def _shrinkage(acts: Tensor, reconstruction: Tensor, per_row: Tensor) -> dict[str, Estimate]:
@@ -242,7 +248,9 @@ def _variance_interval(x: Tensor, y: Tensor, per_row: Tensor) -> Interval:
 def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> tuple[dict[str, Estimate], bool]:
     """What the target still does with the reconstruction in place of the activation, and whether ablation costs too
     little for the loss recovered to say anything."""
-    spliced = spliced_logits(held.target, held.hook, held.inputs, lambda rows: codec.decode(codec.encode(rows)))
+    spliced = replaced_logits(
+        held.target, held.hook, held.inputs, lambda rows: codec.decode(codec.encode(rows)), held.largest
+    )
     loss = {
         name: torch.nn.functional.cross_entropy(logits, held.labels, reduction="none").double()
         for name, logits in (("clean", held.clean), ("spliced", spliced), ("ablated", held.ablated))
@@ -289,37 +297,41 @@ def image_latents(latents: Tensor, image: Tensor) -> Tensor:
 
 def _meaning(latents: Tensor, held: HeldOut, n_resamples: int, generator: torch.Generator) -> _Meaning:
     """Monosemanticity per distinct image, purity and entropy per row of known class; live latents only."""
-    by_image = image_latents(latents, held.about.image)
-    shuffled = by_image[torch.randperm(len(by_image), generator=generator)]
-    known = held.about.classes >= 0
-    z, classes = latents[known], held.about.classes[known]
-    mixed = classes[torch.randperm(len(classes), generator=generator)]
-    pairs = {
-        "monosemanticity": (
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    n_images, n_latents = int(held.about.image.max()) + 1, 0
+    if held.embeddings is not None:
+        by_image = image_latents(latents, held.about.image)
+        shuffled = by_image[torch.randperm(len(by_image), generator=generator)]
+        pairs["monosemanticity"] = (
             metrics.monosemanticity(by_image, held.embeddings),
             metrics.monosemanticity(shuffled, held.embeddings),
-        ),
-        "class_purity": (
-            metrics.class_purity(z, classes, N_CLASSES),
-            metrics.class_purity(z, mixed, N_CLASSES),
-        ),
-        "class_entropy": (
-            metrics.class_entropy(z, classes, N_CLASSES),
-            metrics.class_entropy(z, mixed, N_CLASSES),
-        ),
-    }
+        )
+        n_latents = int(torch.isfinite(pairs["monosemanticity"][0]).sum())
+    known, n_classes = held.about.classes >= 0, held.about.n_classes
+    z, classes = latents[known], held.about.classes[known]
+    mixed = classes[torch.randperm(len(classes), generator=generator)]
+    pairs["class_purity"] = (
+        metrics.class_purity(z, classes, n_classes),
+        metrics.class_purity(z, mixed, n_classes),
+    )
+    pairs["class_entropy"] = (
+        metrics.class_entropy(z, classes, n_classes),
+        metrics.class_entropy(z, mixed, n_classes),
+    )
     estimates = {
         name + suffix: Estimate.of(*over_items(value, n_resamples, generator))
         for name, both in pairs.items()
         for suffix, value in zip(("", "_shuffled"), both, strict=True)
     }
-    return _Meaning(estimates, len(by_image), int(torch.isfinite(pairs["monosemanticity"][0]).sum()))
+    if held.embeddings is None:
+        estimates |= {name: Estimate.of(math.nan) for name in UNDEFINED}
+    return _Meaning(estimates, n_images, n_latents)
 
 
 def _probes(
     codec: Codec, held: HeldOut, latents: Tensor, per_row: Tensor, n_resamples: int, generator: torch.Generator
 ) -> dict[str, Estimate]:
-    """Class of the image from k latents (balanced accuracy, chance 0.5) and from all (accuracy); absorption."""
+    """Class of a row from k latents (balanced accuracy, chance 0.5) and from all (accuracy); absorption."""
     train_acts, train_classes = held.probe_train
     with torch.no_grad():
         train = codec.encode(train_acts)
@@ -327,7 +339,7 @@ def _probes(
     weights = per_row[:, held.probe_test]
     out = {}
     for k in K_SPARSE:
-        right = metrics.k_sparse_probing(train, train_classes, test, classes, N_CLASSES, k)
+        right = metrics.k_sparse_probing(train, train_classes, test, classes, held.about.n_classes, k)
         out[f"probe_{k}_sparse"] = Estimate.of(
             metrics.balanced_accuracy(right, classes).item(),
             *percentile_interval(metrics.balanced_accuracy(right, classes, weights)),

@@ -5,15 +5,17 @@ Shape legend: R = rows, F = latents, D = width, N = examples, T = positions of a
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from stages.activations.writer import n_positions
 from stages.contracts.dictionary_rows import Ablated, Latent, Pages
 from stages.dictionaries.evaluation import geometry, metrics
-from stages.dictionaries.evaluation.evaluate import Codec, HeldOut, image_latents, spliced_logits
-from stages.dictionaries.evaluation.subjects import N_CLASSES
+from stages.dictionaries.evaluation.evaluate import Codec, HeldOut, image_latents
+from stages.dictionaries.evaluation.splicing import PASS_WORDS, spliced_logits
+from stages.dictionaries.evaluation.word_pages import WordPages, word_names
 
 __all__ = ["N_BINS", "N_EFFECT", "N_NEIGHBOURS", "N_TOP", "directions_of", "effects_of", "gallery_of", "grid_of"]
 
@@ -25,9 +27,11 @@ N_NEIGHBOURS = 5
 N_EFFECT = 8
 """Examples a latent is ablated on, and examples it is added to."""
 EFFECT_BATCH = 512
-"""Examples per forward pass of those; bounds memory."""
+"""Examples per forward pass of those, fewer where inputs are long texts; bounds memory."""
+EFFECT_LOGITS = 1 << 26
+"""Logits that are held at once: effects of so many latents are measured together."""
 MIN_FIRINGS = 5
-"""Distinct images a latent must fire for to stand among the first: fewer make any purity look good."""
+"""Distinct images or contexts a latent must fire for to stand among the first: fewer make any purity look good."""
 FIGURES = 4
 """Significant figures kept."""
 SHADES = "0123456789abcdefg"
@@ -37,79 +41,157 @@ SHADES = "0123456789abcdefg"
 class Effect(NamedTuple):
     """What a latent does to the outputs."""
 
-    logit_effect: tuple[float | None, ...]
+    logit_effect: Tensor
     """(C,) mean change of each logit when it is added."""
+    ablated_logits: Tensor
+    """(C,) when it is taken out."""
     ablation: Ablated
+    """Its ``logits`` are left empty where outputs are words."""
 
 
 def gallery_of(codec: Codec, held: HeldOut, n_latents: int) -> Pages:
     """Records of up to ``n_latents`` live latents, most selective first; about 1.3 kB each plus positions.
 
-    Latents that fire for fewer than ``MIN_FIRINGS`` distinct images come after all others.
+    Latents that fire for fewer than ``MIN_FIRINGS`` distinct images (where inputs are words: contexts) come after all
+    others.
     """
     with torch.no_grad():
         latents = codec.encode(held.rows.acts)
     fired = latents != 0
     live = fired.any(0).nonzero().flatten()
-    known = held.about.classes >= 0
+    known, n_classes = held.about.classes >= 0, held.about.n_classes
     classes = held.about.classes[known]
-    strength, best_class = metrics.selectivity(latents[known], classes, N_CLASSES)
+    strength, best_class = metrics.selectivity(latents[known], classes, n_classes)
     by_image = image_latents(latents, held.about.image)
     n_images = (by_image != 0).sum(0)
     cosine = _cosines(codec.decoder[live])
+    unknown = torch.full((codec.n_latents,), math.nan)
     scores = {
         "selectivity": strength,
-        "purity": metrics.class_purity(latents[known], classes, N_CLASSES),
-        "entropy": metrics.class_entropy(latents[known], classes, N_CLASSES),
+        "purity": metrics.class_purity(latents[known], classes, n_classes),
+        "entropy": metrics.class_entropy(latents[known], classes, n_classes),
         "density": metrics.density(latents),
-        "monosemanticity": metrics.monosemanticity(by_image, held.embeddings),
+        "monosemanticity": unknown if held.embeddings is None else metrics.monosemanticity(by_image, held.embeddings),
         "mean_activation": latents.double().sum(0) / fired.sum(0),
         "max_activation": latents.amax(0),
-        "max_cosine": torch.full((codec.n_latents,), math.nan).index_copy(
-            0, live, geometry.max_cosine(codec.decoder[live]).float()
-        ),
+        "max_cosine": unknown.index_copy(0, live, geometry.max_cosine(codec.decoder[live]).float()),
     }
     ranked = torch.where(n_images >= MIN_FIRINGS, strength, strength - 1.0 - MIN_FIRINGS)
     chosen = live[ranked[live].argsort(descending=True, stable=True)][:n_latents]
     place = {latent: i for i, latent in enumerate(live.tolist())}
     row_of = _rows_by_example(held)
     effects = effects_of(codec, held, latents, chosen)
-    images: dict[str, int] = {}
+    names = word_names(held.target.name, held.target.spec.n_outputs) if held.about.words is not None else ()
+    shown: _Shown = _Images(held, row_of) if held.about.words is None else _Words(held, row_of, names)
     pages = []
     for latent, effect in zip(chosen.tolist(), effects, strict=True):
         z = latents[:, latent]
-        top = _top_rows(z, held.about.image)
+        top = shown.top(z)
         largest = float(scores["max_activation"][latent])
-        pictures = ["".join(SHADES[level] for level in pixels) for pixels in held.about.pixels[top].tolist()]
+        measured: dict[str, Any] = {name: _number(values[latent]) for name, values in scores.items()}
         pages.append(
             Latent(
                 latent=latent,
                 class_=int(best_class[latent]),
                 n_images=int(n_images[latent]),
-                class_histogram=_ints(torch.bincount(classes[fired[known, latent]], minlength=N_CLASSES)),
-                histogram=tuple(map(_ints, _histogram(z[known], classes, largest))),
-                images=tuple(images.setdefault(picture, len(images)) for picture in pictures),
+                class_histogram=_ints(torch.bincount(classes[fired[known, latent]], minlength=n_classes)),
+                histogram=tuple(map(_ints, _histogram(z[known], classes, n_classes, largest))),
                 activations=_numbers(z[top]),
                 classes=_ints(held.about.classes[top]),
                 positions=_ints(held.rows.position[top]),
                 examples=_ints(held.rows.example[top]),
-                heat=None
-                if row_of.shape[1] == 1
-                else tuple(map(_ints, _percents(z[row_of[held.cluster[top]]], largest))),
                 neighbours=_neighbours(cosine[place[latent]], live),
-                logit_effect=effect.logit_effect,
                 ablation=effect.ablation,
-                **{name: _number(values[latent]) for name, values in scores.items()},
+                **shown.of(top, z, largest, effect),
+                **measured,
             )
         )
     return Pages(
-        images=tuple(images),
-        grid=grid_of(held.target.spec.hook(held.hook).shape, row_of.shape[1]),
         n_rows=len(latents),
         n_examples=held.n_examples,
         n_live=len(live),
         latents=tuple(pages),
+        **shown.pages(),
     )
+
+
+class _Shown(Protocol):
+    """What records show of inputs of one kind."""
+
+    def top(self, z: Tensor) -> Tensor:
+        """Numbers of the rows that are shown of a latent whose activations are ``z`` (R,)."""
+        ...
+
+    def of(self, top: Tensor, z: Tensor, largest: float, effect: Effect) -> dict[str, Any]:
+        """Fields of one latent's record."""
+        ...
+
+    def pages(self) -> dict[str, Any]:
+        """Fields of the gallery."""
+        ...
+
+
+class _Images:
+    def __init__(self, held: HeldOut, row_of: Tensor) -> None:
+        assert held.about.pixels is not None
+        self._held, self._row_of, self._pixels = held, row_of, held.about.pixels
+        self._images: dict[str, int] = {}
+
+    def top(self, z: Tensor) -> Tensor:
+        return _top_rows(z, self._held.about.image)
+
+    def of(self, top: Tensor, z: Tensor, largest: float, effect: Effect) -> dict[str, Any]:
+        pictures = ["".join(SHADES[level] for level in pixels) for pixels in self._pixels[top].tolist()]
+        one = self._row_of.shape[1] == 1
+        rows = self._row_of[self._held.cluster[top]]
+        return {
+            "images": tuple(self._images.setdefault(picture, len(self._images)) for picture in pictures),
+            "heat": None if one else tuple(map(_ints, _percents(z[rows], largest))),
+            "logit_effect": _numbers(effect.logit_effect),
+        }
+
+    def pages(self) -> dict[str, Any]:
+        shape = self._held.target.spec.hook(self._held.hook).shape
+        return {"images": tuple(self._images), "grid": grid_of(shape, self._row_of.shape[1])}
+
+
+class _Words:
+    """One row of an input at most is shown: the words before a strong one are often nearly as strong."""
+
+    def __init__(self, held: HeldOut, row_of: Tensor, names: Sequence[str]) -> None:
+        assert held.about.words is not None
+        self._held, self._row_of = held, row_of
+        self._classes = tuple(names[int(i)] for i in held.about.words)
+        self._words = WordPages(names, held.inputs)
+
+    def top(self, z: Tensor) -> Tensor:
+        return _top_rows(z, self._held.about.image, self._held.cluster)
+
+    def of(self, top: Tensor, z: Tensor, largest: float, effect: Effect) -> dict[str, Any]:
+        numbers, heat, marked = [], [], []
+        for row in top.tolist():
+            example = int(self._held.cluster[row])
+            number, places, mark = self._words.context(example, int(self._held.rows.position[row]))
+            rows = self._row_of[example, places]
+            numbers.append(number)
+            heat.append(self._words.heat(_percents(z[rows.clamp_min(0)], largest), rows))
+            marked.append(mark)
+        return {
+            "images": tuple(numbers),
+            "heat": tuple(heat),
+            "marked": tuple(marked),
+            "logit_effect": (),
+            "moved": self._words.moved(effect.logit_effect, effect.ablated_logits),
+        }
+
+    def pages(self) -> dict[str, Any]:
+        return {
+            "images": ("",) * len(self._words.contexts),
+            "grid": None,
+            "class_names": self._classes,
+            "words": self._words.words,
+            "contexts": self._words.contexts,
+        }
 
 
 def grid_of(shape: Sequence[int], n_positions: int) -> tuple[int, int] | None:
@@ -137,19 +219,26 @@ def directions_of(codec: Codec, chosen: Tensor) -> Tensor:
 def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> list[Effect]:
     """What adding and removing each latent does to the outputs, the rest of the activation (the error too) untouched.
 
-    The activation x at the hook point is changed by a multiple of the latent's direction d, at every position:
-    added x + mean activation * d, on ``N_EFFECT`` examples that are the same for all latents; ablated x - z(x) * d, on
-    up to ``N_EFFECT`` examples for which it fires, from the strongest to the weakest in even steps. Two forward passes
-    per latent of that many examples, batched over latents. z is of the cached rows, so it has their precision.
+    The activation x at the hook point is changed by a multiple of the latent's direction d, at every position that has
+    a row: added x + mean activation * d, on ``N_EFFECT`` examples that are the same for all latents; ablated x - z(x) *
+    d, on up to ``N_EFFECT`` examples for which it fires, from the strongest to the weakest in even steps. Two forward
+    passes per latent of that many examples, batched over latents. z is of the cached rows, so it has their precision.
 
     Args:
         latents: (R, F) of all held-out rows.
         chosen: (n,) latents.
     """
+    size = max(1, EFFECT_LOGITS // (2 * N_EFFECT * held.clean.shape[1]))
+    parts = torch.split(chosen, size) if len(chosen) else ()
+    return [effect for part in parts for effect in _effects(codec, held, latents, part)]
+
+
+def _effects(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> list[Effect]:
     row_of = _rows_by_example(held)
-    positions = row_of.shape[1]
+    positions, has = row_of.shape[1], row_of >= 0
     direction = directions_of(codec, chosen)
-    z = latents[row_of.flatten()][:, chosen].reshape(held.n_examples, positions, len(chosen))
+    z = latents[row_of.clamp_min(0).flatten()][:, chosen].reshape(held.n_examples, positions, len(chosen))
+    z = torch.where(has.unsqueeze(-1), z, 0.0)
     fires = z != 0
     mean = z.sum((0, 1)) / fires.sum((0, 1)).clamp_min(1)
     sample = _evenly(torch.arange(held.n_examples))
@@ -158,20 +247,17 @@ def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> 
         strongest = z[:, :, i].amax(1).argsort(descending=True, stable=True)
         on = _evenly(strongest[fires[strongest, :, i].any(1)])
         examples.append(torch.cat([sample, on]))
-        multiples.append(torch.cat([mean[i].expand(len(sample), positions), -z[on, :, i]]))
+        multiples.append(torch.cat([mean[i] * has[sample], -z[on, :, i]]))
         owners.append(torch.full((len(sample) + len(on),), i))
-    if not owners:
-        return []
     example, multiple, owner = torch.cat(examples), torch.cat(multiples), torch.cat(owners)
+    words = held.about.words is not None
+    batch = max(1, min(EFFECT_BATCH, PASS_WORDS // positions)) if words else EFFECT_BATCH
     logits = torch.cat(
         [
             _shifted(held, held.inputs[some], amount.unsqueeze(-1) * direction[of].unsqueeze(1))
-            for some, amount, of in zip(
-                *(torch.split(part, EFFECT_BATCH) for part in (example, multiple, owner)), strict=True
-            )
+            for some, amount, of in zip(*(torch.split(part, batch) for part in (example, multiple, owner)), strict=True)
         ]
     )
-    change = (logits - held.clean[example]).double()
     losses = [
         torch.nn.functional.cross_entropy(values, held.labels[example], reduction="none").double()
         for values in (logits, held.clean[example])
@@ -181,13 +267,15 @@ def effects_of(codec: Codec, held: HeldOut, latents: Tensor, chosen: Tensor) -> 
     for one in examples:
         middle, end = start + len(sample), start + len(one)
         ablated = slice(middle, end)
+        change = (logits[start:end] - held.clean[one]).double()
+        added_logits, ablated_logits = change[: len(sample)].mean(0), change[len(sample) :].mean(0)
         ablation = Ablated(
-            logits=_numbers(change[ablated].mean(0)),
+            logits=() if words else _numbers(ablated_logits),
             loss=_number((losses[0] - losses[1])[ablated].mean()),
             changed=_number(changed[ablated].mean()),
             n=end - middle,
         )
-        out.append(Effect(_numbers(change[start:middle].mean(0)), ablation))
+        out.append(Effect(added_logits, ablated_logits, ablation))
         start = end
     return out
 
@@ -204,10 +292,11 @@ def _evenly(items: Tensor) -> Tensor:
 
 
 def _rows_by_example(held: HeldOut) -> Tensor:
-    """(N, T) number of the row of each example and position: rows are stored shuffled."""
-    positions = int(held.rows.position.max()) + 1
-    order = (held.cluster * positions + held.rows.position).argsort()
-    return order.reshape(held.n_examples, positions)
+    """(N, T) number of the row of each example and position, -1 where there is none: rows are stored shuffled."""
+    positions = n_positions(held.target.spec.hook(held.hook))
+    row_of = torch.full((held.n_examples, positions), -1)
+    row_of[held.cluster, held.rows.position] = torch.arange(len(held.rows.position))
+    return row_of
 
 
 def _cosines(decoder: Tensor) -> Tensor:
@@ -221,12 +310,12 @@ def _neighbours(cosine: Tensor, live: Tensor) -> tuple[tuple[int, float | None],
     return tuple((int(live[i]), _number(cosine[i])) for i in order)
 
 
-def _histogram(z: Tensor, classes: Tensor, largest: float) -> Tensor:
+def _histogram(z: Tensor, classes: Tensor, n_classes: int, largest: float) -> Tensor:
     """(bins, classes) counts of rows by activation, from just above 0 to the largest."""
     on = z > 0
     place = (z[on].double() / largest * N_BINS).ceil().long().clamp(1, N_BINS) - 1
-    counts = torch.bincount(place * N_CLASSES + classes[on], minlength=N_BINS * N_CLASSES)
-    return counts.reshape(N_BINS, N_CLASSES)
+    counts = torch.bincount(place * n_classes + classes[on], minlength=N_BINS * n_classes)
+    return counts.reshape(N_BINS, n_classes)
 
 
 def _percents(z: Tensor, largest: float) -> Tensor:
@@ -234,13 +323,20 @@ def _percents(z: Tensor, largest: float) -> Tensor:
     return (z.double() / largest * 100).round().clamp(0, 100).int()
 
 
-def _top_rows(values: Tensor, image: Tensor) -> Tensor:
-    """Rows with the largest values, at most one per distinct image, firing rows only."""
+def _top_rows(values: Tensor, image: Tensor, example: Tensor | None = None) -> Tensor:
+    """Rows with the largest values, at most one per distinct image (and per example), firing rows only."""
     chosen: dict[int, int] = {}
-    for row in values.argsort(descending=True, stable=True).tolist():
-        if values[row] <= 0 or len(chosen) == N_TOP:
+    used: set[int] = set()
+    on = (values > 0).nonzero().flatten()
+    for row in on[values[on].argsort(descending=True, stable=True)].tolist():
+        if len(chosen) == N_TOP:
             break
-        chosen.setdefault(int(image[row]), row)
+        of = int(image[row])
+        if of in chosen or (example is not None and int(example[row]) in used):
+            continue
+        chosen[of] = row
+        if example is not None:
+            used.add(int(example[row]))
     return torch.tensor(list(chosen.values()), dtype=torch.int64)
 
 

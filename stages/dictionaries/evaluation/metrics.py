@@ -32,6 +32,8 @@ __all__ = [
     "top1_agreement",
 ]
 
+MANY = 1 << 24
+"""Logits that are taken at once."""
 SMALL_DENOMINATOR = 0.1
 """Nats. Below this much loss from ablation, the ratio of losses says nothing (a published case reads 135%)."""
 
@@ -134,8 +136,13 @@ def kl_recovered(clean: Tensor, spliced: Tensor, ablated: Tensor) -> float:
 
 def divergences(clean: Tensor, other: Tensor) -> Tensor:
     """(N,) KL(clean || other) in nats of each example; arguments are (N, C) logits."""
-    reference = clean.double().log_softmax(-1)
-    return (reference.exp() * (reference - other.double().log_softmax(-1))).sum(-1)
+    size = max(1, MANY // max(1, clean.shape[1]))  # in parts: float64 of a whole vocabulary is much
+
+    def part(one: Tensor, two: Tensor) -> Tensor:
+        reference = one.double().log_softmax(-1)
+        return (reference.exp() * (reference - two.double().log_softmax(-1))).sum(-1)
+
+    return torch.cat([part(*both) for both in zip(torch.split(clean, size), torch.split(other, size), strict=True)])
 
 
 def top1_agreement(clean: Tensor, spliced: Tensor) -> float:
