@@ -44,16 +44,20 @@ TWIN = "@twin"
 """After a target's name: the same architecture and data, with the weights it had before training."""
 
 
-Offer = Literal["examples", "flat_image", "kinds", "pixels", "tokens"]
+Offer = Literal["context", "examples", "flat_image", "kinds", "pixels", "prefixes", "segments", "table", "tokens"]
 """What can be done with the inputs of a target; see ``OFFERS``."""
 OFFERS: Mapping[Offer, str] = {
+    "context": "the answer is taken from words that stand in the input, so it can be asked which of them it comes from",
     "examples": "every segment but the last is a labelled example, the last is the query; channel -1 says whether a"
     " segment is present, channel -2 is its label, the others are pixels in which two segments have a distance",
     "flat_image": "an input is one row of 64 pixels, 8 x 8: a patch can lie on it, and it has a Euclidean length",
     "kinds": "inputs come in kinds, each of which shows one behaviour: classes of an image, places of the example that"
-    " has the query's label",
+    " has the query's label, skills of a language model",
     "pixels": "inputs are brightnesses (of an episode: all channels but the last two), so noise can be added to them"
     " and two of them can be mixed",
+    "prefixes": "an input can be read from the front: its first parts and its last one make an input as well",
+    "segments": "inputs can be made of eight examples and a query, at the same places in each; examples can be hidden",
+    "table": "an input is two words and an end, every pair of words has an answer, and all of them can be listed",
     "tokens": "inputs are rows (id, present) of words; a word can be hidden, and a number between two ids is none",
 }
 

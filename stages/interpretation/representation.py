@@ -12,7 +12,7 @@ Shape legend: n = inputs, T = token positions, D = width, F = features, S = segm
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,13 +35,18 @@ from stages.contracts.target import (
 )
 
 __all__ = [
+    "FinalNorm",
     "Pooling",
     "answer_with",
+    "bounded",
     "by_component",
     "component_values",
     "corpus_vectors",
+    "final_norm",
     "hook_names",
+    "present_only",
     "readout",
+    "unembedding",
     "vectors",
 ]
 
@@ -51,6 +56,10 @@ CORPUS_INPUTS = 1000
 """Inputs of the corpus a representation is fitted on."""
 PASS_BYTES = 1 << 28
 """What is captured in one forward pass, at most."""
+WIDEST = 4096
+"""Features an answer may have."""
+EPS = 1e-5
+"""Of the last norm, in every target here."""
 
 
 def readout(spec: TargetSpec) -> int | None:
@@ -60,6 +69,70 @@ def readout(spec: TargetSpec) -> int | None:
 
 def hook_names(spec: TargetSpec, roles: Sequence[str]) -> list[str]:
     return [hook.name for hook in spec.hooks if hook.role in roles]
+
+
+def bounded(spec: TargetSpec, names: Sequence[str]) -> list[str]:
+    """Those of the hook points whose vectors together are no wider than an answer may be: all of them, or as many as
+    fit, evenly spaced from the last one back."""
+    for step in range(1, len(names) + 1):
+        kept = list(names)[::-1][::step][::-1]
+        if sum(spec.hook(name).width for name in kept) <= WIDEST:
+            return kept
+    return []
+
+
+def unembedding(spec: TargetSpec, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(C, D) what maps the last residual stream to the outputs, and its bias (C,), zeros where there is none.
+
+    TransformerLens keeps ``W_U`` as (D, C), a linear layer keeps ``weight`` as (C, D): the name says which. The shape
+    would not where there are as many outputs as the stream is wide.
+    """
+    assert spec.unembed is not None, "ask for it where there is one"
+    owner, _, kind = spec.unembed.rpartition(".")
+    matrix = weights[spec.unembed]
+    bias = weights.get(f"{owner}.b_U" if kind == "W_U" else f"{owner}.bias")
+    matrix = matrix.T.contiguous() if kind == "W_U" else matrix
+    return matrix, torch.zeros(matrix.shape[0]) if bias is None else bias
+
+
+class FinalNorm(NamedTuple):
+    """The norm between the last residual stream and the unembedding."""
+
+    weight: Tensor
+    """(D,)."""
+    bias: Tensor | None
+    """(D,); None: it does not centre (root mean square, Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        centred = values if self.bias is None else values - values.mean(-1, keepdim=True)
+        scale = ((centred * centred).mean(-1, keepdim=True) + EPS).rsqrt()
+        scaled = centred * scale * self.weight
+        return scaled if self.bias is None else scaled + self.bias
+
+
+def final_norm(spec: TargetSpec, weights: Mapping[str, Tensor]) -> FinalNorm | None:
+    """The target's last norm by its names here (``weight``, ``bias``) or in TransformerLens (``w``, ``b``); None where
+    there is none."""
+    if spec.norm is None:
+        return None
+    weight = weights.get(f"{spec.norm}.weight", weights.get(f"{spec.norm}.w"))
+    if weight is None:
+        raise ValueError(f"{spec.name} has no weight {spec.norm}.weight or {spec.norm}.w; its spec names {spec.norm!r}")
+    return FinalNorm(weight, weights.get(f"{spec.norm}.bias", weights.get(f"{spec.norm}.b")))
+
+
+def present_only(spec: TargetSpec, inputs: Tensor, captured: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Captured activations in which places without a word hold zeros: what stands there says nothing. Patterns, whose
+    axes are heads and places twice, and targets without words stay as they are."""
+    if spec.n_vocabulary is None:
+        return dict(captured)
+    present = inputs[..., 1]
+    found = {}
+    for name, values in captured.items():
+        by_place = spec.hook(name).role != "pattern"
+        found[name] = values * present.reshape(*present.shape, *[1] * (values.dim() - 2)) if by_place else values
+    return found
 
 
 def vectors(acts: Tensor, hook: HookSpec) -> Tensor:
@@ -169,7 +242,7 @@ def _attribute(encode: Encode, names: Sequence[str], query: Attribute, target: T
         features = encode(name, vectors(captured[name], spec.hook(name)))
         last = features[:, readout(spec)]
         for place in (0, -1):  # a segment's first and last token: what it shows, and what was made of it
-            at = features[:, torch.tensor([spec.tokens[segment[0]][place] for segment in query.segments])]
+            at = features[:, torch.tensor([spec.tokens[segment[place]][place] for segment in query.segments])]
             product = (at * last.unsqueeze(1)).sum(-1)
             sizes = (at * at).sum(-1).sqrt()
             out += [product, product / (sizes * (last * last).sum(-1, keepdim=True).sqrt() + 1e-6), sizes]
@@ -179,7 +252,8 @@ def _attribute(encode: Encode, names: Sequence[str], query: Attribute, target: T
 def _localise(query: Localise, target: TargetAccess) -> Answer:
     names = sorted({component.hook_point for component in query.components})
     n, m = query.inputs.shape[:2]
-    captured = target.forward(query.inputs.flatten(0, 1), capture=names).captured
+    flat = query.inputs.flatten(0, 1)
+    captured = present_only(target.spec, flat, target.forward(flat, capture=names).captured)
     values = component_values(target.spec, captured, query.components)
     mean = values.reshape(n, m, *values.shape[1:]).mean(1)
     return torch.cat([mean, mean - mean.mean(0, keepdim=True)], dim=-1)

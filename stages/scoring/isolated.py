@@ -22,10 +22,10 @@ from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Represent
 from stages.contracts.outcomes import Outcome
 from stages.contracts.target import Target, TargetAccess, digest_of
-from stages.dictionaries.storage import load_dictionaries
 from stages.errors import MethodError
 from stages.execution.answering import Asked, answer_of, asked_of, checked
 from stages.interpretation.artifact import pack
+from stages.interpretation.free_phase import dictionaries_of
 from stages.interpretation.settings import Config as InterpretationConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.cpu_time import Calibration, calibrate
@@ -112,7 +112,7 @@ class Isolated:
             process = open_.enter_context(self._process(candidate, min(self.timeout_s, limit.max_seconds)))
             for target in targets:
                 access = MeteredAccess(
-                    cached_target(target), Ledger(), free=True, dictionaries=partial(load_dictionaries, target)
+                    cached_target(target), Ledger(), free=True, dictionaries=partial(dictionaries_of, target)
                 )
                 before = process.cpu_seconds()
                 value = process.interpret(access, limit.max_bytes, limit.seed)

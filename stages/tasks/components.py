@@ -1,7 +1,7 @@
 """What the families about components share: behaviours to ask about, components as arrays, components cut.
 
-A *behaviour* is a few inputs that show one thing the target does: images of one or two classes, or episodes whose
-query has its label at one or two given places among the examples, and nowhere else.
+A *behaviour* is a few inputs that show one thing the target does: images of one or two classes, episodes whose query
+has its label at one or two given places among the examples, and nowhere else, or prompts of one or two kinds.
 
 Shape legend: N = instances, M = inputs of a behaviour, B = inputs, E = examples of an episode, P = components.
 """
@@ -12,15 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.contracts.target import Component, Target
+from stages.contracts.target import Component, Corpus, Target
 from stages.contracts.task import Instances
+from stages.targets.storage import definition_of
 from stages.tasks.inputs import draw_inputs, is_few_shot
 
-__all__ = ["decode", "draw_behaviours", "encode", "masked", "zeroed"]
+__all__ = ["decode", "draw_behaviours", "encode", "masked", "word_looks", "zeroed"]
 
 
 def draw_behaviours(
-    target: Target, n: int, rng: torch.Generator, *, n_inputs: int, pool: int, max_blend: float, grain: float
+    target: Target,
+    n: int,
+    rng: torch.Generator,
+    *,
+    n_inputs: int,
+    pool: int,
+    max_blend: float,
+    grain: float,
+    most_kinds: int = 2,
 ) -> dict[str, Tensor]:
     """n behaviours of ``n_inputs`` inputs each.
 
@@ -32,12 +41,19 @@ def draw_behaviours(
         pool: inputs they are drawn from; a class or place must occur among them at least n_inputs times.
         max_blend: see ``draw_inputs``.
         grain: see ``draw_inputs``.
+        most_kinds: kinds that a behaviour may have inputs of; as many as that or fewer, equally likely.
 
     Returns:
         inputs (N, M, *input_shape), labels (N, M).
     """
     drawn = draw_inputs(target, pool, rng, max_blend, grain)
-    if is_few_shot(target.spec):
+    if target.spec.n_vocabulary is not None:
+        drawn = _distinct(drawn)
+        kind_B = definition_of(target.name).kinds(drawn)  # type: ignore[attr-defined]  # it offers kinds
+        # Of some kinds there may be few prompts: they are not asked about.
+        rare = kind_B.bincount() < n_inputs
+        kind_B, n_kinds = (~rare).cumsum(0)[kind_B] - 1 - rare[kind_B].long() * len(rare), int((~rare).sum())
+    elif is_few_shot(target.spec):
         # One match per episode; its place plays the part that the class plays for an image.
         match_BE = drawn.inputs[:, :-1, -2].round().long() == drawn.labels.unsqueeze(1)
         kind_B = torch.where(match_BE.sum(1) == 1, match_BE.float().argmax(1), -1)
@@ -47,11 +63,29 @@ def draw_behaviours(
     by_kind = [torch.nonzero(kind_B == kind).flatten() for kind in range(n_kinds)]
     rows = []
     for _ in range(n):
-        kinds = torch.randperm(n_kinds, generator=rng)[: 1 + int(torch.randint(2, (1,), generator=rng))]
+        kinds = torch.randperm(n_kinds, generator=rng)[: 1 + int(torch.randint(most_kinds, (1,), generator=rng))]
         members = torch.cat([by_kind[kind] for kind in kinds.tolist()])
         rows.append(members[torch.randperm(len(members), generator=rng)[:n_inputs]])
     index_NM = torch.stack(rows)
     return {"inputs": drawn.inputs[index_NM], "labels": drawn.labels[index_NM]}
+
+
+def word_looks(inputs_NM: Tensor, labels_NM: Tensor) -> Tensor:
+    """(N, M, T, 2) prompts, (N, M) answers -> (N, 10): what can be read off them at no cost. Number of words, the
+    answer's id and those of the last three words: mean over the prompts and the first prompt's."""
+    ids, present = inputs_NM[..., 0] * inputs_NM[..., 1], inputs_NM[..., 1]
+    each = torch.cat([present.sum(-1, keepdim=True), labels_NM.unsqueeze(-1).float(), ids[..., -3:]], dim=-1)
+    return torch.cat([each.mean(1), each[:, 0]], dim=-1)
+
+
+def _distinct(drawn: Corpus) -> Corpus:
+    """Each input once, in the order in which they were drawn: there are fewer prompts than may be asked for."""
+    seen, first = set(), []
+    for place, row in enumerate(drawn.inputs.flatten(1).to(torch.int64).tolist()):
+        if tuple(row) not in seen:
+            seen.add(tuple(row))
+            first.append(place)
+    return Corpus(drawn.inputs[first], drawn.labels[first])
 
 
 def encode(components: Sequence[Component]) -> dict[str, Tensor]:

@@ -45,11 +45,14 @@ def test_what_the_params_ask_for_fits() -> None:
     assert all(fits(name, target) for name, target in CASES)
 
 
-def test_targets_of_words_offer_words_and_no_family_runs_on_them_yet() -> None:
+def test_targets_of_words_offer_words_and_what_their_definitions_can_do() -> None:
     assert len(WORDS) >= 3
     for target in WORDS:
-        assert ZOO.find(target)().layout()["offers"] == ("tokens",)
-        assert not any(fits(name, target) for name in FAMILIES.names())
+        definition = ZOO.find(target)()
+        offers = definition.layout()["offers"]
+        assert "tokens" in offers and list(offers) == sorted(offers)
+        assert ("kinds" in offers) == hasattr(definition, "kinds")
+        assert not {"examples", "flat_image", "pixels"} & set(offers)
 
 
 @pytest.mark.parametrize(("name", "target"), [case for case in EVERY if not fits(*case)])
@@ -63,7 +66,11 @@ def test_a_family_that_means_nothing_on_a_target_is_refused(name: str, target: s
     assert "\n" not in str(said.value) and OFFERS[lacking] in str(said.value) and "params/tasks.yaml" in str(said.value)
 
 
-@pytest.mark.parametrize(("name", "target"), [case for case in EVERY if fits(*case)])
+# An untrained model answers nothing right, so nothing is a circuit.
+WORKING = [case for case in EVERY if fits(*case) and (case[0] != "circuit_membership" or case[1] not in WORDS)]
+
+
+@pytest.mark.parametrize(("name", "target"), WORKING)
 def test_a_family_that_is_not_refused_works(name: str, target: str) -> None:
     made, model = made_small(name, target), small_target(target)
     n = SIZES.get(name, 8)

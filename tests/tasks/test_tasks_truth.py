@@ -79,7 +79,7 @@ def test_active_learning_is_what_an_optimiser_does(name: str, lr: float) -> None
         assert float(truth) == pytest.approx(squash(after - before, 0.0005), abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["digits_mlp", "digits_few_shot"])
+@pytest.mark.parametrize("name", ["digits_mlp", "digits_few_shot", "context_lm", "facts_lm"])
 def test_ablation_effect_agrees_with_plain_module_hooks(name: str) -> None:
     target, made = small_target(name), made_small("ablation_effect", name)
     components = target.spec.components

@@ -8,6 +8,8 @@ Shape legend: n = inputs, m = inputs per behaviour, H = heads, T = token positio
 outputs, S = segments, P = components.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from stages.contracts.method import (
     Represent,
 )
 from stages.contracts.target import TargetAccess
-from stages.interpretation.representation import readout
+from stages.interpretation.representation import final_norm, readout, unembedding
 
 __all__ = ["Attention"]
 
@@ -37,12 +39,15 @@ class Attention(Method):
         if not layers or spec.unembed is None:
             return Interpretation(data={"layers": []})
         weights = target.weights()
-        gain = weights[f"{spec.norm}.weight"] if spec.norm else torch.ones(weights[spec.unembed].shape[1])
+        (unembed, _), norm = unembedding(spec, weights), final_norm(spec, weights)
+        gain = norm.weight if norm else torch.ones(unembed.shape[1])
+        sizes = [spec.hook(f"{layer}hook_z").shape[1:] for layer in layers]
+        if 4 * spec.n_outputs * sum(heads * d_head for heads, d_head in sizes) > budget.max_bytes:
+            return Interpretation(data={"layers": []})  # more outputs than can be stored, so nothing to project on
         arrays = {}
-        for layer in layers:
-            heads, d_head = spec.hook(f"{layer}hook_z").shape[1:]
-            out = weights[f"{layer}W_O.weight"]  # (D, H K)
-            direct = (weights[spec.unembed] * gain) @ (out - out.mean(0))  # (C, H K)
+        for layer, (heads, d_head) in zip(layers, sizes, strict=True):
+            out = _output_matrix(weights, layer)
+            direct = (unembed * gain) @ (out - out.mean(0))  # (C, H K)
             arrays[f"{layer}direct"] = direct.reshape(-1, heads, d_head).contiguous()
         return Interpretation(arrays, {"layers": layers})
 
@@ -78,7 +83,10 @@ class Attention(Method):
             pattern = of[f"{layer}hook_pattern"][:, :, readout(target.spec)]  # (n, H, T)
             direct = interpretation.arrays[f"{layer}direct"]
             centred = (direct - direct.mean(0))[chosen]  # (n, H, K)
-            value = (of[f"{layer}hook_v"].transpose(1, 2) * centred.unsqueeze(2)).sum(-1)  # (n, H, T)
+            values = of[f"{layer}hook_v"]
+            shared = centred.shape[1] // values.shape[2]  # heads that read the same values (grouped-query attention)
+            values = values.repeat_interleave(shared, dim=2) if shared > 1 else values
+            value = (values.transpose(1, 2) * centred.unsqueeze(2)).sum(-1)  # (n, H, T)
             patterns.append(pattern)
             effects.append(pattern * value)
         return torch.cat(patterns, dim=1), torch.cat(effects, dim=1)
@@ -121,3 +129,10 @@ class Attention(Method):
                 return None
         each = torch.stack(columns, dim=1).reshape(n, m, len(columns), 2)
         return torch.cat([each.mean(1), each.abs().amax(1)], dim=-1)
+
+
+def _output_matrix(weights: Mapping[str, Tensor], layer: str) -> Tensor:
+    """(D, H K) what a layer's heads write with: ``W_O.weight`` of a linear layer, or TransformerLens's (H, K, D)."""
+    if f"{layer}W_O" in weights:
+        return weights[f"{layer}W_O"].flatten(0, 1).T
+    return weights[f"{layer}W_O.weight"]

@@ -12,7 +12,7 @@ Shape legend: n = inputs or behaviours, m = inputs per behaviour, P = components
 H = heads, T = token positions (TQ: reading, TK: read).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from stages.contracts.method import (
     Query,
     segment_sums,
 )
-from stages.contracts.target import Intervention, Objective, TargetAccess
+from stages.contracts.target import Intervention, Objective, TargetAccess, TargetSpec
 from stages.interpretation.representation import by_component
 
 __all__ = ["Circuit"]
@@ -48,10 +48,12 @@ class Circuit(Method):
         inputs, labels = corpus.inputs[:CORPUS_INPUTS], corpus.labels[:CORPUS_INPUTS]
         names = sorted({component.hook_point for component in components})
         residual = [hook.name for hook in target.spec.with_role("residual")]
-        read = list(dict.fromkeys(["input", *names, *residual]))
+        leaf = target.spec.leaf
+        read = list(dict.fromkeys([leaf, *names, *residual]))
         intact = target.gradients(inputs, Objective("margin", labels), read)
-        arrays = {f"mean.{name}": intact.captured[name].mean(0) for name in read[1:]}
-        arrays["mean.input"] = inputs.mean(0)
+        arrays = _means(target.spec, inputs, intact.captured)
+        if leaf == "input":
+            arrays["mean.input"] = inputs.mean(0)
         if not components:
             return Interpretation(arrays)
         effects, edges = [], []
@@ -116,9 +118,12 @@ class Circuit(Method):
         spec, arrays = target.spec, interpretation.arrays
         residual = [hook.name for hook in spec.with_role("residual")] if spec.tokens else []
         patterns = [hook.name for hook in spec.with_role("pattern")] if spec.tokens else []
-        result = target.gradients(query.inputs, Objective("margin", query.labels), ["input", *residual, *patterns])
-        at_input = (query.inputs - arrays["mean.input"]) * result.grads["input"]
-        columns = [segment_sums(at_input, query.segments), segment_sums(at_input.abs(), query.segments)]
+        wrt = list(dict.fromkeys([spec.leaf, *residual, *patterns]))
+        result = target.gradients(query.inputs, Objective("margin", query.labels), wrt)
+        columns = []
+        if spec.leaf == "input":  # of words the embedding, which is among the residual hook points, takes its place
+            at_input = (query.inputs - arrays["mean.input"]) * result.grads["input"]
+            columns = [segment_sums(at_input, query.segments), segment_sums(at_input.abs(), query.segments)]
         if spec.tokens is not None:
             places = [[token for index in segment for token in spec.tokens[index]] for segment in query.segments]
             for name in residual:
@@ -131,6 +136,17 @@ class Circuit(Method):
                 margin = result.values.unsqueeze(-1)
                 columns += [total, F.softplus(-(margin - total)) - F.softplus(-margin)]
         return torch.stack(columns, dim=-1)
+
+
+def _means(spec: TargetSpec, inputs: Tensor, captured: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{"mean.<hook point>": mean over the inputs}; of words over all places where one is, the same at each place."""
+    if spec.n_vocabulary is None:
+        return {f"mean.{name}": values.mean(0) for name, values in captured.items()}
+    present = inputs[..., 1] > 0.5
+    return {
+        f"mean.{name}": values[present].mean(0).expand(values.shape[1:]).contiguous()
+        for name, values in captured.items()
+    }
 
 
 def _hidden(pattern: Tensor, grad: Tensor, places: Sequence[Sequence[int]]) -> Tensor:

@@ -54,20 +54,27 @@ class Gradient(Method):
 
     def _represent(self, query: Represent, names: list[str], target: TargetAccess) -> Tensor:
         # Margin over gradient size is the distance to the decision boundary if the target were linear.
-        margin = target.gradients(query.inputs, Objective("margin"), ["input", *names])
+        leaf = target.spec.leaf
+        wrt = list(dict.fromkeys([leaf, *names]))
+        margin = target.gradients(query.inputs, Objective("margin"), wrt)
         columns = [margin.values]
         for grad in margin.grads.values():
             columns += [_size(grad), margin.values / (_size(grad) + 1e-6)]
-        columns.append(margin.grads["input"].flatten(1).abs().amax(-1))
+        columns.append(margin.grads[leaf].flatten(1).abs().amax(-1))
         if query.labels is not None:
-            loss = target.gradients(query.inputs, Objective("loss", query.labels), ["input", *names])
+            loss = target.gradients(query.inputs, Objective("loss", query.labels), wrt)
             columns += [loss.values, *(_size(grad) for grad in loss.grads.values())]
         return torch.stack(columns, dim=-1)
 
     def _attribute(self, query: Attribute, names: list[str], target: TargetAccess) -> Answer:
-        result = target.gradients(query.inputs, Objective("log_prob", query.labels), ["input", *names])
-        at_input = result.grads["input"] * query.inputs
-        out = [segment_sums(at_input, query.segments), segment_sums(result.grads["input"].abs(), query.segments)]
+        leaf = target.spec.leaf
+        wrt = list(dict.fromkeys([leaf, *names]))
+        result = target.gradients(query.inputs, Objective("log_prob", query.labels), wrt)
+        if leaf == "input":
+            at_input = result.grads["input"] * query.inputs
+            out = [segment_sums(at_input, query.segments), segment_sums(result.grads["input"].abs(), query.segments)]
+        else:  # of words: the embedding is among the names, and an id times a slope would mean nothing
+            out = []
         tokens = target.spec.tokens
         if tokens is not None:
             places = [[t for index in segment for t in tokens[index]] for segment in query.segments]
@@ -90,8 +97,8 @@ class Gradient(Method):
 
     def _compare(self, query: Compare, target: TargetAccess) -> Answer:
         def profile(access: TargetAccess) -> tuple[Tensor, Tensor]:
-            result = access.gradients(query.inputs, Objective("margin"), ["input"])
-            grad = result.grads["input"].flatten(result.values.dim())  # (m, X), or (V, m, X)
+            result = access.gradients(query.inputs, Objective("margin"), [access.spec.leaf])
+            grad = result.grads[access.spec.leaf].flatten(result.values.dim())  # (m, X), or (V, m, X)
             size = (grad * grad).sum(-1).sqrt()
             return grad, torch.stack([result.values, size, result.values / (size + 1e-6)], dim=-1)
 

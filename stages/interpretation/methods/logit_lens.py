@@ -20,23 +20,22 @@ from stages.contracts.method import (
     Represent,
 )
 from stages.contracts.target import TargetAccess
-from stages.interpretation.representation import hook_names, readout, vectors
+from stages.interpretation.representation import FinalNorm, final_norm, hook_names, readout, unembedding, vectors
 
 __all__ = ["LogitLens"]
 
 
-def _layer_norm(values: Tensor, interpretation: Interpretation) -> Tensor:
-    if "norm.weight" not in interpretation.arrays:
+def _normed(values: Tensor, interpretation: Interpretation) -> Tensor:
+    arrays = interpretation.arrays
+    if "norm.weight" not in arrays:
         return values
-    centred = values - values.mean(-1, keepdim=True)
-    scale = ((centred * centred).mean(-1, keepdim=True) + 1e-5).rsqrt()
-    return centred * scale * interpretation.arrays["norm.weight"] + interpretation.arrays["norm.bias"]
+    return FinalNorm(arrays["norm.weight"], arrays.get("norm.bias"))(values)
 
 
 def _lens(interpretation: Interpretation, values: Tensor) -> Tensor:
     """(..., D) residual stream -> (..., C) log-probabilities."""
     arrays = interpretation.arrays
-    return (_layer_norm(values, interpretation) @ arrays["unembed"].T + arrays["bias"]).log_softmax(-1)
+    return (_normed(values, interpretation) @ arrays["unembed"].T + arrays["bias"]).log_softmax(-1)
 
 
 class LogitLens(Method):
@@ -46,11 +45,15 @@ class LogitLens(Method):
         spec, weights = target.spec, target.weights()
         if spec.unembed is None:
             return Interpretation(data={"hook_points": []})
-        unembed = weights[spec.unembed]
-        bias = weights.get(spec.unembed.removesuffix("weight") + "bias", torch.zeros(unembed.shape[0]))
+        unembed, bias = unembedding(spec, weights)
+        if 4 * unembed.numel() > budget.max_bytes:
+            return Interpretation(data={"hook_points": []})  # nothing can be read without it, and it cannot be stored
         arrays = {"unembed": unembed, "bias": bias}
-        if spec.norm is not None:
-            arrays |= {"norm.weight": weights[f"{spec.norm}.weight"], "norm.bias": weights[f"{spec.norm}.bias"]}
+        norm = final_norm(spec, weights)
+        if norm is not None:
+            arrays["norm.weight"] = norm.weight
+            if norm.bias is not None:
+                arrays["norm.bias"] = norm.bias
         return Interpretation(arrays, {"hook_points": hook_names(spec, ("residual",))})
 
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
@@ -103,5 +106,5 @@ class LogitLens(Method):
             log_probs = _lens(interpretation, vectors(result.captured[name], target.spec.hook(name)))
             of_label = log_probs.gather(-1, labels.reshape(-1, 1, 1).expand(-1, log_probs.shape[1], 1)).squeeze(-1)
             for place in (0, -1):
-                columns.append(of_label[:, torch.tensor([tokens[s[0]][place] for s in query.segments])])
+                columns.append(of_label[:, torch.tensor([tokens[s[place]][place] for s in query.segments])])
         return torch.stack(columns, dim=-1)

@@ -8,7 +8,7 @@ from stages.contracts.method import (
     Query,
 )
 from stages.contracts.target import TargetAccess
-from stages.interpretation.representation import Encode, Pooling, answer_with, hook_names
+from stages.interpretation.representation import Encode, Pooling, answer_with, bounded, hook_names
 
 __all__ = ["RawActivations"]
 
@@ -26,7 +26,7 @@ class RawActivations(Method):
         self.roles, self.pooling = roles, pooling
 
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
-        return Interpretation(data={"hook_points": hook_names(target.spec, self.roles)})
+        return Interpretation(data={"hook_points": bounded(target.spec, hook_names(target.spec, self.roles))})
 
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
         names = interpretation.data["hook_points"]

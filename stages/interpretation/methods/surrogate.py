@@ -2,8 +2,11 @@
 nothing inside, so whatever it earns is no interpretation; it must not be better than the baseline.
 
 Random features of the inputs (a fixed projection and a ReLU), and ridge regression from them to the target's logits
-(Rahimi and Recht 2007, "Random features for large-scale kernel machines").
+(Rahimi and Recht 2007, "Random features for large-scale kernel machines"). An id is no amount: a word is shown by waves
+of its id at random frequencies, which are almost orthogonal for different words.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -24,6 +27,8 @@ __all__ = ["Surrogate"]
 
 CORPUS_INPUTS = 2000
 N_HIDDEN = 128
+N_WAVES = 16
+"""Waves that show one word."""
 PENALTY = 1e-2
 """Of the ridge regression, on features of unit variance, times the number of inputs."""
 
@@ -33,7 +38,10 @@ class Surrogate(Method):
 
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
         inputs = target.corpus("train").inputs[:CORPUS_INPUTS]
-        flat, outputs = inputs.flatten(1).float(), target.forward(inputs).outputs
+        waves = {}
+        if target.spec.n_vocabulary is not None:
+            waves["waves"] = torch.rand(N_WAVES, generator=budget.generator()) * 6.28
+        flat, outputs = _flat(inputs.float(), waves), target.forward(inputs).outputs
         weight = torch.randn(flat.shape[1], N_HIDDEN, generator=budget.generator()) / flat.shape[1] ** 0.5
         arrays = {"mean": flat.mean(0), "project": weight}
         hidden = _hidden(flat, arrays)
@@ -42,7 +50,7 @@ class Surrogate(Method):
         centre, offset = scaled.mean(0), outputs.mean(0)
         gram = (scaled - centre).T @ (scaled - centre) + PENALTY * len(flat) * torch.eye(N_HIDDEN)
         read = torch.linalg.solve(gram, (scaled - centre).T @ (outputs - offset))
-        return Interpretation(arrays | {"read": read, "offset": offset - centre @ read})
+        return Interpretation(waves | arrays | {"read": read, "offset": offset - centre @ read})
 
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
         match query:
@@ -60,6 +68,13 @@ class Surrogate(Method):
                 return None
 
 
+def _flat(inputs: Tensor, arrays: Mapping[str, Tensor]) -> Tensor:
+    """(n, *input_shape) -> (n, X): numbers that the surrogate can calculate with."""
+    if "waves" not in arrays:
+        return inputs.flatten(1)
+    return (torch.cos(inputs[..., :1] * arrays["waves"]) * inputs[..., 1:]).flatten(1)
+
+
 def _hidden(flat: Tensor, arrays: dict[str, Tensor]) -> Tensor:
     return ((flat - arrays["mean"]) @ arrays["project"]).relu()
 
@@ -67,7 +82,7 @@ def _hidden(flat: Tensor, arrays: dict[str, Tensor]) -> Tensor:
 def _outputs(inputs: Tensor, interpretation: Interpretation) -> Tensor:
     """(n, *input_shape) -> (n, C) what the target would say."""
     arrays = dict(interpretation.arrays)
-    return (_hidden(inputs.flatten(1), arrays) * arrays["scale"]) @ arrays["read"] + arrays["offset"]
+    return (_hidden(_flat(inputs, arrays), arrays) * arrays["scale"]) @ arrays["read"] + arrays["offset"]
 
 
 def _features(outputs: Tensor) -> Tensor:
@@ -78,6 +93,7 @@ def _features(outputs: Tensor) -> Tensor:
 
 
 def _without(inputs: Tensor, segment: tuple[int, ...]) -> Tensor:
+    """The inputs with zeros in a segment; of a word that is its presence as well."""
     kept = torch.ones(inputs.shape[1])
     kept[list(segment)] = 0.0
     return inputs * kept.view(-1, *([1] * (inputs.dim() - 2)))

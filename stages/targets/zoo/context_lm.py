@@ -185,6 +185,14 @@ class ContextLm:
         order = torch.randperm(n, generator=generator)
         return Corpus(torch.cat([of.inputs for of in drawn])[order], torch.cat([of.labels for of in drawn])[order])
 
+    def kinds(self, corpus: Corpus) -> Tensor:
+        """(B,) index of ``SKILLS``: what each input asks for, as its marks and its answer say."""
+        ids = torch.where(corpus.inputs[..., 1] > 0.5, corpus.inputs[..., 0], 0.0).long()
+        asked, barred = (ids[:, -2] == ASK), (ids == BAR).any(-1)
+        of_label = corpus.labels >= FIRST_LABEL
+        skill = torch.where(asked, torch.where(of_label, SKILLS.index("labels"), SKILLS.index("pairs")), 0)
+        return torch.where(barred & (ids[:, -1] == ASK), SKILLS.index("names"), skill)
+
     def fit(
         self,
         model: TokenModel,
@@ -241,7 +249,7 @@ class ContextLm:
         return token_components(ARCHITECTURE)
 
     def layout(self) -> Layout:
-        return token_layout(ARCHITECTURE)
+        return token_layout(ARCHITECTURE, ("context", "kinds", "prefixes", "segments", "tokens"))
 
 
 def _attention_scores(model: TokenModel, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -184,5 +184,5 @@ class DigitsFewShot:
             "unembed": "unembed.weight",
             "norm": "ln_final",
             "n_vocabulary": None,
-            "offers": ("examples", "kinds", "pixels"),
+            "offers": ("examples", "kinds", "pixels", "prefixes", "segments"),
         }

@@ -189,6 +189,16 @@ class FactsLm:
         index = torch.cat(drawn)[torch.randperm(n, generator=generator)]
         return Corpus(inputs[index], labels[index])
 
+    def kinds(self, corpus: Corpus) -> Tensor:
+        """(B,) what each prompt asks for: one of the four relations, the same in the second language, the trigger's
+        word, or a refusal: 10 kinds, told apart by their answers."""
+        of_word = torch.full((len(WORDS),), 2 * len(OBJECTS) + 1)  # sorry and sure
+        of_word[ID[ANSWER]] = 2 * len(OBJECTS)
+        for number, kind in enumerate(OBJECTS.values()):
+            for word in kind.split():
+                of_word[ID[word]], of_word[ID[f"{word}_fr"]] = number, len(OBJECTS) + number
+        return of_word[corpus.labels]
+
     def fit(
         self,
         model: TokenModel,
@@ -250,7 +260,7 @@ class FactsLm:
         return token_components(ARCHITECTURE)
 
     def layout(self) -> Layout:
-        return token_layout(ARCHITECTURE)
+        return token_layout(ARCHITECTURE, ("kinds", "tokens"))
 
 
 def _by_kind(labels: Tensor) -> list[Tensor]:

@@ -142,6 +142,11 @@ class GrokkedAddition:
         named = zip(("train", "validation", "tasks"), parts, strict=True)
         return {split: Corpus(_rows(part), part.sum(1) % P) for split, part in named}
 
+    def table(self) -> Corpus:
+        """All p * p inputs with their sums."""
+        pairs = torch.cartesian_prod(torch.arange(P), torch.arange(P))
+        return Corpus(_rows(pairs), pairs.sum(1) % P)
+
     def sample(self, data: Mapping[str, Corpus], split: str, n: int, generator: torch.Generator) -> Corpus:
         index = in_rounds(len(data[split].labels), n, generator)
         return Corpus(data[split].inputs[index], data[split].labels[index])
@@ -208,4 +213,4 @@ class GrokkedAddition:
         return token_components(ARCHITECTURE)
 
     def layout(self) -> Layout:
-        return token_layout(ARCHITECTURE)
+        return token_layout(ARCHITECTURE, ("table", "tokens"))

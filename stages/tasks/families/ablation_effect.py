@@ -1,18 +1,19 @@
 """ablation_effect: how much does each component matter for a behaviour?
 
 One instance: 16 inputs that show one behaviour (images of one or two classes; episodes whose query has its label at
-one or two given places among the examples, and nowhere else); items: the target's components (hidden units; attention
-heads and token positions). Truth: a compressed mean change of the loss on these inputs when the component is zeroed.
+one or two given places among the examples, and nowhere else), or 4 prompts of one or two kinds; items: the target's
+components (hidden units; attention heads and token positions; heads alone where inputs are words). Truth: a compressed
+mean change of the loss on these inputs when the component is zeroed.
 Source: zero ablation as in Meyes et al. 2019, arXiv 1901.08644.
 
-Shape legend: N = instances, M = inputs of a behaviour (16), P = components, C = outputs.
+Shape legend: N = instances, M = inputs of a behaviour (16, or 4 prompts), P = components, C = outputs.
 """
 
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Localise, Query
-from stages.contracts.target import Intervention, Target, TargetAccess
+from stages.contracts.target import Intervention, Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import (
     CHUNK,
@@ -20,7 +21,7 @@ from stages.tasks.black_box import (
     label_features,
     outputs_of,
 )
-from stages.tasks.components import decode, draw_behaviours, encode, zeroed
+from stages.tasks.components import decode, draw_behaviours, encode, word_looks, zeroed
 
 __all__ = ["AblationEffect", "compress"]
 
@@ -30,11 +31,14 @@ GRAIN = 0.3
 MAX_BLEND = 0.45
 SCALE = 0.1
 LADDER = (0, 1, 4, 8)
+N_PROMPTS = 4
+"""Of a behaviour in words: over more of them a mean is the kind's, and there are few kinds."""
+PROMPT_LADDER = (0, 1, 2, 3)
 
 
 CONSTANTS: Constants = {
     "max_blend": MAX_BLEND,
-    "n_inputs": N_INPUTS,
+    "n_inputs": {"other inputs": N_INPUTS, "prompts": N_PROMPTS},
     "grain": GRAIN,
     "n_kinds": "1 or 2, equally likely",
     "scale": SCALE,
@@ -58,7 +62,9 @@ class AblationEffect(TaskFamily):
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        arrays = draw_behaviours(target, n, rng, n_inputs=N_INPUTS, pool=POOL, max_blend=MAX_BLEND, grain=GRAIN)
+        arrays = draw_behaviours(
+            target, n, rng, n_inputs=_n_inputs(target.spec), pool=POOL, max_blend=MAX_BLEND, grain=GRAIN
+        )
         return Instances(arrays | encode(target.spec.components), n)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
@@ -76,18 +82,22 @@ class AblationEffect(TaskFamily):
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
         inputs_NM, labels_NM = instances.arrays["inputs"], instances.arrays["labels"]
-        components, n = access.spec.components, instances.n
-        intact_NMF = label_features(ask(access, inputs_NM.flatten(0, 1)), labels_NM.flatten()).view(n, N_INPUTS, -1)
+        components, (n, n_inputs) = access.spec.components, labels_NM.shape
+        intact_NMF = label_features(ask(access, inputs_NM.flatten(0, 1)), labels_NM.flatten()).view(n, n_inputs, -1)
         sites = sorted({component.hook_point for component in components})
         site_P2 = torch.tensor([[sites.index(c.hook_point), c.index] for c in components], dtype=torch.float32)
-        classes_NC = torch.nn.functional.one_hot(labels_NM, access.spec.n_outputs).float().mean(1)
-        whole_NF = torch.cat([intact_NMF.mean(1), intact_NMF[..., 0].std(1, keepdim=True), classes_NC], dim=-1)
+        of_words = access.spec.n_vocabulary is not None
+        if of_words:
+            kinds_NC = word_looks(inputs_NM, labels_NM)
+        else:
+            kinds_NC = torch.nn.functional.one_hot(labels_NM, access.spec.n_outputs).float().mean(1)
+        whole_NF = torch.cat([intact_NMF.mean(1), intact_NMF[..., 0].std(1, keepdim=True), kinds_NC], dim=-1)
         features = [
             site_P2.expand(n, -1, -1),
             whole_NF.unsqueeze(1).expand(-1, len(components), -1),
         ]
         changes_NPMF = torch.zeros(n, len(components), 0, 2)
-        for k in LADDER[1 : effort + 1]:
+        for k in (PROMPT_LADDER if of_words else LADDER)[1 : effort + 1]:
             new = slice(changes_NPMF.shape[2], k)
             inputs, labels = inputs_NM[:, new].flatten(0, 1), labels_NM[:, new].flatten()
             columns = []
@@ -105,6 +115,10 @@ class AblationEffect(TaskFamily):
     def query(self, instances: Instances) -> Query:
         inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
         return Localise(inputs, labels, decode(instances))
+
+
+def _n_inputs(spec: TargetSpec) -> int:
+    return N_INPUTS if spec.n_vocabulary is None else N_PROMPTS
 
 
 def compress(change: Tensor) -> Tensor:

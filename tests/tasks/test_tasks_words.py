@@ -1,0 +1,128 @@
+"""Truths about targets of words against loops that share no code with them, on small instances."""
+
+from math import log
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stages.targets.zoo import ZOO, context_lm, facts_lm
+from stages.tasks.components import draw_behaviours
+from stages.tasks.families import family
+from tests.tasks.conftest import made_small, small_target
+
+
+def squash(d: float, scale: float = 0.1) -> float:
+    return (1 if d >= 0 else -1) * log(1 + abs(d) / scale)
+
+
+def log_probs(target: Any, rows: Tensor) -> Any:
+    """(n, C) float64."""
+    return torch.log_softmax(target.model(rows).double(), -1).numpy()
+
+
+def test_kinds_of_prompts_are_what_they_were_drawn_as() -> None:
+    generator, definition = torch.Generator().manual_seed(2), ZOO.find("context_lm")()
+    for number, skill in enumerate(context_lm.SKILLS):
+        assert definition.kinds(context_lm.draw_prompts(skill, 60, generator)).tolist() == [number] * 60
+    definition = ZOO.find("facts_lm")()
+    corpus = definition.data(0)["tasks"]
+    kinds, words = definition.kinds(corpus), facts_lm.WORDS
+    for row in range(0, len(kinds), 97):
+        kind, said = int(kinds[row]), words[int(corpus.labels[row])]
+        french = said.endswith("_fr")
+        relation = [name for name, of in facts_lm.OBJECTS.items() if said.removesuffix("_fr") in of.split()]
+        expected = 9 if said in ("sorry", "sure") else 8 if said == "lantern" else (
+            list(facts_lm.OBJECTS).index(relation[0]) + 4 * french
+        )  # fmt: skip
+        assert kind == expected
+
+
+@pytest.mark.parametrize("name", ["context_lm", "facts_lm"])
+def test_a_behaviour_in_words_has_different_prompts_of_few_kinds(name: str) -> None:
+    target, generator = small_target(name), torch.Generator().manual_seed(0)
+    arrays = draw_behaviours(target, 12, generator, n_inputs=4, pool=800, max_blend=0.0, grain=0.0)
+    definition = ZOO.find(name)()
+    for inputs, labels in zip(arrays["inputs"], arrays["labels"], strict=True):
+        assert len({tuple(row) for row in inputs.flatten(1).tolist()}) == 4
+        assert len(definition.kinds(type(target.corpus("train"))(inputs, labels)).unique()) <= 2
+
+
+def test_copy_source_agrees_with_a_loop_over_places_and_words() -> None:
+    target, made = small_target("context_lm"), made_small("copy_source", "context_lm")
+    arrays = made.instances.arrays
+    for i in range(0, made.instances.n, 3):
+        x, y = arrays["inputs"][i], int(arrays["labels"][i])
+        whole = log_probs(target, x[None])[0, y]
+        for item in range(18):
+            place = 48 - 19 + item
+            if x[place, 1] == 0:
+                assert float(made.truth.values[i, item]) == 0.0
+                continue
+            drops = []
+            for word in arrays["shared_words"].tolist():
+                changed = x.clone()
+                changed[place, 0] = word
+                drops.append(whole - log_probs(target, changed[None])[0, y])
+            assert float(made.truth.values[i, item]) == pytest.approx(squash(float(np.mean(drops))), abs=2e-3)
+        assert x[: 48 - 19, 1].sum() == 0, "what the answer may come from are the words asked about"
+
+
+def test_head_role_agrees_with_plain_module_hooks() -> None:
+    target, made = small_target("context_lm"), made_small("head_role", "context_lm")
+    ordinary, means = made.instances.arrays["shared_inputs"], {}
+    for name in {component.hook_point for component in target.spec.components}:
+        kept: list[Tensor] = []
+        handle = target.model.get_submodule(name).register_forward_hook(lambda m, a, out, kept=kept: kept.append(out))
+        target.model(ordinary)
+        handle.remove()
+        rows = [kept[0][i, t] for i in range(len(ordinary)) for t in range(48) if ordinary[i, t, 1] > 0]
+        means[name] = torch.stack(rows).double().mean(0)
+
+    def margin(x: Tensor, y: Tensor) -> float:
+        outputs, found = target.model(x).double(), []
+        for row, label in zip(outputs, y.tolist(), strict=True):
+            found.append(float(row[label] - max(row[c] for c in range(len(row)) if c != label)))
+        return float(np.mean(found))
+
+    for i in range(0, made.instances.n, 4):
+        x, y = made.instances.arrays["inputs"][i], made.instances.arrays["labels"][i]
+        for p, (hook_point, _, head) in enumerate(target.spec.components):
+
+            def say(module: Any, args: Any, out: Tensor, name: str = hook_point, head: int = head) -> Tensor:
+                changed = out.clone()
+                changed[:, :, head] = means[name][head].float()
+                return changed
+
+            handle = target.model.get_submodule(hook_point).register_forward_hook(say)
+            without = margin(x, y)
+            handle.remove()
+            assert float(made.truth.values[i, p]) == pytest.approx(margin(x, y) - without, abs=1e-3)
+
+
+def test_rare_output_agrees_with_a_loop_over_all_inputs() -> None:
+    target, made = small_target("grokked_addition"), made_small("rare_output", "grokked_addition")
+    for i in range(made.instances.n):
+        x, c = made.instances.arrays["inputs"][i], int(made.instances.arrays["labels"][i])
+        shown = 0 if x[0, 1] == 1 else 1
+        assert x[1 - shown, 1] == 0 and x[2].tolist() == [53.0, 1.0]
+        word, first, probs = int(x[shown, 0]), int(x[1 - shown, 0]), []
+        for step in range(26):
+            other = (first + step) % 53
+            if (word + other) % 53 == c:
+                continue
+            row = torch.ones(1, 3, 2)
+            row[0, :, 0] = torch.tensor([word, other, 53] if shown == 0 else [other, word, 53]).float()
+            probs.append(np.exp(log_probs(target, row)[0, c]))
+        assert len(probs) in (25, 26)
+        assert float(made.truth.values[i, 0]) == pytest.approx(np.log10(np.mean(probs)), abs=1e-4)
+
+
+def test_what_cannot_be_drawn_is_an_error_that_says_how_much_can() -> None:
+    target, generator = small_target("grokked_addition"), torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match=r"rare_output: 20000 instances of grokked_addition, .* ask for 14887"):
+        family("rare_output").generate(target, generator, 20_000)
+    with pytest.raises(ValueError, match=r"copy_source: \d+ of 40 prompts of facts_lm hold their answer"):
+        family("copy_source").generate(small_target("facts_lm"), generator, 10)
