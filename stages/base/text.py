@@ -4,7 +4,7 @@ reader would act on."""
 import re
 import unicodedata
 
-__all__ = ["plain", "safe_name"]
+__all__ = ["plain", "safe_name", "shown_word"]
 
 ODD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of what is not seen: control, format (writing direction too), surrogate, private, unassigned, line
@@ -16,6 +16,24 @@ def plain(text: object, limit: int = 2000) -> str:
     ``limit`` characters."""
     joined = " ".join(str(text).split())
     return "".join("?" if unicodedata.category(char) in ODD else char for char in joined)[:limit]
+
+
+SIGNS = {"\n": "\u21b5", "\r": "\u240d", "\t": "\u21e5"}
+"""What stands for white space that would not be seen in a word."""
+
+
+def shown_word(word: str, limit: int = 40) -> str:
+    """A word of a model as a reader sees it: blanks stay, line ends and tabs have signs, what else cannot be seen is a
+    question mark. No more than ``limit`` characters; never empty."""
+
+    def seen(char: str) -> str:
+        if char in SIGNS:
+            return SIGNS[char]
+        category = unicodedata.category(char)
+        return "?" if category in ODD else " " if category == "Zs" else char
+
+    shown = "".join(map(seen, word[:limit])) + ("\u2026" if len(word) > limit else "")
+    return shown or "?"
 
 
 def safe_name(text: object) -> str:

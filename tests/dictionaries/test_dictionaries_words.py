@@ -165,7 +165,7 @@ def test_contexts_marks_and_heat_are_those_of_the_rows(made: Made, name: str) ->
         for row, (example, place) in enumerate(zip(held.rows.example, held.rows.position, strict=True))
     }
     assert set(one.images) == {""} and len(one.images) == len(one.contexts) and one.grid is None
-    assert one.class_names == tuple(names[i] for i in frequent_words(made.targets[name]).tolist())
+    assert one.class_names == (*(names[i] for i in frequent_words(made.targets[name]).tolist()), "other words")
     assert len(set(one.words)) == len(one.words)
     for page in one.latents:
         assert len(set(page.examples)) == len(page.examples) == len(page.heat) == len(page.marked) <= 9
@@ -180,6 +180,11 @@ def test_contexts_marks_and_heat_are_those_of_the_rows(made: Made, name: str) ->
                 z = float(latents[row_of[example, place], page.latent])
                 assert abs(level - max(0.0, 100 * z / largest)) <= 0.51
         assert page.heat[0][page.marked[0]] == 100
+        fired = (latents[:, page.latent] != 0).double()
+        assert len(page.histogram[0]) == len(one.class_names) == N_WORDS + 1 > page.class_ + 1
+        assert sum(page.class_histogram) == int(fired.sum()) and page.density == pytest.approx(
+            float(fired.mean()), 1e-3
+        )
 
 
 @pytest.mark.parametrize("name", HOOKS)

@@ -32,6 +32,8 @@ EFFECT_LOGITS = 1 << 26
 """Logits that are held at once: effects of so many latents are measured together."""
 MIN_FIRINGS = 5
 """Distinct images or contexts a latent must fire for to stand among the first: fewer make any purity look good."""
+OTHERS = "other words"
+"""Name of the class of all words that are not among the most frequent ones; no latent is said to be of it."""
 FIGURES = 4
 """Significant figures kept."""
 SHADES = "0123456789abcdefg"
@@ -94,8 +96,7 @@ def gallery_of(codec: Codec, held: HeldOut, n_latents: int) -> Pages:
                 latent=latent,
                 class_=int(best_class[latent]),
                 n_images=int(n_images[latent]),
-                class_histogram=_ints(torch.bincount(classes[fired[known, latent]], minlength=n_classes)),
-                histogram=tuple(map(_ints, _histogram(z[known], classes, n_classes, largest))),
+                **shown.counts(z, largest),
                 activations=_numbers(z[top]),
                 classes=_ints(held.about.classes[top]),
                 positions=_ints(held.rows.position[top]),
@@ -122,8 +123,12 @@ class _Shown(Protocol):
         """Numbers of the rows that are shown of a latent whose activations are ``z`` (R,)."""
         ...
 
+    def counts(self, z: Tensor, largest: float) -> dict[str, Any]:
+        """Histograms of one latent's record."""
+        ...
+
     def of(self, top: Tensor, z: Tensor, largest: float, effect: Effect) -> dict[str, Any]:
-        """Fields of one latent's record."""
+        """Other fields of one latent's record."""
         ...
 
     def pages(self) -> dict[str, Any]:
@@ -139,6 +144,10 @@ class _Images:
 
     def top(self, z: Tensor) -> Tensor:
         return _top_rows(z, self._held.about.image)
+
+    def counts(self, z: Tensor, largest: float) -> dict[str, Any]:
+        known = self._held.about.classes >= 0
+        return _counts(z[known], self._held.about.classes[known], self._held.about.n_classes, largest)
 
     def of(self, top: Tensor, z: Tensor, largest: float, effect: Effect) -> dict[str, Any]:
         pictures = ["".join(SHADES[level] for level in pixels) for pixels in self._pixels[top].tolist()]
@@ -167,6 +176,12 @@ class _Words:
     def top(self, z: Tensor) -> Tensor:
         return _top_rows(z, self._held.about.image, self._held.cluster)
 
+    def counts(self, z: Tensor, largest: float) -> dict[str, Any]:
+        """All words that are no class are one more class."""
+        about = self._held.about
+        classes = torch.where(about.classes >= 0, about.classes, about.n_classes)
+        return _counts(z, classes, about.n_classes + 1, largest)
+
     def of(self, top: Tensor, z: Tensor, largest: float, effect: Effect) -> dict[str, Any]:
         numbers, heat, marked = [], [], []
         for row in top.tolist():
@@ -188,7 +203,7 @@ class _Words:
         return {
             "images": ("",) * len(self._words.contexts),
             "grid": None,
-            "class_names": self._classes,
+            "class_names": (*self._classes, OTHERS),
             "words": self._words.words,
             "contexts": self._words.contexts,
         }
@@ -308,6 +323,13 @@ def _cosines(decoder: Tensor) -> Tensor:
 def _neighbours(cosine: Tensor, live: Tensor) -> tuple[tuple[int, float | None], ...]:
     order = cosine.argsort(descending=True, stable=True)[: min(N_NEIGHBOURS, len(cosine) - 1)]
     return tuple((int(live[i]), _number(cosine[i])) for i in order)
+
+
+def _counts(z: Tensor, classes: Tensor, n_classes: int, largest: float) -> dict[str, Any]:
+    return {
+        "class_histogram": _ints(torch.bincount(classes[z != 0], minlength=n_classes)),
+        "histogram": tuple(map(_ints, _histogram(z, classes, n_classes, largest))),
+    }
 
 
 def _histogram(z: Tensor, classes: Tensor, n_classes: int, largest: float) -> Tensor:

@@ -3,9 +3,11 @@
 A transformer may hold an activation of a hundred times the usual size at some words and attend to them where there is
 nothing to attend to: an attention sink. The first word of an input is one, and has no row at all. So is the second, if
 it is the same word: of 37,200 rows of SmolLM2-135M after block 20, 29 are 53 to 118 times as large as the median row,
-and no other is more than 3.4 times. Those 29 hold .95 of the variance. Such rows decide mean, scale and explained variance of a dictionary. Planted in an
-eighth of the rows of ``facts_lm`` at a hundred times their size, they took the explained variance of the others from
-.89 to .20 (topk) and below 0 (standard), while that of all rows together read .999.
+and no other is more than 3.4 times. Those 29 hold .95 of the variance.
+
+Such rows decide mean, scale and explained variance of a dictionary. Planted in an eighth of the rows of ``facts_lm`` at
+a hundred times their size, they took the explained variance of the others from .89 to .20 (topk) and below 0
+(standard), while that of all rows together read .999.
 
 Shape legend: R = rows, D = width.
 """
