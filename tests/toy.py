@@ -45,6 +45,7 @@ def write_params(root: Path) -> None:
 
     (root / "params" / "profile.yaml").write_text("{}\n", encoding="utf-8")  # the sizes below, whatever the profile
     change("tasks", n_instances=N_INSTANCES, families=FAMILIES)
+    change("interpretation", targets=["digits_few_shot", "digits_mlp"])
     change("reward", methods=METHODS, draws=200)
     change("research", budget=3)
 

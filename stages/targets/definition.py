@@ -50,8 +50,8 @@ class TargetDefinition(Protocol):
     #   learned, beside loss and accuracy. ``seed`` is the one ``data`` was given.
     # - ``prompts(skill, n, generator) -> Corpus``: n inputs that need one skill, and ``prompted``, the names of those.
     # - ``kinds(corpus) -> (B,) int64``, where inputs are words and ``kinds`` is offered: which behaviour each shows.
-    # - ``episodes(n, generator) -> Episodes``, where inputs are words and ``segments`` is offered: eight examples and a
-    #   query each, some of them contradictory, since those that are not are answered with certainty.
+    # - ``episodes(n, generator)``, where inputs are words and ``segments`` is offered: inputs, labels, and the places
+    #   of each of eight examples, (8, k). Some examples contradict each other: what is clear is answered with certainty.
     # - ``table() -> Corpus``, where inputs are words and ``table`` is offered: every input with its right answer.
     # - ``words() -> tuple[str, ...]``: the word of each id, for readers.
     # - ``checkpoints: dict[int, dict[str, Tensor]]``: weights after some steps, put there by ``fit``.

@@ -1,6 +1,7 @@
 """Truths about targets of words against loops that share no code with them, on small instances."""
 
-from math import log
+from itertools import combinations
+from math import factorial, log
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,65 @@ def test_what_cannot_be_drawn_is_an_error_that_says_how_much_can() -> None:
         family("rare_output").generate(target, generator, 20_000)
     with pytest.raises(ValueError, match=r"copy_source: \d+ of 40 prompts of facts_lm hold their answer"):
         family("copy_source").generate(small_target("facts_lm"), generator, 10)
+
+
+def shown(x: Tensor, kept: Any) -> Tensor:
+    """An episode in words with the examples kept: the eight stand in the places 30 to 45, two words each."""
+    out = x.clone()
+    for example in range(8):
+        if example not in kept:
+            out[30 + 2 * example : 32 + 2 * example, 1] = 0.0
+    return out
+
+
+def test_episodes_in_words_hold_eight_examples_where_they_say_and_a_query() -> None:
+    made = made_small("few_shot_shapley", "context_lm")
+    arrays = made.instances.arrays
+    assert arrays["shared_segments"].tolist() == [[30 + 2 * e, 31 + 2 * e] for e in range(8)]
+    assert arrays["inputs"][:, 29:, 1].min() == 1 and arrays["inputs"][:, :29, 1].max() == 0
+    assert set(arrays["inputs"][:, 29, 0].tolist()) == {1.0} and set(arrays["inputs"][:, 46, 0].tolist()) == {2.0}
+    answers, values = arrays["labels"], arrays["inputs"][:, 31:46:2, 0]
+    pairs = answers < context_lm.FIRST_LABEL
+    assert pairs.any() and not pairs.all()
+    assert (values[pairs] == answers[pairs].unsqueeze(1)).any(1).all(), "the right value is one of those shown"
+    many = ZOO.find("context_lm")().episodes(400, torch.Generator().manual_seed(1))
+    again = (many.inputs[:, 30:46:2, 0] == many.inputs[:, 47:, 0]).sum(1)[many.labels < context_lm.FIRST_LABEL]
+    assert again.min() >= 1 and again.max() >= 4, "keys are repeated, so that examples contradict each other"
+
+
+def test_shapley_values_of_words_agree_with_the_sum_over_all_subsets() -> None:
+    target, made = small_target("context_lm"), made_small("few_shot_shapley", "context_lm")
+    x, y = made.instances.arrays["inputs"][1], int(made.instances.arrays["labels"][1])
+    subsets = [kept for size in range(9) for kept in combinations(range(8), size)]
+    found = log_probs(target, torch.stack([shown(x, kept) for kept in subsets]))[:, y]
+    value = {frozenset(kept): v for kept, v in zip(subsets, found, strict=True)}
+    for i in range(8):
+        phi = sum(
+            factorial(len(kept)) * factorial(7 - len(kept)) / factorial(8) * (value[frozenset({*kept, i})] - v)
+            for kept, v in value.items() if i not in kept
+        )  # fmt: skip
+        assert float(made.truth.values[1, i]) == pytest.approx(squash(phi), abs=2e-3)
+
+
+def test_the_best_prompt_in_words_agrees_with_a_loop_over_all_choices() -> None:
+    target, made = small_target("context_lm"), made_small("prompt_optimum", "context_lm")
+    for i in range(3):
+        x, y = made.instances.arrays["inputs"][i], int(made.instances.arrays["labels"][i])
+        probs = np.exp(log_probs(target, torch.stack([shown(x, kept) for kept in combinations(range(8), 4)])))
+        odds = [log(p[y] / (p.sum() - p[y])) for p in probs]
+        assert len(odds) == 70 and float(made.truth.values[i, 0]) == pytest.approx(max(odds), abs=1e-3)
+
+
+def test_early_exit_from_a_prompt_agrees_with_shorter_and_shorter_sequences() -> None:
+    target, made = small_target("context_lm"), made_small("early_exit", "context_lm")
+    for x, truth in zip(made.instances.arrays["inputs"], made.truth.values[:, 0], strict=True):
+        words = x[x[:, 1] > 0]
+        final = int(log_probs(target, words[None])[0].argmax())
+        first = len(words)
+        while first > 0:
+            part = torch.cat([words[: first - 1], words[-1:]])  # dropped, not hidden
+            if np.exp(log_probs(target, part[None])[0, final]) < 0.9:
+                break
+            first -= 1
+        assert float(truth) == pytest.approx(first / len(words))
+    assert len(set(made.truth.values[:, 0].tolist())) > 1

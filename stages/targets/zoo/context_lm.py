@@ -25,6 +25,7 @@ from stages.targets.token_model import (
     token_components,
     token_hooks,
     token_layout,
+    token_rows,
 )
 from stages.targets.token_training import accuracy, shares_of, train_words
 
@@ -47,6 +48,9 @@ WORDS = (
 SKILLS = ("induction", "pairs", "labels", "names")
 SHORTEST, LONGEST = 4, 12
 N_PAIRS, N_SHOWN, N_FILLERS = 8, 8, 12
+AGAIN, WRONG = 0.7, 0.3
+"""Of contradictory episodes: how large a share of the pairs may have the key that is asked for, and how many labels are
+drawn at random."""
 PER_SKILL, RATE, WARM = 24, 3e-3, 100
 SIZES = {"train": 1200, "validation": 400, "tasks": 1200}
 """Sequences of each split that are stored; whatever else is needed is drawn."""
@@ -62,6 +66,15 @@ ARCHITECTURE = Architecture(
     normalization_type="LN",
     positional_embedding_type="rotary",
 )
+
+
+class Episodes(NamedTuple):
+    inputs: Tensor
+    """(n, T, 2)."""
+    labels: Tensor
+    """(n,)."""
+    segments: Tensor
+    """(8, 2) places of each example."""
 
 
 class Sequences(NamedTuple):
@@ -119,6 +132,32 @@ def _labels(n: int, generator: torch.Generator) -> Sequences:
     asked = torch.randint(N_LABELS, (n, 1), generator=generator)
     shown = torch.stack([items(which), labels.gather(1, which)], -1).flatten(1)
     return _ending(shown, torch.full((n, 1), ASK), items(asked), labels.gather(1, asked))
+
+
+def _contradictory(n: int, generator: torch.Generator) -> Episodes:
+    """Pairs and labels, about half each, in which examples contradict each other.
+
+    Of pairs, the key that is asked for stands in a share of up to ``AGAIN`` of the examples, each time with a value of
+    its own; which one is right is drawn. Of labels, a share of ``WRONG`` are drawn at random.
+    """
+    half = n // 2
+    keys = FIRST_ITEM + _chosen(half, N_ITEMS, N_PAIRS, generator)
+    values = FIRST_VALUE + torch.randint(N_VALUES, (half, N_PAIRS), generator=generator)
+    asked = torch.randint(N_PAIRS, (half, 1), generator=generator)
+    key, answer = keys.gather(1, asked), values.gather(1, asked)
+    share = AGAIN * torch.rand(half, 1, generator=generator)
+    keys = torch.where(torch.rand(half, N_PAIRS, generator=generator) < share, key, keys)
+    shown = torch.stack([keys, values], -1).flatten(1)
+    pairs = _ending(shown, torch.full((half, 1), ASK), key, answer).ids
+    labels = _labels(n - half, generator).ids
+    of = labels[:, 2 : 2 * N_SHOWN + 1 : 2]
+    wrong = torch.rand(of.shape, generator=generator) < WRONG
+    random = FIRST_LABEL + torch.randint(N_LABELS, of.shape, generator=generator)
+    labels[:, 2 : 2 * N_SHOWN + 1 : 2] = torch.where(wrong, random, of)
+    ids = torch.cat([pairs, labels])[torch.randperm(n, generator=generator)]
+    rows = token_rows(ids[:, :-1].tolist(), N_PLACES)
+    first = N_PLACES - ids.shape[1] + 2  # of the first example: after the padding and the beginning
+    return Episodes(rows, ids[:, -1], first + torch.arange(2 * N_SHOWN).view(N_SHOWN, 2))
 
 
 def _names(n: int, generator: torch.Generator) -> Sequences:
@@ -184,6 +223,11 @@ class ContextLm:
         drawn = [draw_prompts(skill, k, generator) for skill, k in zip(SKILLS, counts, strict=True)]
         order = torch.randperm(n, generator=generator)
         return Corpus(torch.cat([of.inputs for of in drawn])[order], torch.cat([of.labels for of in drawn])[order])
+
+    def episodes(self, n: int, generator: torch.Generator) -> Episodes:
+        """n episodes of eight examples, each of two words, and a query. What is clear is answered with certainty, so
+        some examples contradict each other."""
+        return _contradictory(n, generator)
 
     def kinds(self, corpus: Corpus) -> Tensor:
         """(B,) index of ``SKILLS``: what each input asks for, as its marks and its answer say."""

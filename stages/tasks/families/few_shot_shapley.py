@@ -1,7 +1,7 @@
 """few_shot_shapley: what is each example worth for the right answer?
 
-One instance: an episode of eight examples; truth (8,): the Shapley values phi, compressed to sign(phi) * log(1 + |phi|
-/ 0.1). The values themselves add up to log p(right | all examples) - log p(right | none).
+One instance: an episode of eight examples (rows, or two words each); truth (8,): the Shapley values phi, compressed to
+sign(phi) * log(1 + |phi| / 0.1). The values themselves add up to log p(right | all examples) - log p(right | none).
 Source: Shapley 1953; as data valuation Ghorbani and Zou 2019, arXiv 1904.02868, eq. 1, and their Monte
 Carlo over permutations.
 
@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.contracts.method import Attribute, Query
-from stages.contracts.target import (
-    Target,
-    TargetAccess,
-    TargetSpec,
-    keep_segments,
-)
+from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import (
     answer_features,
@@ -27,7 +22,7 @@ from stages.tasks.black_box import (
     outputs_of,
     true_log_probs,
 )
-from stages.tasks.inputs import draw_inputs
+from stages.tasks.episodes import draw_episodes, example_looks, hidden, segments_of
 
 __all__ = ["FewShotShapley", "compress", "shapley_values"]
 
@@ -46,28 +41,29 @@ class FewShotShapley(TaskFamily):
         "the query's attention and what it copies from each example are there in a single forward pass"
     )
     query_kind = "Attribute"
-    needs = frozenset({"examples"})
+    needs = frozenset({"segments"})
     n_efforts = 2 + len(PERMUTATIONS)
     truth_recipe = (
         "v(T) = log-probability (nats) of the right label when only the examples in T are present (presence channel 0"
-        " for the others; the query stays), for all subsets T of the n examples. For example i: the sum over T without"
+        " for the others; the query stays; in words an example is a row of shared_segments, its places), for all"
+        " subsets T of the n examples. For example i: the sum over T without"
         " i of |T|! (n - |T| - 1)! / n! * (v(T with i) - v(T)), called phi, as sign(phi) * log(1 + |phi| / scale): a"
         " few episodes that are answered wrongly would otherwise carry most of the variance."
     )
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        inputs, labels = draw_inputs(target, n, rng)
-        return Instances({"inputs": inputs, "labels": labels}, n)
+        return draw_episodes(target, n, rng)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
-        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
-        n_shots = inputs.shape[1] - 1
+        labels, n_shots = instances.arrays["labels"], len(segments_of(instances))
         subsets_VE = torch.tensor([[(b >> i) & 1 for i in range(n_shots)] for b in range(2**n_shots)])
         values_NV = torch.stack(
             [
                 true_log_probs(
-                    outputs_of(target, _masked(target.spec, inputs[i : i + 1], subsets_VE.bool().unsqueeze(0))),
+                    outputs_of(
+                        target, hidden(target.spec, instances.select(torch.tensor([i])), subsets_VE.bool().unsqueeze(0))
+                    ),
                     labels[i].expand(2**n_shots),
                 )
                 for i in range(instances.n)
@@ -77,17 +73,16 @@ class FewShotShapley(TaskFamily):
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
         inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
-        n, n_shots = instances.n, inputs.shape[1] - 1
+        n, n_shots = instances.n, len(segments_of(instances))
 
         def values(keep_NQE: Tensor) -> Tensor:
             n_sets = keep_NQE.shape[1]
-            outputs = ask(access, _masked(access.spec, inputs, keep_NQE))
+            outputs = ask(access, hidden(access.spec, instances, keep_NQE))
             return true_log_probs(outputs, labels.repeat_interleave(n_sets)).view(n, n_sets)
 
         full_NC = ask(access, inputs)
         full_N1 = true_log_probs(full_NC, labels).unsqueeze(-1)
-        match_NE = (inputs[:, :-1, -2].round().long() == labels.unsqueeze(-1)).float()
-        distance_NE = (inputs[:, :-1, :-2] - inputs[:, -1:, :-2]).norm(dim=-1)
+        match_NE, distance_NE = example_looks(instances, labels)
         same_NE = (distance_NE.unsqueeze(1) > distance_NE.unsqueeze(2)) * match_NE.unsqueeze(2)
         per_example = [
             match_NE,
@@ -116,9 +111,7 @@ class FewShotShapley(TaskFamily):
         return torch.cat(features, dim=-1)
 
     def query(self, instances: Instances) -> Query:
-        inputs = instances.arrays["inputs"]
-        segments = tuple((i,) for i in range(inputs.shape[1] - 1))
-        return Attribute(inputs, segments, instances.arrays["labels"])
+        return Attribute(instances.arrays["inputs"], segments_of(instances), instances.arrays["labels"])
 
 
 def shapley_values(values_NV: Tensor) -> Tensor:
@@ -146,10 +139,3 @@ def shapley_values(values_NV: Tensor) -> Tensor:
 def compress(value: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
     return value.sign() * (value.abs() / SCALE).log1p()
-
-
-def _masked(spec: TargetSpec, inputs: Tensor, keep_NQE: Tensor) -> Tensor:
-    """(N, S, X) inputs, (N, Q, E) examples to keep -> (N * Q, S, X) with the query always there."""
-    n_sets = keep_NQE.shape[1]
-    keep = torch.cat([keep_NQE, torch.ones(*keep_NQE.shape[:2], 1, dtype=torch.bool)], dim=-1)
-    return keep_segments(spec, inputs.repeat_interleave(n_sets, dim=0), keep.flatten(0, 1))

@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Represent
-from stages.contracts.target import (
-    Target,
-    TargetAccess,
-    TargetSpec,
-    keep_segments,
-)
+from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import (
     answer_features,
@@ -27,7 +22,7 @@ from stages.tasks.black_box import (
     label_features,
     outputs_of,
 )
-from stages.tasks.inputs import draw_inputs
+from stages.tasks.episodes import draw_episodes, example_looks, hidden, segments_of
 
 __all__ = ["PromptOptimum", "log_odds"]
 
@@ -45,36 +40,30 @@ class PromptOptimum(TaskFamily):
     why_hard_black_box = "the best of 70 prompts is an extreme value: random prompts find it only by luck"
     why_white_box_helps = "which examples pull towards and away from the right answer is visible in one forward pass"
     query_kind = "Represent"
-    needs = frozenset({"examples"})
+    needs = frozenset({"segments"})
     n_efforts = len(LADDER)
     truth_recipe = (
-        "For every subset of n_kept examples (the others hidden: presence channel 0; the query stays) compute the"
-        " log-odds log(p / (1 - p)) of the right label. Truth: the largest of them, in nats."
+        "For every subset of n_kept examples (the others hidden: presence channel 0; the query stays; in words an"
+        " example is a row of shared_segments, its places) compute the log-odds log(p / (1 - p)) of the right label."
+        " Truth: the largest of them, in nats."
     )
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        inputs, labels = draw_inputs(target, n, rng, grain=GRAIN)
-        return Instances({"inputs": inputs, "labels": labels}, n)
+        return draw_episodes(target, n, rng, grain=GRAIN)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
-        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
-        pool_PS = _pool(inputs.shape[1] - 1)
-        best = [
-            log_odds(
-                outputs_of(target, _keep(target.spec, x.unsqueeze(0), pool_PS.unsqueeze(0))), y.expand(len(pool_PS))
-            )
-            .double()
-            .max()
-            for x, y in zip(inputs, labels, strict=True)
-        ]
+        pool_PE = _pool(len(segments_of(instances)))
+        best = []
+        for i, label in enumerate(instances.arrays["labels"]):
+            shown = hidden(target.spec, instances.select(torch.tensor([i])), pool_PE.unsqueeze(0))
+            best.append(log_odds(outputs_of(target, shown), label.expand(len(pool_PE))).double().max())
         return Truth(torch.stack(best).unsqueeze(-1))
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
         inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
         full_NC = ask(access, inputs)
-        match_NE = (inputs[:, :-1, -2].round().long() == labels.unsqueeze(-1)).float()
-        distance_NE = (inputs[:, :-1, :-2] - inputs[:, -1:, :-2]).norm(dim=-1)
+        match_NE, distance_NE = example_looks(instances, labels)
         far = distance_NE.amax() + 1
         looks = [
             match_NE.sum(1),
@@ -83,12 +72,12 @@ class PromptOptimum(TaskFamily):
         ]
         features = [answer_features(full_NC), label_features(full_NC, labels), torch.stack(looks, dim=-1)]
         features.append(log_odds(full_NC, labels).unsqueeze(-1))
-        pool_PS = _pool(inputs.shape[1] - 1)
-        order_NP = torch.rand(instances.n, len(pool_PS), generator=rng).argsort(-1)
+        pool_PE = _pool(len(segments_of(instances)))
+        order_NP = torch.rand(instances.n, len(pool_PE), generator=rng).argsort(-1)
         tried_NK = torch.zeros(instances.n, 0)
         for k in LADDER[1 : effort + 1]:
             chosen = order_NP[:, tried_NK.shape[1] : k]
-            outputs = ask(access, _keep(access.spec, inputs, pool_PS[chosen]))
+            outputs = ask(access, hidden(access.spec, instances, pool_PE[chosen]))
             odds = log_odds(outputs, labels.repeat_interleave(chosen.shape[1])).view(instances.n, -1)
             tried_NK = torch.cat([tried_NK, odds], dim=1)
             features.append(torch.stack([tried_NK.amax(1), tried_NK.mean(1), tried_NK.std(1)], dim=-1))
@@ -105,15 +94,10 @@ def log_odds(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _pool(n_shots: int) -> Tensor:
-    """(P, S) bool: every prompt of the pool, the query always kept."""
-    pool = torch.zeros(0, n_shots + 1, dtype=torch.bool)
+    """(P, E) bool: which examples each prompt of the pool keeps."""
+    pool = torch.zeros(0, n_shots, dtype=torch.bool)
     for kept in combinations(range(n_shots), N_KEPT):
-        row = torch.zeros(1, n_shots + 1, dtype=torch.bool)
-        row[0, [*kept, n_shots]] = True
+        row = torch.zeros(1, n_shots, dtype=torch.bool)
+        row[0, list(kept)] = True
         pool = torch.cat([pool, row])
     return pool
-
-
-def _keep(spec: TargetSpec, inputs: Tensor, keep_NPS: Tensor) -> Tensor:
-    n_prompts = keep_NPS.shape[1]
-    return keep_segments(spec, inputs.repeat_interleave(n_prompts, dim=0), keep_NPS.flatten(0, 1))
