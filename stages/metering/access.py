@@ -120,8 +120,8 @@ class MeteredAccess:
             )
         return Gradients(
             values.detach(),
-            {name: grad.detach().to(torch.float32) for name, grad in zip(wrt, found, strict=True)},
-            {name: captured[name].detach().to(torch.float32) for name in names},
+            {name: _result(grad) for name, grad in zip(wrt, found, strict=True)},
+            {name: _result(captured[name]) for name in names},
         )
 
     def quote(self, name: str, args: tuple[Any, ...]) -> int:
@@ -215,7 +215,7 @@ class MeteredAccess:
                 outputs = model(inputs)
             else:
                 outputs = functional_call(model, self._weights, (inputs,))
-        return outputs.to(torch.float32)  # whatever the target computes in
+        return outputs.to(device="cpu", dtype=torch.float32)  # wherever and in whatever the target computes
 
 
 def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
@@ -223,27 +223,33 @@ def _intervene(intervention: Intervention) -> Callable[[Tensor, Any], Tensor]:
     value = torch.zeros(()) if i.value is None else i.value  # None for "zero" alone: ``check_call`` saw to it
 
     def hook(activation: Tensor, hook: Any) -> Tensor:
-        out = activation.clone()
-        part = out if i.axis is None else out.index_select(i.axis, torch.tensor(i.indices))
+        out, given = activation.clone(), value.to(activation.device)
+        where = None if i.axis is None else torch.tensor(i.indices, device=activation.device)
+        part = out if where is None or i.axis is None else out.index_select(i.axis, where)
         match i.kind:
             case "zero":
                 new = torch.zeros_like(part)
             case "set":
-                new = value.to(part.dtype).expand_as(part)
+                new = given.to(part.dtype).expand_as(part)
             case "add":
-                new = part + value.to(part.dtype)
+                new = part + given.to(part.dtype)
             case "scale":
-                new = part * value.to(part.dtype)
-        return new if i.axis is None else out.index_copy(i.axis, torch.tensor(i.indices), new)
+                new = part * given.to(part.dtype)
+        return new if where is None or i.axis is None else out.index_copy(i.axis, where, new)
 
     return hook
 
 
 def _keep(into: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], None]:
     def hook(activation: Tensor, hook: Any) -> None:
-        into[name] = activation.detach().clone().to(torch.float32)
+        into[name] = activation.detach().clone().to(device="cpu", dtype=torch.float32)
 
     return hook
+
+
+def _result(found: Tensor) -> Tensor:
+    """As methods get it: on the CPU and in float32, wherever and in whatever the target computes."""
+    return found.detach().to(device="cpu", dtype=torch.float32)
 
 
 def _differentiate(into: dict[str, Tensor], name: str) -> Callable[[Tensor, Any], Tensor]:

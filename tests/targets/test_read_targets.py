@@ -147,6 +147,51 @@ def test_a_folder_is_a_target(root, safe):
         load_target("mine")
 
 
+def test_a_target_in_half_precision_answers_in_single(root):
+    folder = root / "of_mine"
+    made("llama").save_pretrained(folder)
+    byte_tokenizer(folder)
+    mine = {"source": "huggingface", "path": "of_mine"}
+    whole, half = frozen(root, **mine, dtype="float32"), frozen(root, **mine, dtype="bfloat16")
+    assert half.digest != whole.digest and next(half.model.parameters()).dtype == torch.bfloat16
+    inputs, hooks = half.corpus("train").inputs[:4], ["hook_embed", "blocks.1.hook_resid_post"]
+    found = [MeteredAccess(target, Ledger()) for target in (whole, half)]
+    outputs, rounded = (access.forward(inputs, hooks) for access in found)
+    assert rounded.outputs.dtype == rounded.captured["hook_embed"].dtype == torch.float32
+    assert 0 < float((outputs.outputs - rounded.outputs).abs().max()) < 0.1 * float(outputs.outputs.abs().max())
+    exact, near = (access.gradients(inputs, Objective("logit"), hooks).grads["hook_embed"] for access in found)
+    assert near.dtype == torch.float32 and float((exact - near).norm()) < 0.1 * float(exact.norm())
+    scaled = [Intervention("blocks.0.attn.hook_z", "scale", torch.tensor(2.0), 2, (0, 3))]
+    assert found[1].forward(inputs, (), scaled).outputs.isfinite().all()
+    prices = [access.quote("forward", (inputs, [], [], None)) for access in found]
+    assert 1.0 < prices[1] / prices[0] < 1.02, "converting between the types costs"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so asking for one is no error")
+def test_a_device_that_is_not_there_is_refused(root):
+    folder = root / "of_mine"
+    made("llama").save_pretrained(folder)
+    byte_tokenizer(folder)
+    with pytest.raises(UserError, match="device: cuda, and torch sees no GPU here"):
+        frozen(root, source="huggingface", path="of_mine", device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_same_answers_at_the_same_price(root):
+    folder = root / "of_mine"
+    made("llama").save_pretrained(folder)
+    byte_tokenizer(folder)
+    mine = {"source": "huggingface", "path": "of_mine", "dtype": "float32"}
+    here, there = (frozen(root, **mine, device=device) for device in ("cpu", "cuda"))
+    inputs = here.corpus("train").inputs[:4]
+    found = [MeteredAccess(target, Ledger()) for target in (here, there)]
+    change = [Intervention("blocks.0.attn.hook_z", "add", torch.ones(8), 2, (1,))]
+    ours, theirs = (access.forward(inputs, ["blocks.0.hook_resid_post"], change) for access in found)
+    assert theirs.outputs.device.type == theirs.captured["blocks.0.hook_resid_post"].device.type == "cpu"
+    assert torch.allclose(ours.outputs, theirs.outputs, atol=1e-4)
+    assert found[0].quote("forward", (inputs, [], [], None)) == found[1].quote("forward", (inputs, [], [], None))
+
+
 def test_a_name_of_transformer_lens_is_read_from_the_cache_of_the_hub(root, monkeypatch):
     commit, kept = "0123456789abcdef0123456789abcdef01234567", root / "hub" / "models--gpt2"
     folder = kept / "snapshots" / commit
