@@ -52,6 +52,7 @@ class TargetDefinition(Protocol):
     # - ``kinds(corpus) -> (B,) int64``, where inputs are words and ``kinds`` is offered: which behaviour each shows.
     # - ``episodes(n, generator)``, where inputs are words and ``segments`` is offered: inputs, labels, and the places
     #   of each of eight examples, (8, k). Some contradict each other: what is clear is answered with certainty.
+    #   Without it the examples are stretches of an input.
     # - ``table() -> Corpus``, where inputs are words and ``table`` is offered: every input with its right answer.
     # - ``words() -> tuple[str, ...]``: the word of each id, for readers.
     # - ``checkpoints: dict[int, dict[str, Tensor]]``: weights after some steps, put there by ``fit``.

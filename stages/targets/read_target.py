@@ -43,7 +43,7 @@ class ReadConfig(Params):
     """The file of the zoo that reads it."""
     seed: int = Field(default=0, ge=0)
     """Seeds which windows of the text are inputs."""
-    n_places: int = Field(default=32, ge=8, le=4096)
+    n_places: int = Field(default=32, ge=9, le=4096)
     """Words of an input."""
     text: str = "pydoc"
     """What its inputs are windows of: a UTF-8 file, or pydoc (Python's own help)."""

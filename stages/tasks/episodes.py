@@ -17,6 +17,7 @@ from stages.tasks.inputs import draw_inputs, is_few_shot
 
 __all__ = ["draw_episodes", "example_looks", "hidden", "segments_of"]
 
+N_EXAMPLES = 8
 FAR = 8.0
 """Ids of two words that are further apart than this are not nearer to each other than any others."""
 
@@ -31,8 +32,22 @@ def draw_episodes(target: Target, n: int, rng: torch.Generator, grain: float = 0
     if is_few_shot(target.spec):
         inputs, labels = draw_inputs(target, n, rng, grain=grain)
         return Instances({"inputs": inputs, "labels": labels}, n)
-    drawn = definition_of(target.name).episodes(n, rng)  # type: ignore[attr-defined]  # it offers segments
+    episodes = getattr(definition_of(target.name), "episodes", None)
+    if episodes is None:
+        inputs, labels = draw_inputs(target, n, rng)
+        return Instances({"inputs": inputs, "labels": labels, "shared_segments": stretches(inputs.shape[1])}, n)
+    drawn = episodes(n, rng)
     return Instances({"inputs": drawn.inputs, "labels": drawn.labels, "shared_segments": drawn.segments}, n)
+
+
+def stretches(n_places: int) -> Tensor:
+    """(8, k) places of a text's eight examples: stretches of equal length before its last quarter, the query.
+
+    Args:
+        n_places: at least 9.
+    """
+    size = max(1, (n_places - n_places // 4) // N_EXAMPLES)
+    return torch.arange(size * N_EXAMPLES).view(N_EXAMPLES, size)
 
 
 def segments_of(instances: Instances) -> tuple[tuple[int, ...], ...]:

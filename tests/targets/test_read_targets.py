@@ -15,14 +15,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from stages.base import paths
 from stages.base.params import load
 from stages.contracts.target import TWIN, Intervention, Objective, keep_segments
-from stages.errors import UserError
+from stages.errors import MethodError, UserError
+from stages.execution.answering import ask_in_process
+from stages.interpretation.free_phase import interpret
+from stages.interpretation.loading import built_in
+from stages.interpretation.methods import METHODS
+from stages.interpretation.settings import Config as InterpretationConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.huggingface_model import HuggingFaceModel
 from stages.targets.stage import Config, run
 from stages.targets.storage import load_target, load_words
 from stages.targets.text_data import disguised
-from stages.tasks.generation import pool_of
+from stages.tasks.families import FAMILIES
+from stages.tasks.generation import make, pool_of
+from stages.tasks.storage import Task
 from tests import toy
 
 N_WORDS, N_PLACES = 300, 12
@@ -206,6 +213,41 @@ def test_a_name_of_transformer_lens_is_read_from_the_cache_of_the_hub(root, monk
     inputs = target.corpus("train").inputs
     assert torch.allclose(target.model(inputs), model(inputs[..., 0].long()).logits[:, -1], atol=1e-5)
     assert target.digest == frozen(root, source="transformer_lens", name="gpt2", revision=commit).digest
+
+
+@pytest.mark.parametrize("family", ["early_exit", "few_shot_shapley", "prompt_optimum"])
+def test_families_of_prefixes_and_stretches_ask_about_it(root, family):
+    folder = root / "of_mine"
+    made("llama").save_pretrained(folder)
+    byte_tokenizer(folder)
+    target = frozen(root, source="huggingface", path="of_mine")
+    found = make(FAMILIES.find(family)(), target, "train", 6, 0, "stage", b"key")
+    arrays, truth = found.instances.arrays, found.truth.values
+    assert truth.isfinite().all() and len(truth) == 6
+    if family == "few_shot_shapley":
+        assert truth.shape == (6, 8) and arrays["shared_segments"].tolist() == [[i] for i in range(8)]
+    with pytest.raises(UserError, match="mine"):
+        make(FAMILIES.find("noise_flip")(), target, "train", 6, 0, "stage", b"key")
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_built_in_methods_answer_about_it_or_decline(root, method):
+    folder = root / "of_mine"
+    made("qwen3").save_pretrained(folder)
+    byte_tokenizer(folder)
+    target = frozen(root, source="huggingface", path="of_mine")
+    task_of = make(FAMILIES.find("early_exit")(), target, "train", 6, 0, "stage", b"key")
+    task = Task(FAMILIES.find("early_exit")(), "mine", "train", task_of.instances.public(), task_of.truth)
+    limits = InterpretationConfig(targets=("mine",), max_seconds=60, max_bytes=8_000_000, seed=0)
+    try:
+        frozen_of = interpret(built_in(method), method, target, limits)
+    except MethodError as error:
+        assert method == "sae" and "dictionaries" in str(error), error  # none is trained on it
+        return
+    answered = ask_in_process(built_in(method), method, frozen_of, task, target)
+    assert answered.status in ("ok", "declined"), answered.reason
+    if answered.status == "ok":
+        assert np.isfinite(answered.rows).all() and answered.target_flops >= 0
 
 
 def test_what_tasks_show_is_nothing_that_stands_in_the_text(root):
