@@ -18,7 +18,7 @@ def plain(text: object, limit: int = 2000) -> str:
     return "".join("?" if unicodedata.category(char) in ODD else char for char in joined)[:limit]
 
 
-SIGNS = {"\n": "\u21b5", "\r": "\u240d", "\t": "\u21e5"}
+SIGNS = {"\n": "\u21b5", "\r": "\u2190", "\t": "\u21e5"}
 """What stands for white space that would not be seen in a word."""
 
 
