@@ -44,6 +44,9 @@ def test_a_word_shows_blanks_and_line_ends_and_nothing_unseen(text):
 
 def test_a_word_keeps_what_tells_it_from_others():
     assert shown_word(" the") == " the" != shown_word("the")
-    assert shown_word("\n\n   ") == "\u21b5\u21b5   " and shown_word("\t") == "\u21e5" and shown_word("\u00a0") == " "
+    assert (
+        shown_word("\n\n   ") == "\u21b5\u21b5   " and shown_word("\t") == "\u21e5" and shown_word("\u00a0") == "\u00b7"
+    )
+    assert shown_word("   ") == "\u00b7" * 3 and shown_word("a\u00a0b") == "a b"
     assert shown_word("") == "?" and shown_word("x" * 50) == "x" * 40 + "\u2026"
     assert shown_word("<b>&amp;") == "<b>&amp;", "markup is text: the page escapes it"
