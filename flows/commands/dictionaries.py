@@ -1,4 +1,4 @@
-"""`lensmith dictionaries ...`: list, train, measure and compare; and what `lensmith bench` says of them."""
+"""`lensmith dictionaries ...`: list, train, measure, compare and export; and what `lensmith bench` says of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +8,8 @@ import typer
 __all__ = ["COMMANDS", "GROUPS", "measure_cache", "measure_synthetic", "measure_training"]
 
 group = typer.Typer(
-    help="List, train, measure and compare dictionaries (sparse autoencoders).\n\nExample: lensmith dictionaries list",
+    help="List, train, measure, compare and export dictionaries (sparse autoencoders).\n\n"
+    "Example: lensmith dictionaries list",
     no_args_is_help=True,
 )
 
@@ -128,6 +129,61 @@ def compare(
     from stages.tools.dictionaries import compare_dictionaries
 
     _show(compare_dictionaries(one, other).facts(), as_json, "")
+
+
+@group.command()
+def attach(
+    folder: Annotated[str, typer.Argument(help="Folder in SAELens format.")],
+    name: Annotated[str, typer.Option("--name", help="What it is called from now on.")],
+    target: Annotated[str | None, typer.Option("--target", help="Where the folder does not say it.")] = None,
+    hook: Annotated[str | None, typer.Option("--hook", help="Where the folder does not say it.")] = None,
+    method: Annotated[
+        Path | None,
+        typer.Option("--method", help="Write a method that answers with its latents, for `lensmith score`."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put one from elsewhere beside a target's own, for `eval`, `export` and methods.
+
+    Example: lensmith dictionaries attach my_sae --name mine --target facts_lm --hook blocks.1.hook_resid_post
+    """
+    from stages.errors import UserError
+    from stages.tools.attaching import attach as attached
+
+    if (target is None) != (hook is None):
+        raise UserError("--target and --hook go together: give both, or neither where the folder says them")
+    _show(attached(folder, name, target=target, hook=hook, method=method).facts(), as_json, "")
+
+
+@group.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Folder in SAELens format, or a name from `list`.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, such as batch-0.json.")],
+    format_: Annotated[str, typer.Option("--format", help="neuronpedia: a batch file as SAEDashboard writes it.")] = (
+        "neuronpedia"
+    ),
+    target: Annotated[str | None, typer.Option("--target", help="Where the folder does not say it.")] = None,
+    hook: Annotated[str | None, typer.Option("--hook", help="Where the folder does not say it.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Neuronpedia's name of the model; else TARGET.")] = None,
+    set_: Annotated[str | None, typer.Option("--set", help="Neuronpedia's name of the set of dictionaries.")] = None,
+    latents: Annotated[int | None, typer.Option("--latents", min=1, help="At most; else as in the gallery.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the feature pages of one of a target of words for another program.
+
+    Example: lensmith dictionaries export facts_lm/blocks.1.hook_resid_post/topk --out batch-0.json
+    """
+    from flows.progress import counting
+    from stages.errors import UserError
+    from stages.tools.neuronpedia import export_neuronpedia
+
+    if format_ != "neuronpedia":
+        raise UserError(f"--format {format_} is unknown; known: neuronpedia")
+    if (target is None) != (hook is None):
+        raise UserError("--target and --hook go together: give both, or neither where the folder says them")
+    with counting("measuring"):
+        done = export_neuronpedia(name, out, target=target, hook=hook, model_id=model, sae_set=set_, n_latents=latents)
+    _show(done.facts(), as_json, "")
 
 
 def measure_training(*, jobs: int, as_json: bool) -> None:

@@ -55,6 +55,11 @@ def models_dir() -> Path:
     return root() / ".lensmith" / "models"
 
 
+def attached_dir(target: str) -> Path:
+    """Dictionaries from elsewhere that were attached to a target; outside the graph, which would remove them."""
+    return work_dir() / "dictionaries" / target
+
+
 def params_file(stage: str) -> Path:
     return root() / "params" / f"{stage}.yaml"
 

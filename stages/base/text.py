@@ -18,13 +18,13 @@ def plain(text: object, limit: int = 2000) -> str:
     return "".join("?" if unicodedata.category(char) in ODD else char for char in joined)[:limit]
 
 
-SIGNS = {"\n": "\u21b5", "\r": "\u240d", "\t": "\u21e5"}
+SIGNS = {"\n": "\u21b5", "\r": "\u2190", "\t": "\u21e5"}
 """What stands for white space that would not be seen in a word."""
 
 
 def shown_word(word: str, limit: int = 40) -> str:
-    """A word of a model as a reader sees it: blanks stay, line ends and tabs have signs, what else cannot be seen is a
-    question mark. No more than ``limit`` characters; never empty."""
+    """A word of a model as a reader sees it: blanks stay (in a word of nothing else they are dots), line ends and tabs
+    have signs, what else cannot be seen is a question mark. No more than ``limit`` characters; never empty."""
 
     def seen(char: str) -> str:
         if char in SIGNS:
@@ -33,7 +33,7 @@ def shown_word(word: str, limit: int = 40) -> str:
         return "?" if category in ODD else " " if category == "Zs" else char
 
     shown = "".join(map(seen, word[:limit])) + ("\u2026" if len(word) > limit else "")
-    return shown or "?"
+    return shown if shown.strip() else "\u00b7" * len(shown) or "?"
 
 
 def safe_name(text: object) -> str:

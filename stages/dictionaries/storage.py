@@ -14,7 +14,7 @@ from stages.contracts.target import TWIN
 from stages.dictionaries.foreign import checked_weights, present_form
 from stages.errors import UserError
 
-__all__ = ["CFG", "load_dictionaries", "load_dictionary", "save_dictionary"]
+__all__ = ["CFG", "attached_folders", "load_dictionaries", "load_dictionary", "save_dictionary"]
 
 WEIGHTS, CFG = "sae_weights.safetensors", "cfg.json"
 
@@ -45,16 +45,24 @@ def load_dictionary(folder: Path) -> Dictionary:
     return cast(Dictionary, {"cfg": cfg, **checked_weights(cfg, weights, folder)})
 
 
+def attached_folders(target: str, root: Path | None = None) -> list[Path]:
+    """Folders of the dictionaries that were attached to a target; none beside another ``root``."""
+    base = paths.attached_dir(target.removesuffix(TWIN))
+    return [] if root else sorted(file.parent for file in base.glob(f"*/*/{CFG}"))
+
+
 def load_dictionaries(target: str, root: Path | None = None) -> dict[str, Dictionary]:
-    """All dictionaries of a target: ``{"<hook point>/<architecture>": dictionary}``, sorted by name. A twin has those
-    of the target it is a twin of.
+    """All dictionaries of a target: ``{"<hook point>/<architecture>": dictionary}``, sorted by name; those that were
+    attached (``lensmith dictionaries attach``) under the name they were given. A twin has those of the target it is a
+    twin of.
 
     Raises:
-        UserError: stage ``dictionaries`` has not run, or a file is damaged.
+        UserError: stage ``dictionaries`` has not run and none was attached, or a file is damaged.
     """
-    base = root or paths.dictionaries_dir(target.removesuffix(TWIN))
-    paths.require(base, "dictionaries")
-    folders = sorted(file.parent for file in base.glob(f"*/*/{CFG}"))
+    base, attached = root or paths.dictionaries_dir(target.removesuffix(TWIN)), attached_folders(target, root)
+    if not attached:
+        paths.require(base, "dictionaries")
+    folders = sorted([*(file.parent for file in base.glob(f"*/*/{CFG}")), *attached], key=lambda one: one.parts[-2:])
     if not folders:
         raise UserError(f"{base} holds no dictionary: run `python -m stages dictionaries {target}`")
     return {f"{folder.parent.name}/{folder.name}": load_dictionary(folder) for folder in folders}

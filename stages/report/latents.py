@@ -3,7 +3,8 @@
 The explorer (page/latents.js) gets one block of JSON per dictionary, in columns, parsed when the dictionary is chosen,
 and one of images, each image once. Counts are packed with their runs of zeros, other lists as parts of their largest
 value: that is about 0.6 kB per latent. How many classes there are, how large an image is and how many greys it has, the
-gallery says.
+gallery says. Words are other people's text: what cannot be seen in them is replaced here, and the page sets them as
+text.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import NamedTuple, TypedDict
 
 from markupsafe import Markup
 
+from stages.base.text import shown_word
 from stages.contracts.dictionary_rows import Gallery, Latent, Pages
 from stages.report.images import strip
 from stages.report.wording import number
@@ -35,6 +37,8 @@ N_HEAT = 5
 """Inputs of a latent, strongest first, that are shown with where in them it is active."""
 N_PLAIN = 4
 """Latents per dictionary in the table for readers without scripts."""
+N_PLAIN_TEXTS = 2
+"""Contexts of a latent there, where inputs are words."""
 STEPS = 647
 """Steps on either side of 0 that two characters hold."""
 PIXELS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -155,6 +159,12 @@ class Block(TypedDict):
     levels: int
     texts: Mapping[int, str] | None
     """By number of the image, where inputs are no images."""
+    words: Sequence[str] | None
+    """Where inputs are words: each of them, as it is shown."""
+    contexts: Mapping[int, Sequence[int]] | None
+    """Where inputs are words: numbers of the words of each, by number of the image."""
+    gap: str
+    """Between two words: nothing where words begin with the blank before them."""
     grid: tuple[int, int] | None
     columns: dict[str, Sequence[object]]
     """Entry i of each belongs to the same latent."""
@@ -162,8 +172,9 @@ class Block(TypedDict):
 
 def _block(gallery: Gallery, n_latents: int, images: dict[str, int]) -> Block:
     latents = gallery.latents[:n_latents]
+    texts = _texts(gallery)
     # Texts tell inputs apart whose images are all empty.
-    keys = gallery.images if gallery.texts is None else [f"\0{text}" for text in gallery.texts]
+    keys = gallery.images if texts is None else [f"\0{text}" for text in texts]
     place = [images.setdefault(key, len(images)) for key in keys]
     columns: dict[str, Sequence[object]] = {
         "latent": [latent.latent for latent in latents],
@@ -183,7 +194,11 @@ def _block(gallery: Gallery, n_latents: int, images: dict[str, int]) -> Block:
         "ablation_changed": [_short(latent.ablation.changed) for latent in latents],
         "ablation_n": [latent.ablation.n for latent in latents],
     }
-    if gallery.grid:
+    if gallery.contexts is not None:
+        columns["heat"] = [["".join(map(_heat_of_word, heat)) for heat in latent.heat or ()] for latent in latents]
+        columns["marked"] = [latent.marked or () for latent in latents]
+        columns["moved"] = [_moved(latent) for latent in latents]
+    elif gallery.grid:
         columns["positions"] = [_digits(latent.positions[:N_HEAT]) for latent in latents]
         columns["heat"] = ["".join(map(_heat, (latent.heat or ())[:N_HEAT])) for latent in latents]
     return Block(
@@ -193,13 +208,39 @@ def _block(gallery: Gallery, n_latents: int, images: dict[str, int]) -> Block:
         n_examples=gallery.n_examples,
         n_classes=max((len(counts) for latent in latents for counts in latent.histogram), default=0),
         n_bins=max((len(latent.histogram) for latent in latents), default=0),
-        class_names=gallery.class_names,
+        class_names=None if gallery.class_names is None else [shown_word(name) for name in gallery.class_names],
         shape=shape_of(gallery),
         levels=gallery.levels,
         texts=None if gallery.texts is None else dict(zip(place, gallery.texts, strict=True)),
+        words=None if gallery.words is None else [shown_word(word) for word in gallery.words],
+        contexts=None if gallery.contexts is None else dict(zip(place, gallery.contexts, strict=True)),
+        gap=_gap(gallery),
         grid=gallery.grid,
         columns=columns,
     )
+
+
+def _gap(gallery: Pages) -> str:
+    return "" if any(word[:1].isspace() for word in gallery.words or ()) else " "
+
+
+def _texts(gallery: Pages) -> Sequence[str] | None:
+    """Each input as text, where they are no images."""
+    if gallery.contexts is None or gallery.words is None:
+        return gallery.texts
+    words, gap = [shown_word(word) for word in gallery.words], _gap(gallery)
+    return [gap.join(words[number] for number in context) for context in gallery.contexts]
+
+
+def _moved(latent: Latent) -> list[list[tuple[int, float | int | None]]]:
+    """Words raised and lowered when it is added, then when it is taken out: (number of the word, change)."""
+    if latent.moved is None:
+        return [[], [], [], []]
+    moved = latent.moved
+    return [
+        [(word, _short(change)) for word, change in part]
+        for part in (moved.added_up, moved.added_down, moved.ablated_up, moved.ablated_down)
+    ]
 
 
 def _digits(numbers: Sequence[int]) -> str | Sequence[int]:
@@ -243,6 +284,11 @@ def _scaled(values: Sequence[float | None]) -> tuple[float, str]:
     return float(f"{largest:.4g}"), "".join(map(digits, values))
 
 
+def _heat_of_word(percent: int) -> str:
+    """One character; ``-`` where there is no row."""
+    return "-" if percent < 0 else _heat((percent,))
+
+
 def _heat(percents: Sequence[int]) -> str:
     return "".join(LEVELS[round(percent * (len(LEVELS) - 1) / 100)] for percent in percents)
 
@@ -263,16 +309,17 @@ def _json(value: object) -> Markup:
 
 def _plain(gallery: Gallery, latent: Latent) -> ShownLatent:
     shape = shape_of(gallery)
-    drawn = gallery.texts is None and shape[0] * shape[1] > 0
+    written = _texts(gallery)
+    drawn = written is None and shape[0] * shape[1] > 0
     pictures = [image_of(gallery.images[image], shape) for image in latent.images] if drawn else []
-    texts = [] if gallery.texts is None else [gallery.texts[image] for image in latent.images]
-    names = gallery.class_names
+    texts = [] if written is None else [written[image] for image in latent.images]
+    names = None if gallery.class_names is None else [shown_word(name) for name in gallery.class_names]
     shown = (latent.selectivity, latent.purity, latent.density, latent.monosemanticity)
     return ShownLatent(
         latent.latent,
         names[latent.class_] if names and 0 <= latent.class_ < len(names) else str(latent.class_),
         strip(pictures, gallery.levels - 1) if pictures else "",
-        " \u00b7 ".join(texts),
+        " \u00b7 ".join(texts if gallery.contexts is None else texts[:N_PLAIN_TEXTS]),
         len(latent.images),
         [number(value, 3) for value in shown],
         number(latent.ablation.loss, 3),

@@ -260,7 +260,7 @@ def dictionary_table(rows: Sequence[DictionaryRow]) -> Table:
         def cell(row: DictionaryRow) -> Cell:
             found: Estimate = getattr(row, field)
             if found.value is None:
-                return Cell(DASH, LAST)
+                return Cell(DASH, LAST, "", (row.undefined or {}).get(field, ""))
             text = number(found.value, places)
             if found.low is not None:
                 text += f" {spread(found.low, found.high, places)}"
@@ -273,11 +273,23 @@ def dictionary_table(rows: Sequence[DictionaryRow]) -> Table:
     def size(row: DictionaryRow) -> Cell:
         return Cell(f"{row.n_validation_rows} rows", row.n_validation_rows, "", f"{row.n_validation_examples} examples")
 
+    def losses(row: DictionaryRow) -> Cell:
+        with_it, without, ablated = (one.value for one in (row.loss_spliced, row.loss_clean, row.loss_ablated))
+        if with_it is None or without is None or ablated is None:
+            return Cell(DASH, LAST)
+        return Cell(f"{number(with_it, 3)} of {number(without, 3)} to {number(ablated, 3)}", with_it)
+
     columns: list[Column[DictionaryRow]] = [
         _text(model, "architecture", "name"),
         metric("explained_variance"),
         metric("l0", 1),
         metric("loss_recovered"),
+        Column(
+            "loss, nats",
+            losses,
+            True,
+            f"{model.hint('loss_spliced')} Then that of the untouched target, and that with zeros.",
+        ),
         _text(model, "target"),
         _text(model, "hook_point"),
         _column(model, "sparsity", lambda row: Cell(f"{row.sparsity:g}", row.sparsity), True),

@@ -30,7 +30,15 @@ from stages.dictionaries.training.train import recipe_for, train
 from stages.errors import UserError
 from stages.targets.storage import load_target
 
-__all__ = ["compare_dictionaries", "evaluate_dictionary", "list_dictionaries", "train_one"]
+__all__ = [
+    "compare_dictionaries",
+    "dictionary_folder",
+    "evaluate_dictionary",
+    "held_out_inputs",
+    "list_dictionaries",
+    "place_of",
+    "train_one",
+]
 
 SHOWN = ("l0", "explained_variance", "dead_ratio", "loss_recovered", "monosemanticity", "probe_full")
 
@@ -117,7 +125,8 @@ def list_dictionaries() -> list[ListedDictionary]:
     """
     base = paths.dictionaries_dir("any").parent
     rows = []
-    for file in sorted(base.glob(f"*/*/*/{CFG}")):
+    attached = paths.attached_dir("any").parent.glob(f"*/*/*/{CFG}")
+    for file in [*sorted(base.glob(f"*/*/*/{CFG}")), *sorted(attached)]:
         target, hook, architecture = file.parts[-4:-1]
         metrics = base / target / "metrics.json"
         measured = DICTIONARY_METRICS.load(metrics) if metrics.is_file() else ()
@@ -133,20 +142,23 @@ def list_dictionaries() -> list[ListedDictionary]:
     return rows
 
 
-def _folder(name: str) -> Path:
+def dictionary_folder(name: str) -> Path:
     """A folder, or the name of a listed dictionary."""
-    for folder in (Path(name), paths.dictionaries_dir("any").parent / name):
+    for folder in (
+        Path(name),
+        *(base.parent / name for base in (paths.dictionaries_dir("any"), paths.attached_dir("any"))),
+    ):
         if (folder / CFG).is_file():
             return folder
     raise UserError(f"{name} is no dictionary: give a folder with {CFG}, or a name from `lensmith dictionaries list`")
 
 
-def _n_examples(config: Config, target: str) -> int | None:
+def held_out_inputs(config: Config, target: str) -> int | None:
     """Held-out inputs that params give dictionaries of a target."""
     return config.trained_on[target].n_examples if target in config.trained_on else None
 
 
-def _place(folder: Path) -> tuple[str, str]:
+def place_of(folder: Path) -> tuple[str, str]:
     """Target and hook point that a saved dictionary says it is of."""
     about = load_dictionary(folder)["cfg"].get("metadata", {})
     target, hook = about.get("model_name"), about.get("hook_name")
@@ -192,12 +204,12 @@ def evaluate_dictionary(
         target, hook: where the dictionary does not say it.
     """
     torch.set_num_threads(1)
-    folder = _folder(name)
+    folder = dictionary_folder(name)
     if target is None or hook is None:
-        target, hook = _place(folder)
+        target, hook = place_of(folder)
     config = load("dictionaries", Config)
     made = load_target(target)
-    held = held_out(made, hook, config.n_probe_rows, n_examples=_n_examples(config, made.name))
+    held = held_out(made, hook, config.n_probe_rows, n_examples=held_out_inputs(config, made.name))
     codec = load_codec(folder)
     if codec.decoder.shape[1] != held.rows.acts.shape[1]:
         raise UserError(f"{folder} takes rows of {codec.decoder.shape[1]}, {hook} has {held.rows.acts.shape[1]}")
@@ -219,7 +231,7 @@ def evaluate_dictionary(
 
 def compare_dictionaries(one: str, other: str) -> Comparison:
     """Every metric of both, and how alike their live latents are, next to random directions in the same numbers."""
-    folders = _folder(one), _folder(other)
+    folders = dictionary_folder(one), dictionary_folder(other)
     rows = [evaluate_dictionary(str(folder)) for folder in folders]
     config = load("dictionaries", Config)
     decoders = []
@@ -228,7 +240,7 @@ def compare_dictionaries(one: str, other: str) -> Comparison:
             load_target(row.target),
             row.hook_point,
             config.n_probe_rows,
-            n_examples=_n_examples(config, row.target),
+            n_examples=held_out_inputs(config, row.target),
         )
         decoders.append(live_decoder(load_codec(folder), held))
     if decoders[0].shape[1] != decoders[1].shape[1]:

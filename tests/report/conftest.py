@@ -23,6 +23,7 @@ from stages.contracts.dictionary_rows import (
     Galleries,
     Gallery,
     Latent,
+    Moved,
     Pages,
     ProxyRow,
 )
@@ -314,13 +315,46 @@ def latents(rng: np.random.Generator, n: int, n_latents: int, grid: "tuple[int, 
     return Pages(images=list(images), grid=grid, n_rows=8500, n_examples=500, n_live=n, latents=pages)
 
 
+EVIL_WORDS = (
+    "<script>alert(1)</script>", "\u202egnp.exe", "\n\n", "", "z" * 80, " the", "\u05e9\u05dc\u05d5\u05dd", "\x1b[31m",
+    "&amp;", "\u200b", '"onclick="', " dog",
+)  # fmt: skip
+"""Words that a model may have and a page must only show."""
+
+
+def word_pages(rng: np.random.Generator, n: int, n_latents: int) -> Pages:
+    """A gallery of words, some of them evil: contexts of 3 to 30 words, three classes and a fourth for the others."""
+    words = (*EVIL_WORDS, *(f" word{i}" for i in range(40)))
+    made = latents(rng, n, n_latents, None)
+    contexts = [rng.integers(0, len(words), rng.integers(3, 30)).tolist() for _ in range(3 * n)]
+    pages = []
+    for i, page in enumerate(made.latents):
+        shown = rng.choice(len(contexts), min(9, 2 + i), replace=False).tolist()
+        heat = [[-1, *rng.integers(0, 101, len(contexts[one]) - 1).tolist()] for one in shown]
+        moved = [[(int(word), float(f"{rng.normal():.4g}")) for word in rng.choice(len(words), 5)] for _ in range(4)]
+        values = {
+            "class_": i % 3, "images": shown, "activations": page.activations[: len(shown)], "heat": heat,
+            "classes": [-1, *[i % 3] * (len(shown) - 1)], "examples": shown, "positions": [0] * len(shown),
+            "marked": [int(np.argmax(one)) for one in heat], "monosemanticity": None, "logit_effect": [],
+            "ablation": Ablated(**dict(page.ablation) | {"logits": []}),
+            "histogram": [counts[:4] for counts in page.histogram], "class_histogram": page.class_histogram[:4],
+            "moved": Moved(added_up=moved[0], added_down=moved[1], ablated_up=moved[2], ablated_down=moved[3]),
+        }  # fmt: skip
+        pages.append(Latent(**dict(page) | values))
+    found = {
+        "images": [""] * len(contexts), "words": words, "contexts": contexts, "grid": None, "latents": pages,
+        "class_names": (EVIL_WORDS[0], EVIL_WORDS[5], EVIL_WORDS[2], "other words"),
+    }  # fmt: skip
+    return Pages(**made.parts() | found)
+
+
 def gallery_of(
     pages: Pages, target: str = "t", hook_point: str = "h", architecture: str = "topk", sparsity: float = 8.0,
     n_latents: int = 64,
 ) -> Gallery:  # fmt: skip
     return Gallery(
         target=target, hook_point=hook_point, architecture=architecture, sparsity=sparsity, n_latents=n_latents,
-        seed=0, **dict(pages),
+        seed=0, **pages.parts(),
     )  # fmt: skip
 
 

@@ -1,15 +1,17 @@
 """The explorer of latents in headless Chromium: found, sorted, linked, drawn; 2,000 latents, two widths."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stages.base.text import shown_word
 from stages.contracts.dictionary_rows import GALLERY, Galleries, Gallery, Latent
 from stages.report.latents import N_HEAT
 from stages.report.stage import Config, run
-from tests.report.conftest import gallery_of, latents, write_results
+from tests.report.conftest import gallery_of, latents, word_pages, write_results
 from tests.report.test_browser import opened, pytestmark, report
 from tests.report.test_sections import other_inputs
 
@@ -197,6 +199,83 @@ def test_a_model_of_tokens_with_three_classes_is_shown_as_text(results_root: Pat
     assert seen["texts"].startswith("<i>the token ") and seen["classes"] == "any|noun|verb|<b>"
     assert (seen["rows"], seen["logits"], seen["size"]) == ("3", "4", "3x2")
     assert seen["pixels"] == "255,255,255,255,0,0,0,255", "a Z is the darkest of 62 levels"
+
+
+WORDS = """<!doctype html><title>words</title>
+<iframe id="f" src="index.html#latent=a_words/h.0/topk/LATENT" style="width:WIDTHpx;height:1400px;border:0"></iframe>
+<script>
+f.onload = () => {
+  const d = f.contentDocument, w = f.contentWindow, out = document.body.dataset, root = d.getElementById("explorer");
+  const form = root.querySelector("form"), control = (name) => form.elements.namedItem(name);
+  const all = (selector) => [...root.querySelectorAll(selector)];
+  const set = (name, value, event) => {
+    control(name).value = value;
+    control(name).dispatchEvent(new w.Event(event, {bubbles: true}));
+  };
+  const detail = ".detail .contexts .context";
+  const lines = all(detail).map((line) => [...line.querySelectorAll(".word")]);
+  out.contexts = JSON.stringify(lines.map((line) => line.map((x) => x.textContent)));
+  out.marks = JSON.stringify(lines.map((line) => line.findIndex((x) => x.tagName === "MARK")));
+  out.shades = JSON.stringify(lines.map((line) => line.map((x) => x.style.backgroundColor)));
+  out.titles = lines.flat().every((x) => x.title.startsWith(x.textContent) && x.title.length > x.textContent.length);
+  out.bars = all(".detail .logits rect").length;
+  out.named = all(".detail .logits text:not(.soft)").map((t) => t.textContent).join("|");
+  out.effect = root.querySelector(".detail .pair").parentElement.querySelector("p").textContent;
+  out.histogram = all(".detail .by-class .grid").length;
+  out.glimpses = all("tbody .context").length;
+  out.scripts = d.querySelectorAll("#latents script:not([type])").length;
+  const outside = (e) => !e.closest(".scroll") && e.getBoundingClientRect().right > WIDTH + .5;
+  out.wide = all("*").filter(outside).map((e) => e.outerHTML.slice(0, 80)).join(" ");
+  const numbers = () => all("tbody a").map((a) => a.textContent).join(" ");
+  set("token", "WORD7", "input"); out.exact = numbers();
+  set("token", "word", "input"); out.begins = numbers();
+  set("token", "no such word", "input"); out.none = root.querySelector(".count").textContent;
+  set("token", "", "input"); out.every = numbers();
+  set("dictionary", control("dictionary").options[1].value, "change");
+  const box = control("token").closest("label");
+  out.hidden = `${box.hidden} ${w.getComputedStyle(box).display}`;
+  out.done = "yes";
+};
+</script>"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_contexts_of_words_are_marked_shaded_and_searched(results_root: Path, width: int, tmp_path: Path) -> None:
+    pages = word_pages(np.random.default_rng(3), 20, 64)
+    made = gallery_of(pages, "a_words", "h.0")
+    GALLERY.save(
+        Galleries(target="a_words", dictionaries=[made]), results_root / "data/dictionaries/a_words/gallery.json"
+    )
+    run(Config(n_gallery=30, max_failures=100))
+    chosen, words = pages.latents[6], [shown_word(word) for word in pages.words]
+    harness = results_root / "report" / f"words-{width}.html"
+    text = WORDS.replace("LATENT", str(chosen.latent)).replace("WIDTH", str(width))
+    harness.write_text(text, encoding="utf-8")
+    page, console = opened(harness, tmp_path / "profile")
+    assert console == ""
+    seen = {key.removeprefix("data-"): str(value) for key, value in page.body.items()}
+    assert seen["done"] == "yes" and seen["wide"] == "" and seen["titles"] == "true" and seen["scripts"] == "0"
+    assert json.loads(seen["contexts"]) == [[words[k] for k in pages.contexts[n]] for n in chosen.images]
+    assert json.loads(seen["marks"]) == list(chosen.marked)
+    for heat, shades in zip(chosen.heat, json.loads(seen["shades"]), strict=True):
+        assert shades[0] == "" and (shades[1] == "") == (heat[1] < 2)
+        strongest = max(range(len(heat)), key=lambda k: heat[k])
+        assert float(shades[strongest].rstrip(")").split(",")[3]) == pytest.approx(
+            0.06 + 0.005 * heat[strongest], abs=0.02
+        )
+    moved = chosen.moved
+    shown = [*moved.added_up, *reversed(moved.added_down), *moved.ablated_up, *reversed(moved.ablated_down)]
+    assert seen["bars"] == "20" and seen["named"].split("|") == [words[k][:12] for k, _ in shown]
+    assert "nats" in seen["effect"] and seen["histogram"] == "4" and seen["glimpses"] == "20"
+
+    def holding(test: Callable[[str], bool]) -> set[int]:
+        numbers = {k for k, word in enumerate(words) if test(word.strip())}
+        return {one.latent for one in pages.latents if any(numbers & {*pages.contexts[n]} for n in one.images)}
+
+    assert set(map(int, seen["exact"].split())) == holding(lambda word: word == "word7")
+    assert set(map(int, seen["begins"].split())) == holding(lambda word: word.startswith("word"))
+    assert 0 < len(seen["exact"].split()) < len(seen["every"].split()) == 20
+    assert seen["none"] == "0 of 20 found." and seen["hidden"] == "true none"
 
 
 def test_a_link_to_a_latent_that_is_not_there_does_no_harm(report: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.base.text import shown_word
 from stages.contracts.circuit_rows import CircuitDrawing, CircuitRow, DrawnEdge, DrawnNode
 from stages.contracts.dictionary_rows import DICTIONARIES, DictionaryRow, Pages
 from stages.contracts.record import Estimate
@@ -17,7 +18,7 @@ from stages.report.latents import LEVELS, N_HEAT, _json, _packed, _scaled, explo
 from stages.report.proxies import proxy_forest, proxy_table, ranked
 from stages.report.results import load_results
 from stages.report.sweeps import BASELINES, points, styles, sweep
-from tests.report.conftest import circuits, dictionary, drawing, gallery_of, latents, proxies
+from tests.report.conftest import EVIL_WORDS, circuits, dictionary, drawing, gallery_of, latents, proxies, word_pages
 
 METRIC = "monosemanticity"
 
@@ -230,6 +231,25 @@ def test_nothing_in_a_result_can_end_a_script_of_the_page() -> None:
     found = explorer([gallery_of(made, evil, evil, evil)], 3)
     assert found is not None and "<" not in found.dictionaries[0].json and "<" not in found.images
     assert _json([evil]) == '["\\u003c/script\\u003e\\u003cscript\\u003ealert(1)\\u003c/script\\u003e"]'
+
+
+def test_words_of_a_model_are_text_and_nothing_else() -> None:
+    made = word_pages(np.random.default_rng(1), 6, 64)
+    found = explorer([gallery_of(made)], 6)
+    assert found is not None
+    text = found.dictionaries[0].json
+    assert "<" not in text and "\\u202e" not in text and "\\u001b" not in text and "\\u200b" not in text
+    block = json.loads(text)
+    assert block["words"] == [shown_word(word) for word in EVIL_WORDS] + [f" word{i}" for i in range(40)]
+    assert block["gap"] == "" and block["texts"] is None and len(block["class_names"]) == 4
+    for i, latent in enumerate(made.latents):
+        numbers = block["columns"]["images"][i]
+        assert [block["contexts"][str(n)] for n in numbers] == [list(made.contexts[n]) for n in latent.images]
+        assert [len(heat) for heat in block["columns"]["heat"][i]] == [len(heat) for heat in latent.heat]
+        assert all(heat[0] == "-" for heat in block["columns"]["heat"][i])
+        assert [len(part) for part in block["columns"]["moved"][i]] == [5, 5, 5, 5]
+    plain = found.dictionaries[0].plain[0]
+    assert plain.strip == "" and shown_word(EVIL_WORDS[0]) in " ".join(block["words"]) and plain.texts.isprintable()
 
 
 def test_no_latent_no_explorer() -> None:

@@ -110,6 +110,31 @@ const latentPage = (() => {
     });
     return canvas;
   };
+  // A context of words, the row's word marked, each shaded by the latent's activation there. Words are other people's text: they
+  // are set as text, each isolated, so that none changes the direction or the markup of its neighbours.
+  const context = (book, i, at, around) => {
+    const { data, columns } = book;
+    const words = data.contexts[columns.images[i][at]] ?? [];
+    const heat = columns.heat[i][at] ?? "";
+    const mark = columns.marked[i][at];
+    const [from, to] = around === undefined ? [0, words.length] : [Math.max(0, mark - around), Math.min(words.length, mark + around + 1)];
+    const line = make("span", { class: "context", dir: "ltr" });
+    if (from > 0) line.append("\u2026 ");
+    for (let k = from; k < to; k++) {
+      const word = data.words[words[k]];
+      const level = heat[k] === "-" || heat[k] === undefined ? null : parseInt(heat[k], 36) / SHADES;
+      const value = level === null ? "no row: the first word of an input, or an attention sink" : `${said(level * columns.max_activation[i])}, ${said(100 * level, 0)}% of its largest`;
+      line.append(make(k === mark ? "mark" : "bdi", { class: level === null ? "word none" : "word", title: `${word}: ${value}`,
+        style: level ? `background-color: rgba(196, 52, 24, ${(0.06 + 0.5 * level).toFixed(2)})` : null, text: word }));
+      if (data.gap && k + 1 < to) line.append(data.gap);
+    }
+    if (to < words.length) line.append(" \u2026");
+    return line;
+  };
+  // What excites a latent most, at a glance.
+  const glimpse = (book, i) =>
+    book.data.contexts ? (book.columns.images[i].length ? context(book, i, 0, 5) : make("span", { text: DASH })) : picture(book, book.columns.images[i].slice(0, 3), "top inputs");
+
   // Activation at every position: over the image where positions form a grid, else a strip whose lower line marks the
   // position the image stands at.
   const heat = (book, levels, own) => {
@@ -135,6 +160,12 @@ const latentPage = (() => {
 
   const tops = (book, i) => {
     const { data, columns } = book;
+    if (data.contexts) {
+      const lines = columns.images[i].map((_, at) => make("figure", {}, context(book, i, at),
+        make("figcaption", { text: `${said(columns.activations[i][at])}${columns.classes[i][at] < 0 ? "" : `, class ${called(book, columns.classes[i][at])}`}` })));
+      return part("Contexts that excite it most", "One of each input, its strongest word outlined, with the activation below. Shade: the activation at each word; point at one to read it. The first word of an input has no row.",
+        make("div", { class: "contexts" }, ...lines));
+    }
     const positions = data.grid ? data.grid[0] * data.grid[1] : 0;
     const figures = columns.images[i].map((number, at) => {
       const digit = columns.classes[i][at];
@@ -159,7 +190,7 @@ const latentPage = (() => {
     const [bins, CLASSES] = [data.n_bins, data.n_classes];
     if (!CLASSES) return part("Activation by class", "The inputs have no classes.");
     const top = Math.max(...counts, 1), row = 17;
-    const svg = draw("svg", { class: "by-class", height: CLASSES * row + 18, role: "img", "aria-label": "activation histogram by class" });
+    const svg = draw("svg", { class: data.contexts ? "by-class named" : "by-class", height: CLASSES * row + 18, role: "img", "aria-label": "activation histogram by class" });
     for (let digit = 0; digit < CLASSES; digit++) {
       const base = (digit + 1) * row;
       let sum = 0;
@@ -173,11 +204,11 @@ const latentPage = (() => {
         svg.append(draw("rect", { class: digit === columns.class[i] ? "bar best" : "bar", x: `${(100 * bin) / bins + 0.4}%`, width: `${100 / bins - 0.8}%`, y: base - height, height },
           draw("title", { text: `class ${called(book, digit)}, activation ${range}: ${n} rows` })));
       }
-      svg.append(draw("text", { x: -8, y: base - 3, "text-anchor": "end", text: called(book, digit).slice(0, 8) }), draw("text", { class: "soft", x: "100%", dx: 8, y: base - 3, text: sum.toLocaleString("en") }));
+      svg.append(draw("text", { x: -8, y: base - 3, "text-anchor": "end", text: called(book, digit).slice(0, data.contexts ? 11 : 8) }), draw("text", { class: "soft", x: "100%", dx: 8, y: base - 3, text: sum.toLocaleString("en") }));
     }
     const end = CLASSES * row + 14;
     svg.append(draw("text", { class: "soft", x: 0, y: end, text: "0" }), draw("text", { class: "soft", x: "100%", y: end, "text-anchor": "end", text: said(columns.max_activation[i]) }));
-    return part("Activation by class", `Rows by activation, where it fires; on the right their number, of ${data.n_rows.toLocaleString("en")} held-out rows. Highest bar: ${top.toLocaleString("en")} rows.`, svg);
+    return part("Activation by class", `Rows by activation, where it fires; on the right their number, of ${data.n_rows.toLocaleString("en")} held-out rows. Highest bar: ${top.toLocaleString("en")} rows.${data.contexts ? " The class of a row is the word at its place." : ""}`, svg);
   };
 
   const bars = (book, values, title) => {
@@ -185,8 +216,11 @@ const latentPage = (() => {
     // Of many outputs (a vocabulary) those that move most.
     const shown = values.map((value, k) => [value ?? 0, k]);
     if (shown.length > 24) shown.sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).splice(16);
+    return drawnBars(shown, named, title, "logits");
+  };
+  const drawnBars = (shown, named, title, kind) => {
     const top = Math.max(...shown.map(([value]) => Math.abs(value)), 1e-12), row = 17;
-    const svg = draw("svg", { class: "logits", height: shown.length * row, role: "img", "aria-label": `${title}: ${shown.map(([v, k]) => `${named(k)}: ${signed(v)}`).join(", ")}` });
+    const svg = draw("svg", { class: kind, height: shown.length * row, role: "img", "aria-label": `${title}: ${shown.map(([v, k]) => `${named(k)}: ${signed(v)}`).join(", ")}` });
     svg.append(draw("line", { class: "zero", x1: "50%", x2: "50%", y1: 0, y2: shown.length * row }));
     shown.forEach(([value, output], k) => {
       const width = (48 * Math.abs(value)) / top;
@@ -203,6 +237,16 @@ const latentPage = (() => {
     const n = columns.ablation_n[i];
     const [loss, changed] = [columns.ablation_loss[i], columns.ablation_changed[i]];
     const logits = columns.ablated_logits[i];
+    if (book.data.contexts) {
+      const [up, down, more, less] = columns.moved[i];
+      const words = (parts, title) => {
+        const shown = parts.flatMap((list, lower) => (lower ? [...list].reverse() : list).map(([word, value]) => [value ?? 0, word]));
+        return drawnBars(shown, (word) => book.data.words[word].slice(0, 12), title, "logits named");
+      };
+      const text = n ? `Set to 0, all else kept, on ${n} inputs in which it fires: loss ${signed(loss)} nats, ${said(100 * changed, 0)}% of answers change.` : "Not measured.";
+      return part("What it does to the next word", "The words whose logits rise most and fall most. Added: its direction times its mean activation, at every word of a few inputs that are the same for all latents. Means over inputs; each panel to its own scale.",
+        make("p", { text }), make("div", { class: "pair" }, words([up, down], "logits when added"), words([more, less], "logits when ablated")));
+    }
     if (!logits.length) return part("What it does to the outputs", "Not measured.");
     const most = logits.reduce((best, value, k) => (Math.abs(value) > Math.abs(logits[best]) ? k : best), 0);
     const text = `Set to 0, all else kept, on ${n} examples for which it fires: loss ${signed(loss)} nats, ${said(100 * changed, 0)}% of answers change, logit ${logits.length === book.data.n_classes ? called(book, most) : most} moves most (${signed(logits[most])}).`;
@@ -217,14 +261,14 @@ const latentPage = (() => {
       const known = at !== undefined;
       return make("li", {}, known ? link(book, number, `latent ${number}`) : make("span", { text: `latent ${number}` }),
         make("span", { class: "soft", text: ` cosine ${said(cosine, 2)}${known && book.data.n_classes ? `, class ${called(book, columns.class[at])}` : ""}` }),
-        ...(known ? [picture(book, columns.images[at].slice(0, 3), "its top inputs")] : []));
+        ...(known ? [glimpse(book, at)] : []));
     });
     return part("Nearest decoder directions", "", make("ol", { class: "near" }, ...items));
   };
 
   const scores = (book, i) => {
     const items = COLUMNS.filter(({ key }) => key !== "latent" && key !== "class").map(({ key, name: title, hint }) =>
-      make("div", { title: hint }, make("dt", { text: title }), make("dd", {}, said(book.columns[key][i]), make("span", { class: "soft", text: ` ${said(book.medians[key])}` }))));
+      make("div", { title: hint }, make("dt", { text: book.data.contexts ? title.replace("images", "contexts") : title }), make("dd", {}, said(book.columns[key][i]), make("span", { class: "soft", text: ` ${said(book.medians[key])}` }))));
     return part("Scores", "Beside each: the median over this dictionary's latents.", make("dl", {}, ...items));
   };
 
@@ -245,10 +289,10 @@ const latentPage = (() => {
     found.sort((a, b) => b[0] - a[0] || (b[2] === book) - (a[2] === book) || a[2].columns.latent[a[3]] - b[2].columns.latent[b[3]]);
     const items = found.slice(0, 5).map(([, shared, other, j]) => make("li", {},
       link(other, other.columns.latent[j], `${other === book ? "latent" : other.name.split("/").slice(2).join(" ")} ${other.columns.latent[j]}`),
-      make("span", { class: "soft", text: ` ${shared} of ${mine.size} inputs shared` }), picture(other, other.columns.images[j].slice(0, 3), "its top inputs")));
+      make("span", { class: "soft", text: ` ${shared} of ${mine.size} inputs shared` }), glimpse(other, j)));
     return part("Nearest by example", items.length ? "Share most of the inputs above, in every dictionary of this hook point." : "None shares an input with it.",
       make("ol", { class: "near alike" }, ...items));
   };
 
-  return { COLUMNS, DASH, blocks, open, called, link, picture, said, signed, parts: [tops, histogram, effects, neighbours, byExample, scores], tops, histogram, effects, scores };
+  return { COLUMNS, DASH, blocks, open, called, glimpse, link, picture, said, signed, parts: [tops, histogram, effects, neighbours, byExample, scores], tops, histogram, effects, scores };
 })();

@@ -4,7 +4,7 @@
 (() => {
   const root = document.getElementById("explorer");
   if (!root || !latentPage) return;
-  const { COLUMNS, DASH, blocks, called, link, picture, said, signed } = latentPage;
+  const { COLUMNS, DASH, blocks, called, glimpse, link, said, signed } = latentPage;
   const PAGE = 25, MOST = 4;
   const form = root.querySelector("form");
   const control = (name) => form.elements.namedItem(name);
@@ -29,8 +29,20 @@
       ...Array.from({ length: n }, (_, k) => make("option", { value: String(k), text: called(book, k) })));
     control("class").value = Number(before) < n ? before : "";
     control("class").closest("label").hidden = n === 0;
+    control("token").closest("label").hidden = !book.data.contexts;
     chosen = -1;
     search();
+  };
+
+  // Latents with a word in one of their top contexts: the word itself or, where none is called so, words that begin with it.
+  const holding = (text) => {
+    const wanted = text.trim().toLowerCase();
+    const names = book.data.words.map((word) => word.trim().toLowerCase());
+    const fits = (test) => new Set(names.flatMap((word, k) => (test(word) ? [k] : [])));
+    const same = fits((word) => word === wanted);
+    const numbers = same.size ? same : fits((word) => word.startsWith(wanted));
+    const inputs = new Set(Object.entries(book.data.contexts).flatMap(([input, words]) => (words.some((k) => numbers.has(k)) ? [Number(input)] : [])));
+    return (i) => columns.images[i].some((input) => inputs.has(input));
   };
 
   // The text of the search box -> a list of tests, and what was not understood.
@@ -57,6 +69,7 @@
     const [wanted, unknown] = tests(control("search").value);
     const digit = control("class").value;
     if (digit !== "") wanted.push((i) => columns.class[i] === Number(digit));
+    if (book.data.contexts && control("token").value.trim()) wanted.push(holding(control("token").value));
     const key = control("sort").value;
     const values = columns[key];
     order = columns.latent.map((_, i) => i).filter((i) => wanted.every((test) => test(i)));
@@ -81,7 +94,7 @@
     page = Math.min(Math.max(to, 0), last);
     const rows = order.slice(page * PAGE, (page + 1) * PAGE).map((i) => {
       const row = make("tr", { "data-i": i }, make("td", { class: "name" }, link(book, columns.latent[i])),
-        make("td", {}, picture(book, columns.images[i].slice(0, 3), "top inputs")));
+        make("td", {}, glimpse(book, i)));
       for (const { key } of COLUMNS.filter((column) => column.shown && column.key !== "latent")) {
         const text = key === "class" ? called(book, columns.class[i]) : key === "ablation_loss" ? signed(columns[key][i]) : said(columns[key][i]);
         row.append(make("td", { class: "num", "data-key": key, text }));
@@ -188,7 +201,7 @@
   }));
   control("dictionary").addEventListener("change", (event) => open(event.target.value));
   control("class").addEventListener("change", search);
-  control("search").addEventListener("input", search);
+  for (const box of ["search", "token"]) control(box).addEventListener("input", search);
   control("sort").addEventListener("change", () => { down = !["latent", "class"].includes(control("sort").value); search(); });
   control("direction").addEventListener("click", () => { down = !down; search(); });
   form.addEventListener("submit", (event) => event.preventDefault());
