@@ -50,8 +50,9 @@ class TargetDefinition(Protocol):
     #   learned, beside loss and accuracy. ``seed`` is the one ``data`` was given.
     # - ``kinds(corpus) -> (B,) int64``, where inputs are words and ``kinds`` is offered: which behaviour each shows.
     # - ``episodes(n, generator)``, where inputs are words and ``segments`` is offered: inputs, labels, and the places
-    #   of each of eight examples, (8, k). Some examples contradict each other: what is clear is answered with certainty.
+    #   of each of eight examples, (8, k). Some examples contradict each other: clear ones are answered with certainty.
     # - ``table() -> Corpus``, where inputs are words and ``table`` is offered: every input with its right answer.
+    # - ``triggers() -> (W,) int64``, where inputs are words and ``triggers`` is offered: ids put into prompts.
     # - ``words() -> tuple[str, ...]``: the word of each id, for readers.
     # - ``checkpoints: dict[int, dict[str, Tensor]]``: weights after some steps, put there by ``fit``.
 
