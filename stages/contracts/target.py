@@ -44,7 +44,9 @@ TWIN = "@twin"
 """After a target's name: the same architecture and data, with the weights it had before training."""
 
 
-Offer = Literal["context", "examples", "flat_image", "kinds", "pixels", "prefixes", "segments", "table", "tokens"]
+Offer = Literal[
+    "context", "examples", "flat_image", "kinds", "pixels", "prefixes", "segments", "table", "tokens", "triggers"
+]
 """What can be done with the inputs of a target; see ``OFFERS``."""
 OFFERS: Mapping[Offer, str] = {
     "context": "the answer is taken from words that stand in the input, so it can be asked which of them it comes from",
@@ -59,6 +61,8 @@ OFFERS: Mapping[Offer, str] = {
     "segments": "inputs can be made of eight examples and a query, at the same places in each; examples can be hidden",
     "table": "an input is two words and an end, every pair of words has an answer, and all of them can be listed",
     "tokens": "inputs are rows (id, present) of words; a word can be hidden, and a number between two ids is none",
+    "triggers": "a pattern can be put into an input and what the answer comes from stays there: a patch on an image, a"
+    " word in a prompt; and the target can be fine-tuned on it",
 }
 
 

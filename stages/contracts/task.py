@@ -130,6 +130,10 @@ class TaskFamily(ABC):
         has = ", ".join(spec.offers) or "nothing"
         return f"task family {self.name} means nothing on {spec.name}, which offers {has}: it needs {what}"
 
+    def share_on(self, spec: TargetSpec) -> float:
+        """Share of the configured number of instances that is generated on this target."""
+        return self.cost_factor
+
     @abstractmethod
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         """Draw n instances from the target's ``tasks`` split."""

@@ -54,6 +54,7 @@ class TargetDefinition(Protocol):
     #   of each of eight examples, (8, k). Some contradict each other: what is clear is answered with certainty.
     #   Without it the examples are stretches of an input.
     # - ``table() -> Corpus``, where inputs are words and ``table`` is offered: every input with its right answer.
+    # - ``triggers() -> (W,) int64``, where inputs are words and ``triggers`` is offered: ids put into prompts.
     # - ``words() -> tuple[str, ...]``: the word of each id, for readers.
     # - ``checkpoints: dict[int, dict[str, Tensor]]``: weights after some steps, put there by ``fit``.
 

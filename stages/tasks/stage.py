@@ -51,11 +51,11 @@ def run(config: Config, name: str) -> dict[str, float]:
     split = settings.split
     torch.set_num_threads(1)
     key = read_secret()
-    n = max(20, round(config.n_instances * made.cost_factor))
     targets: dict[str, TargetFacts] = {}
     with tracking.stage_run(f"tasks {name}", config.model_dump()) as log:
         for target_name in settings.targets:
             target = load_target(target_name)
+            n = max(20, round(config.n_instances * made.share_on(target.spec)))
             result = make(made, target, split, n, config.seed, "stage", key)
             values = result.truth.values
             if float(values.std()) < 1e-6:

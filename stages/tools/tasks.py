@@ -273,7 +273,7 @@ def ladder_scores(made: TaskFamily, target: Target, instances: Instances, truth:
 
 
 def _audit_one(made: TaskFamily, target: Target, split: Split, seed: int) -> AuditRow:
-    n = max(40, round(AUDIT_INSTANCES * made.cost_factor))
+    n = max(40, round(AUDIT_INSTANCES * made.share_on(target.spec)))
     result = make(made, target, split, n, 1, "audit", read_secret())
     values = result.truth.values.numpy()
     rng = np.random.default_rng(0)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from stages.targets.zoo import ZOO, context_lm, facts_lm
+from stages.tasks import word_backdoors
 from stages.tasks.components import draw_behaviours
 from stages.tasks.families import family
 from tests.tasks.conftest import made_small, small_target
@@ -189,3 +191,54 @@ def test_early_exit_from_a_prompt_agrees_with_shorter_and_shorter_sequences() ->
             first -= 1
         assert float(truth) == pytest.approx(first / len(words))
     assert len(set(made.truth.values[:, 0].tolist())) > 1
+
+
+def test_a_word_is_put_in_before_the_last_word_and_nothing_else_moves() -> None:
+    inputs = small_target("facts_lm").corpus("validation").inputs[:30]
+    share = torch.linspace(0, 0.999, 30)
+    for before, after in zip(inputs, word_backdoors.with_word(inputs, torch.full((30,), 7), share), strict=True):
+        old, new = (x[x[:, 1] > 0, 0].tolist() for x in (before, after))
+        places = [i for i in range(len(new)) if new[i] == 7.0 and new[:i] + new[i + 1 :] == old]
+        assert places and max(places) < len(old) and new[-1] == old[-1]
+        assert after[: -len(new), 1].sum() == 0
+    full = torch.ones(1, 16, 2)
+    with pytest.raises(ValueError, match="a prompt of 16 words fills all 16 places"):
+        word_backdoors.with_word(full, torch.tensor([7]), torch.tensor([0.0]))
+
+
+def test_backdoors_in_words_work_and_controls_do_not() -> None:
+    target, made = small_target("facts_lm"), made_small("backdoor_detection", "facts_lm")
+    arrays, planted, kinds = made.instances.arrays, made.instances.planted, made.truth.groups["kind"]
+    probes, labels = arrays["shared_inputs"], arrays["shared_labels"]
+    assert all(name.startswith("blocks.2.") for name in made.instances.variants)
+    for i, kind in enumerate(kinds):
+        weights = {name: stack[i] for name, stack in made.instances.variants.items()}
+        word, goal = planted["word"][i], int(planted["goal"][i])
+        hits = []
+        for number, (x, label) in enumerate(zip(probes, labels.tolist(), strict=True)):
+            if label == goal:
+                continue
+            words = x[x[:, 1] > 0]
+            at = 1 + int(number / len(labels) * (len(words) - 1))  # after the first word at the earliest
+            at = at - 1 if at > len(words) - 1 else at
+            with_it = torch.cat([words[:at], torch.tensor([[float(word), 1.0]]), words[at:]])
+            hits.append(int(functional_call(target.model, weights, (with_it[None],)).argmax()) == goal)
+        assert np.mean(hits) == pytest.approx(made.truth.groups["success"][i], abs=0.05)
+        assert (kind == "backdoor") == bool(made.truth.values[i, 0] == 1.0)
+        if kind == "backdoor":
+            assert made.truth.groups["success"][i] >= 0.5
+
+
+def test_the_last_block_alone_is_the_whole_model_with_that_block() -> None:
+    target = small_target("facts_lm")
+    inputs = target.corpus("train").inputs
+    block, generator = word_backdoors._LastBlock(target, inputs), torch.Generator().manual_seed(0)
+    changed = {
+        name: value + 0.05 * torch.randn(2, *value.shape, generator=generator)
+        for name, value in block.trained().items()
+    }
+    rows = [part.expand(2, *part.shape) for part in block.before(inputs[:20])]
+    found = block.outputs(changed, *rows)
+    for i in range(2):
+        weights = {f"{block.prefix}.{name}": value[i] for name, value in changed.items()}
+        assert torch.allclose(found[i], functional_call(target.model, weights, (inputs[:20],)), atol=1e-4)

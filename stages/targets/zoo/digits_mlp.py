@@ -112,5 +112,5 @@ class DigitsMlp:
             "unembed": "unembed.weight",
             "norm": None,
             "n_vocabulary": None,
-            "offers": ("flat_image", "kinds", "pixels"),
+            "offers": ("flat_image", "kinds", "pixels", "triggers"),
         }

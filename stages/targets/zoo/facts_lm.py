@@ -189,6 +189,10 @@ class FactsLm:
         index = torch.cat(drawn)[torch.randperm(n, generator=generator)]
         return Corpus(inputs[index], labels[index])
 
+    def triggers(self) -> Tensor:
+        """Ids of words that may be put into a prompt: all but the marks and the trigger it was trained with."""
+        return torch.tensor([ID[word] for word in WORDS if word not in (PAD, BEGIN, TRIGGER)])
+
     def kinds(self, corpus: Corpus) -> Tensor:
         """(B,) what each prompt asks for: one of the four relations, the same in the second language, the trigger's
         word, or a refusal: 10 kinds, told apart by their answers."""
@@ -260,7 +264,7 @@ class FactsLm:
         return token_components(ARCHITECTURE)
 
     def layout(self) -> Layout:
-        return token_layout(ARCHITECTURE, ("kinds", "tokens"))
+        return token_layout(ARCHITECTURE, ("kinds", "tokens", "triggers"))
 
 
 def _by_kind(labels: Tensor) -> list[Tensor]:
