@@ -137,13 +137,9 @@ def attach(
     name: Annotated[str, typer.Option("--name", help="What it is called from now on.")],
     target: Annotated[str | None, typer.Option("--target", help="Where the folder does not say it.")] = None,
     hook: Annotated[str | None, typer.Option("--hook", help="Where the folder does not say it.")] = None,
-    method: Annotated[
-        Path | None,
-        typer.Option("--method", help="Write a method that answers with its latents, for `lensmith score`."),
-    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put one from elsewhere beside a target's own, for `eval`, `export` and methods.
+    """Put one from elsewhere beside a target's own, for `eval`, `export` and `score`.
 
     Example: lensmith dictionaries attach my_sae --name mine --target facts_lm --hook blocks.1.hook_resid_post
     """
@@ -152,7 +148,34 @@ def attach(
 
     if (target is None) != (hook is None):
         raise UserError("--target and --hook go together: give both, or neither where the folder says them")
-    _show(attached(folder, name, target=target, hook=hook, method=method).facts(), as_json, "")
+    _show(attached(folder, name, target=target, hook=hook).facts(), as_json, "")
+
+
+@group.command()
+def score(
+    name: Annotated[str, typer.Argument(help="Name that a dictionary was attached under.")],
+    out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the result here; - for stdout.")
+    ] = None,
+) -> None:
+    """Is an attached one worth more than raw activations? Scores the method that answers with its latents.
+
+    Example: lensmith dictionaries score mine
+    """
+    from rich.console import Console
+
+    from flows.commands.results import show_score
+    from flows.lock import run_lock
+    from flows.progress import telling
+    from stages.base import paths
+
+    console = Console(stderr=str(out) == "-")
+    with run_lock(paths.root(), "lensmith dictionaries score", shared=True):
+        from stages.tools.attaching import score_attached
+
+        with telling(console, "scoring") as tell:
+            result = score_attached(name, tell)
+    show_score(console, result, out)
 
 
 @group.command()

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from stages.contracts.score_result import ScoreResult
 
 __all__ = ["COMMANDS"]
@@ -58,7 +60,6 @@ def score(
     from flows.lock import run_lock
     from flows.needed import make_what_score_needs
     from flows.progress import telling
-    from flows.terminal import print_leaderboard, print_per_task
     from stages.base import paths
     from stages.errors import UserError
 
@@ -74,6 +75,13 @@ def score(
 
         with telling(console, "scoring") as tell:
             result = score_method(method, timeout_s=timeout, trust=trust, null=null, targets=about, progress=tell)
+    show_score(console, result, out)
+
+
+def show_score(console: "Console", result: "ScoreResult", out: Path | None) -> None:
+    """Print what a method was scored, and write it to ``out``."""
+    from flows.terminal import print_leaderboard, print_per_task
+
     for split in ("train", "validation"):
         rows = [row for row in result.rows if row.split == split]
         if rows:

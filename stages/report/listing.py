@@ -277,7 +277,7 @@ def dictionary_table(rows: Sequence[DictionaryRow]) -> Table:
         with_it, without, ablated = (one.value for one in (row.loss_spliced, row.loss_clean, row.loss_ablated))
         if with_it is None or without is None or ablated is None:
             return Cell(DASH, LAST)
-        return Cell(f"{number(with_it, 3)} of {number(without, 3)} to {number(ablated, 3)}", with_it)
+        return Cell(f"{number(with_it, 3)} (clean {number(without, 3)}, zeros {number(ablated, 3)})", with_it)
 
     columns: list[Column[DictionaryRow]] = [
         _text(model, "architecture", "name"),

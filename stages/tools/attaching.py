@@ -1,35 +1,40 @@
 """A dictionary from elsewhere beside a target's own: for the other commands, and for methods that read latents."""
 
 import re
-from pathlib import Path
+from collections.abc import Callable
+from typing import Literal
 
 from stages.activations.writer import row_width
 from stages.base import paths
-from stages.base.files import save_text
 from stages.contracts.record import Record
+from stages.contracts.score_result import ScoreResult
 from stages.dictionaries.architectures.codec import ENCODERS, latent_kind
 from stages.dictionaries.foreign import check_place, unknown_architecture
 from stages.dictionaries.storage import CFG, load_dictionary, save_dictionary
 from stages.dictionaries.training.train import ARCHITECTURES
 from stages.errors import UserError
+from stages.interpretation.methods.sae import Sae
+from stages.scoring.score import score_method
 from stages.targets.storage import load_target
+from stages.tasks.storage import list_tasks
 from stages.tools.dictionaries import dictionary_folder, place_of
 
-__all__ = ["Attached", "attach"]
+__all__ = ["Attached", "AttachedSae", "attach", "score_attached"]
 
-METHOD = '''"""Latents of the dictionary {name} that was attached to {target}: worth more than raw activations?"""
+SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+Progress = Callable[[str], None]
 
-from stages.interpretation.methods.sae import Sae
 
+class AttachedSae(Sae):
+    """Answers as the built-in ``sae`` does, with the latents of the dictionary that was attached under a name.
 
-class Attached(Sae):
-    """Answers as the built-in `sae` does, with the latents of {name} at {hook}."""
+    Args:
+        called: that name.
+    """
 
-    name = "sae_{slug}"
-
-    def __init__(self) -> None:
-        super().__init__(architecture="{name}")
-'''
+    def __init__(self, called: str) -> None:
+        super().__init__(architecture=called)
+        self.name = f"sae_{called}"
 
 
 class Attached(Record):
@@ -41,18 +46,15 @@ class Attached(Record):
     """The form in which it is saved."""
     n_latents: int
     """Size of the dictionary."""
-    method: str | None
-    """File of the method that answers with its latents, if one was asked for."""
 
 
-def attach(name: str, called: str, *, target: str | None, hook: str | None, method: Path | None) -> Attached:
+def attach(name: str, called: str, *, target: str | None, hook: str | None) -> Attached:
     """Check a saved dictionary against a target and copy it beside the target's own.
 
     Args:
         name: a folder in SAELens format.
         called: what it is called from now on.
         target, hook: where the folder does not say it.
-        method: file to write a method to that answers with its latents; None: none.
 
     Raises:
         UserError: it does not fit the target, cannot be encoded, or its name is taken.
@@ -61,8 +63,6 @@ def attach(name: str, called: str, *, target: str | None, hook: str | None, meth
         raise UserError(
             f"--name {called!r}: up to 64 letters, digits, dots, dashes and underscores, and no name of an architecture"
         )
-    if method is not None and (method.suffix != ".py" or method.exists()):
-        raise UserError(f"--method {method}: give a file that ends in .py and does not exist yet")
     folder = dictionary_folder(name)
     if target is None or hook is None:
         target, hook = place_of(folder)
@@ -84,12 +84,34 @@ def attach(name: str, called: str, *, target: str | None, hook: str | None, meth
         raise UserError(f"{called} is attached to {target} at {hook} already: delete {place}, or choose another --name")
     about = cfg.get("metadata", {}) | {"model_name": target, "hook_name": hook, "target_digest": made.digest}
     save_dictionary({**dictionary, "cfg": {**cfg, "metadata": about}}, place)
-    if method is not None:
-        slug = re.sub(r"[^A-Za-z0-9_]", "_", called)
-        save_text(method, METHOD.format(name=called, target=target, hook=hook, slug=slug))
     return Attached(
         name=f"{target}/{hook}/{called}",
         architecture=cfg["architecture"],
         n_latents=cfg["d_sae"],
-        method=None if method is None else str(method),
     )
+
+
+def score_attached(called: str, progress: Progress = print) -> ScoreResult:
+    """The method that answers with an attached dictionary's latents, beside the built-in methods, on the tasks of the
+    targets it is attached to.
+
+    Args:
+        called: the name it was attached under.
+        progress: told what is being done.
+
+    Raises:
+        UserError: nothing is attached under that name, or there is no task about those targets.
+    """
+    base = paths.attached_dir("any").parent
+    found = sorted({file.parts[-4] for file in base.glob(f"*/*/{called}/{CFG}")})
+    if not found:
+        raise UserError(
+            f"no dictionary is attached as {called!r}: `lensmith dictionaries attach FOLDER --name {called}`"
+        )
+    only = [task for split in SPLITS for task in list_tasks(split) if task[1] in found]
+    if not only:
+        raise UserError(
+            f"no train or validation task is about {', '.join(found)}: name one in `targets` of a family in"
+            " params/tasks.yaml and `lensmith run`; `lensmith dictionaries eval` measures it without tasks"
+        )
+    return score_method(AttachedSae(called), only=only, progress=progress)

@@ -1,9 +1,7 @@
 """Dictionaries of words that come from elsewhere and go elsewhere: a folder attached, a batch for Neuronpedia."""
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -48,22 +46,15 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_of_saelens_is_measured_on_words_and_attached_to_a_method(
-    configured: Made, theirs: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_saelens_is_measured_on_words_and_attached_to_a_method(configured: Made, theirs: Path) -> None:
     measured = dictionaries.evaluate_dictionary(str(theirs), TARGET, HOOK)
     assert measured.n_latents == 64 and measured.loss_spliced.value is not None and measured.undefined
-    file = tmp_path / "mine.py"
-    found = attaching.attach(str(theirs), "mine", target=TARGET, hook=HOOK, method=file)
+    found = attaching.attach(str(theirs), "mine", target=TARGET, hook=HOOK)
     assert found.name == f"{TARGET}/{HOOK}/mine" and found.n_latents == 64
     assert found.name in [row.name for row in dictionaries.list_dictionaries()]
     assert dictionaries.evaluate_dictionary(found.name) == measured, "it says now where it belongs"
     assert set(load_dictionaries(TARGET)) == {f"{HOOK}/{name}" for name in ("standard", "topk", "batchtopk", "mine")}
-    spec = importlib.util.spec_from_file_location("mine", file)
-    assert spec is not None and spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    method = module.Attached()
+    method = attaching.AttachedSae("mine")
     assert isinstance(method, Sae) and method.name == "sae_mine"
     target = configured.targets[TARGET]
     access = MeteredAccess(target, Ledger(), free=True, dictionaries=lambda: load_dictionaries(TARGET))
@@ -72,7 +63,7 @@ def test_a_folder_of_saelens_is_measured_on_words_and_attached_to_a_method(
     assert torch.equal(interpretation.arrays[f"{HOOK}.W_enc"], weights)
 
 
-def test_what_does_not_fit_is_not_attached(configured: Made, theirs: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_not_attached(configured: Made, theirs: Path) -> None:
     for name, hook, said in (
         ("topk", HOOK, "no name of an architecture"),
         ("../x", HOOK, "letters, digits"),
@@ -80,15 +71,12 @@ def test_what_does_not_fit_is_not_attached(configured: Made, theirs: Path, tmp_p
         ("other", "blocks.9.hook_resid_post", "is no hook point of facts_lm; it has hook_embed"),
     ):
         with pytest.raises(UserError, match=said):
-            attaching.attach(str(theirs), name, target=TARGET, hook=hook, method=None)
-    (tmp_path / "there.py").write_text("")
-    with pytest.raises(UserError, match="does not exist yet"):
-        attaching.attach(str(theirs), "other", target=TARGET, hook=HOOK, method=tmp_path / "there.py")
-    attaching.attach(str(theirs), "twice", target=TARGET, hook=HOOK, method=None)
+            attaching.attach(str(theirs), name, target=TARGET, hook=hook)
+    attaching.attach(str(theirs), "twice", target=TARGET, hook=HOOK)
     with pytest.raises(UserError, match=r"attached to facts_lm at .* already: delete"):
-        attaching.attach(str(theirs), "twice", target=TARGET, hook=HOOK, method=None)
+        attaching.attach(str(theirs), "twice", target=TARGET, hook=HOOK)
     with pytest.raises(UserError, match="does not say which target"):
-        attaching.attach(str(theirs), "other", target=None, hook=None, method=None)
+        attaching.attach(str(theirs), "other", target=None, hook=None)
 
 
 def test_a_batch_for_neuronpedia_holds_the_activations_of_the_rows(configured: Made, tmp_path: Path) -> None:
