@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from stages.base.params import load
 from stages.contracts.target import Corpus, Target
@@ -55,12 +56,16 @@ def made_small(name: str, target: str, seed: int = 0) -> Made:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working copy with trained targets and the real params."""
+    """A working copy with two trained targets, and the real params of the families that run on them."""
     monkeypatch.setenv("LENSMITH_ROOT", str(tmp_path))
     monkeypatch.setenv("LENSMITH_TRACKING", "off")
     for name in ("digits_mlp", "digits_few_shot"):
         save_target(small_target(name), tmp_path / "data" / "targets" / name)
     (tmp_path / "params").mkdir()
     real = Path(__file__).resolve().parents[2] / "params" / "tasks.yaml"
-    (tmp_path / "params" / "tasks.yaml").write_text(real.read_text(encoding="utf-8"), encoding="utf-8")
+    params = yaml.safe_load(real.read_text(encoding="utf-8"))
+    for settings in params["families"].values():
+        there = [name for name in settings["targets"] if name in ("digits_mlp", "digits_few_shot")]
+        settings["targets"] = there or settings["targets"]
+    (tmp_path / "params" / "tasks.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return tmp_path
