@@ -213,12 +213,13 @@ def measure_training(*, jobs: int, as_json: bool) -> None:
     """Training speed next to SAELens's trainer; on one thread, whatever ``jobs`` is."""
     from rich.console import Console
 
+    from flows.progress import telling
     from flows.terminal import print_json, print_rows
     from stages.benchmarks.dictionaries import run_training, stacking
 
     console = Console(stderr=as_json)
-    with console.status("training") as shown:
-        rows = run_training(progress=shown.update)
+    with telling(console, "training") as shown:
+        rows = run_training(progress=shown)
     if as_json:
         print_json(rows)
         return
@@ -235,12 +236,13 @@ def measure_synthetic(*, jobs: int, as_json: bool) -> None:
     """Every architecture on data whose features are known; on one thread, whatever ``jobs`` is."""
     from rich.console import Console
 
+    from flows.progress import telling
     from flows.terminal import print_json, print_rows
     from stages.benchmarks.synthetic import METRICS, run_synthetic
 
     console = Console(stderr=as_json)
-    with console.status("training") as shown:
-        rows = run_synthetic(progress=shown.update)
+    with telling(console, "training") as shown:
+        rows = run_synthetic(progress=shown)
     if as_json:
         print_json(rows)
         return
