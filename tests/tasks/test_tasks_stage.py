@@ -87,7 +87,7 @@ def test_params_that_cannot_be_meant_are_refused(config: Config, root: Path, mon
 
 def test_families_are_listed_with_their_splits(root: Path) -> None:
     rows = list_families()
-    assert [len([r for r in rows if r["split"] == split]) for split in ("train", "validation", "test")] == [5, 3, 2]
+    assert [len([r for r in rows if r["split"] == split]) for split in ("train", "validation", "test")] == [7, 4, 2]
     assert show_family("noise_flip")["constants"]["sigma"] == {"episodes": 0.4, "images": 0.35}
 
 
