@@ -92,7 +92,7 @@ class Process:
 def stand_in(monkeypatch):
     monkeypatch.setattr(isolated, "MethodProcess", Process)
     monkeypatch.setattr(isolated, "_runners", {})
-    monkeypatch.setattr(isolated, "load_dictionaries", lambda target: {"of": target})
+    monkeypatch.setattr(isolated, "dictionaries_of", lambda target: {"of": target})
     for name, value in (("made", []), ("method", Outputs()), ("adaptive", False), ("dies", [])):
         monkeypatch.setattr(Process, name, value)
 
