@@ -6,8 +6,8 @@ from stages.base import paths
 
 __all__ = ["make_what_score_needs"]
 
-ABOUT = "about three minutes on two cores, once"
-"""Measured from an empty checkout, and a minute for the language models since."""
+ABOUT = "about five minutes on two cores, once"
+"""CPU time from an empty checkout, divided by two."""
 
 
 def make_what_score_needs(progress: Callable[[str], None] = print) -> None:
