@@ -104,7 +104,7 @@ def leaderboard_table(
         found = untrained.get((row.method, row.split))
         if found is None or found.reward is None:
             return Cell(DASH, LAST)
-        return Cell(change(found.estimate("reward")), found.reward, "", f"{found.n_tasks} tasks")
+        return Cell(change(found.estimate("reward")), found.reward)
 
     columns: list[Column[LeaderboardRow]] = [
         Column("#", lambda row: Cell(str(place[id(row)]), place[id(row)]), True),
