@@ -3,15 +3,16 @@
 from pathlib import Path
 
 from stages.base import paths
-from stages.base.params import load
+from stages.base.params import load, names
 from stages.interpretation.settings import Config
 
 __all__ = ["score_inputs", "score_outputs"]
 
 
 def score_outputs() -> tuple[Path, ...]:
-    """The baseline arm of every task, and the dictionaries that a method may look into."""
-    targets = load("interpretation", Config).targets
+    """The baseline arm of every task, and the dictionaries that a method may look into: some targets have none."""
+    trained_on = names("dictionaries", "trained_on")
+    targets = [target for target in load("interpretation", Config).targets if target in trained_on]
     return (paths.execution_dir("baseline"), *(paths.dictionaries_dir(target) for target in targets))
 
 
