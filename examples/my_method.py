@@ -9,7 +9,7 @@ class ClassMeans(Method):
     def interpret(self, target, budget):
         inputs, labels = target.corpus("train")
         acts = self.read(target, inputs)
-        means = [acts[labels == c].mean(0) for c in range(target.spec.n_outputs)]
+        means = [acts[labels == c].mean(0) for c in labels.unique()]  # not every word is an answer
         return Interpretation({"means": torch.stack(means) - acts.mean(0)})
 
     def answer(self, query, interpretation, target):
