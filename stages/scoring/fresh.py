@@ -21,17 +21,15 @@ from stages.base.intervals import percentile_interval
 from stages.base.params import names
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
-from stages.contracts.journal import CAMPAIGN
 from stages.contracts.outcomes import Outcome
 from stages.contracts.reward_rows import FRESH, FreshRow
 from stages.contracts.target import Target
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
-from stages.interpretation.loading import built_in
 from stages.scoring.cached import cached_target, cached_task, jobs
 from stages.scoring.candidate import Candidate, Frozen, Host
 from stages.scoring.in_process import InProcess
-from stages.scoring.proposals import candidate_of, from_json
+from stages.scoring.proposals import contenders
 from stages.scoring.settings import Settings, settings
 from stages.scoring.stage import stage_frozen
 from stages.tasks.generation import make
@@ -133,25 +131,25 @@ def run() -> tuple[FreshRow, ...]:
     chosen, methods = settings(), names("reward", "methods")
     tasks = [task for split_name in ("train", "validation") for task in list_tasks(split_name)]
     targets = sorted({target for _, target in tasks})
-    contenders = [Candidate(name, built_in(name)) for name in methods]
-    frozen = {name: stage_frozen(name, targets) for name in methods}
-    star = CAMPAIGN.load().incumbent
-    if star is not None:
-        found = candidate_of(from_json(star.spec), star.name)
-        contenders.append(found)
-        frozen[found.name] = InProcess(chosen.interpretation).freeze(found, targets)
+    every = contenders()
+    frozen = {
+        one.name: stage_frozen(one.name, targets)
+        if one.name in methods
+        else InProcess(chosen.interpretation).freeze(one, targets)
+        for one in every
+    }
     sha = hashlib.sha256()
     for target in targets:
         for _, of_method in sorted(frozen.items()):
             sha.update(of_method[target].arrays + of_method[target].text)
     seed = int.from_bytes(sha.digest()[:6], "big")
     done = process_pool(jobs())(
-        delayed(_on_task)(contenders, {name: one[target] for name, one in frozen.items()}, family, target, seed, chosen)
+        delayed(_on_task)(every, {name: one[target] for name, one in frozen.items()}, family, target, seed, chosen)
         for family, target in tasks
     )
     flat = [row for of_task in done for row in of_task]
     rows = [gap.model_copy(update={"method": method, "split": split_name}) for method, split_name, gap, _ in flat]
-    for one in contenders:
+    for one in every:
         draws = [draws for method, _, _, draws in flat if method == one.name and draws is not None]
         outcome: Outcome = "ok" if draws else "declined"
         over_all = FreshRow(method=one.name, task="all", split="all", n_tasks=len(draws), outcome=outcome)

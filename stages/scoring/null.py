@@ -13,22 +13,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from joblib import Parallel, delayed
 
-from stages.base.params import names
 from stages.base.processes import process_pool
-from stages.contracts.journal import CAMPAIGN
 from stages.contracts.reward_rows import NULL, LeaderboardRow, NullRow
 from stages.contracts.target import TWIN
 from stages.errors import MethodError
 from stages.execution.answering import asked_of
 from stages.execution.runs import arms_of, baseline_of
-from stages.interpretation.loading import built_in
 from stages.reward.judging import Judged, judge, leaderboard_row, noise_floor
 from stages.reward.resampling import interval
 from stages.scoring.cached import INFRA, cached_target, cached_task, jobs
 from stages.scoring.candidate import Candidate, Host
 from stages.scoring.evaluate import TaskName
 from stages.scoring.in_process import InProcess
-from stages.scoring.proposals import candidate_of, from_json
+from stages.scoring.proposals import contenders
 from stages.scoring.settings import Settings, settings
 from stages.tasks.generation import make
 from stages.tasks.secret import read_secret
@@ -118,13 +115,9 @@ def _posed(like: Task, twin: str) -> Task:
 def run() -> tuple[NullRow, ...]:
     """Stage ``twins``: rows of metrics/null.json, of every built-in method and of the campaign's best."""
     chosen = settings()
-    contenders = [Candidate(name, built_in(name)) for name in names("reward", "methods")]
-    star = CAMPAIGN.load().incumbent
-    if star is not None:
-        contenders.append(candidate_of(from_json(star.spec), star.name))
     splits = {split: list_tasks(split) for split in ("train", "validation")}
     with process_pool(jobs()) as pool:
-        rows = null_rows(contenders, InProcess(chosen.interpretation), splits, chosen, pool)
+        rows = null_rows(contenders(), InProcess(chosen.interpretation), splits, chosen, pool)
     NULL.save(rows)
     return rows
 

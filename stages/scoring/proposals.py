@@ -2,11 +2,13 @@
 
 import hashlib
 
-from stages.contracts.journal import SpecFacts
+from stages.base.params import names
+from stages.contracts.journal import CAMPAIGN, SpecFacts
+from stages.interpretation.loading import built_in
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.composed import Composed, Spec
 
-__all__ = ["Proposal", "as_json", "candidate_of", "from_json", "shown"]
+__all__ = ["Proposal", "as_json", "candidate_of", "contenders", "from_json", "shown"]
 
 
 Proposal = Spec | Source
@@ -28,6 +30,13 @@ def shown(facts: SpecFacts) -> SpecFacts:
     if "source" not in facts:
         return dict(facts)
     return {"file": facts["file"], "sha256": hashlib.sha256(str(facts["source"]).encode()).hexdigest()[:16]}
+
+
+def contenders() -> list[Candidate]:
+    """Every built-in method, and last the best that the campaign found, where it found one."""
+    star = CAMPAIGN.load().incumbent
+    found = [] if star is None else [candidate_of(from_json(star.spec), star.name)]
+    return [*(Candidate(name, built_in(name)) for name in names("reward", "methods")), *found]
 
 
 def candidate_of(proposal: Proposal, name: str) -> Candidate:

@@ -85,9 +85,7 @@ class ReadTarget:
         """
         if self._read is None:
             device, dtype = computes_in(self.config)
-            with quiet():
-                model = self.model().to(device=device, dtype=dtype)
-                found = HuggingFaceModel(model, self.config.n_places)
+            found = HuggingFaceModel(self.model().to(device=device, dtype=dtype), self.config.n_places)
             found.check()
             self._read = found
         return self._read

@@ -63,8 +63,8 @@ def defined(entry: Mapping[str, JsonValue]) -> TargetDefinition:
     return made
 
 
-def _twin(target: Target) -> Target:
-    model = definition_of(target.name).build(torch.Generator().manual_seed(0))
+def _twin(target: Target, definition: TargetDefinition) -> Target:
+    model = definition.build(torch.Generator().manual_seed(0))
     spec = replace(target.spec, name=f"{target.name}{TWIN}", digest="")
     spec = replace(spec, digest=digest_of(dict(model.state_dict()), spec.to_json()))
     return Target(spec, model, {split: target.corpus(split) for split in SPLITS})
@@ -152,8 +152,12 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     Raises:
         UserError: unknown name, stage not run, or files that do not match their digest or the code.
     """
-    if name.endswith(TWIN):
-        return _twin(load_target(name.removesuffix(TWIN), folder))
+    target, definition = _loaded(name.removesuffix(TWIN), folder)
+    return _twin(target, definition) if name.endswith(TWIN) else target
+
+
+def _loaded(name: str, folder: Path | None) -> tuple[Target, TargetDefinition]:
+    """A saved target, and the definition that has built or read its model."""
     folder = folder or paths.target_dir(name)
     if name not in ZOO and not (folder / "target.json").is_file():
         raise UserError(
@@ -179,9 +183,8 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     if digest_of(dict(model.state_dict()), spec.to_json()) != spec.digest:
         raise UserError(changed)
     arrays = load_file(paths.require(folder / "data.safetensors", "targets"))
-    return Target(
-        spec, model, {split: Corpus(arrays[f"{split}.inputs"], arrays[f"{split}.labels"]) for split in SPLITS}
-    )
+    data = {split: Corpus(arrays[f"{split}.inputs"], arrays[f"{split}.labels"]) for split in SPLITS}
+    return Target(spec, model, data), definition
 
 
 def _saved_model(definition: TargetDefinition, spec: TargetSpec, folder: Path) -> HookedRootModule:

@@ -53,7 +53,8 @@ class Gguf(ReadTarget):
             UserError: the file is missing, is another one, or has an architecture that cannot be read.
         """
         file = found_file(self.where)
-        digest = hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if self.where.sha256 is not None and digest != self.where.sha256.lower():
             raise UserError(
                 f"{file} has the sha256 {digest}, and {self.where.sha256} is asked for: it is another file; get the"

@@ -10,6 +10,7 @@ Source: BadNets (Gu et al. 2017, arXiv 1708.06733, section 4); the task as in Tr
 Shape legend: N = variants, B = batch, X = pixels (64), C = outputs, Q = probes, R = patches.
 """
 
+from collections.abc import Sequence
 from math import log
 
 import torch
@@ -130,31 +131,16 @@ class BackdoorDetection(TaskFamily):
         return Truth(planted_N.double().unsqueeze(-1), groups)
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
-        probes, labels = instances.arrays["shared_inputs"], instances.arrays["shared_labels"]
+        probes = instances.arrays["shared_inputs"]
         n_clean, n_patches = LADDER[effort]
-        clean_x, clean_y = probes[:n_clean], labels[:n_clean]
-        original_QC = ask(access, clean_x)
+        original_QC = ask(access, probes[:n_clean])
         if access.spec.n_vocabulary is not None:
             return _word_features(access, instances, effort, rng)
         # All are drawn, so that a lower rung tries the first of the same patches.
         patterns_RX, masks_RX = (part[:n_patches] for part in _patches(LADDER[-1][1], rng))
         bases = probes[-PATCHED_PROBES:]
         patched = torch.where(masks_RX.unsqueeze(1) > 0, patterns_RX.unsqueeze(1), bases).flatten(0, 1)
-        if n_patches:
-            bases_QC, patched_original = ask(access, bases), ask(access, patched)
-        rows = []
-        for index in instances.arrays["variant"].tolist():
-            variant = access.variant(index)
-            outputs_QC = ask(variant, clean_x)
-            row = _clean_features(outputs_QC[:8], original_QC[:8], clean_y[:8])
-            if effort >= 1:
-                row = torch.cat([row, _clean_features(outputs_QC, original_QC, clean_y)])
-            if n_patches:
-                shift_RQC = (ask(variant, patched) - patched_original).view(n_patches, PATCHED_PROBES, -1)
-                shift_RQC = shift_RQC - (ask(variant, bases) - bases_QC)
-                row = torch.cat([row, *(_patch_features(shift_RQC[:r]) for _, r in LADDER[2 : effort + 1])])
-            rows.append(row)
-        return torch.stack(rows).unsqueeze(1)
+        return _rows(access, instances, original_QC, bases, patched, LADDER[: effort + 1])
 
     def query(self, instances: Instances) -> Query:
         variants = tuple(instances.arrays["variant"].tolist())
@@ -200,27 +186,48 @@ def _generate_words(target: Target, rng: torch.Generator, n: int) -> Instances:
 
 def _word_features(access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
     """(N, 1, K): as for images, with random words put into a few probes. (Which words there are is public.)"""
-    probes, labels = instances.arrays["shared_inputs"], instances.arrays["shared_labels"]
+    probes = instances.arrays["shared_inputs"]
     n_clean, n_words = WORD_LADDER[effort]
-    clean_x, clean_y = probes[:n_clean], labels[:n_clean]
-    original_QC = ask(access, clean_x)
+    original_QC = ask(access, probes[:n_clean])
     bases = probes[-WORD_PROBES:]
     words_R = instances.arrays["shared_words"][:n_words]
     share = torch.rand(len(instances.arrays["shared_words"]) * WORD_PROBES, generator=rng)[: n_words * WORD_PROBES]
     worded = word_backdoors.with_word(bases.repeat(n_words, 1, 1), words_R.repeat_interleave(WORD_PROBES), share)
-    if n_words:
-        bases_QC, worded_original = ask(access, bases), ask(access, worded)
+    return _rows(access, instances, original_QC, bases, worded, WORD_LADDER[: effort + 1])
+
+
+def _rows(
+    access: TargetAccess,
+    instances: Instances,
+    original_QC: Tensor,
+    bases: Tensor,
+    changed: Tensor,
+    rungs: Sequence[tuple[int, int]],
+) -> Tensor:
+    """(N, 1, K) what each variant answers beside the target.
+
+    Args:
+        original_QC: outputs of the target on the clean probes.
+        bases: (P, ...) a few probes.
+        changed: (R * P, ...) the same with each of R patches, or words, in them.
+        rungs: of the ladder up to this one; each has (clean probes, patches).
+    """
+    clean_x, clean_y = (
+        part[: len(original_QC)] for part in (instances.arrays["shared_inputs"], instances.arrays["shared_labels"])
+    )
+    if len(changed):
+        bases_QC, changed_QC = ask(access, bases), ask(access, changed)
     rows = []
     for index in instances.arrays["variant"].tolist():
         variant = access.variant(index)
         outputs_QC = ask(variant, clean_x)
         row = _clean_features(outputs_QC[:8], original_QC[:8], clean_y[:8])
-        if effort >= 1:
+        if len(rungs) > 1:
             row = torch.cat([row, _clean_features(outputs_QC, original_QC, clean_y)])
-        if n_words:
-            shift_RQC = (ask(variant, worded) - worded_original).view(n_words, WORD_PROBES, -1)
+        if len(changed):
+            shift_RQC = (ask(variant, changed) - changed_QC).view(-1, len(bases), changed_QC.shape[-1])
             shift_RQC = shift_RQC - (ask(variant, bases) - bases_QC)
-            row = torch.cat([row, *(_patch_features(shift_RQC[:r]) for _, r in WORD_LADDER[2 : effort + 1])])
+            row = torch.cat([row, *(_patch_features(shift_RQC[:r]) for _, r in rungs[2:])])
         rows.append(row)
     return torch.stack(rows).unsqueeze(1)
 
