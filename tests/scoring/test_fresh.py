@@ -120,8 +120,14 @@ class OnlyOld(Outputs):
         return super().answer(query, interpretation, target)
 
 
-def test_all_methods_of_a_task_are_asked_about_the_same_fresh_instances(graph):
-    chosen = settings()
+def test_all_methods_of_a_task_are_asked_about_the_same_fresh_instances(graph, monkeypatch):
+    chosen, drawn = settings(), []
+
+    def spied(*arguments, **named):
+        drawn.append(fresh_task(*arguments, **named))
+        return drawn[-1]
+
+    monkeypatch.setattr(fresh, "fresh_task", spied)
     contenders = [Candidate(n, m) for n, m in (("a", Outputs()), ("b", Outputs()), ("c", OnlyOld()))]
     contenders.append(Candidate("none", built_in("nothing")))
     frozen = {one.name: InProcess(chosen.interpretation).freeze_one(one, CASE[1]) for one in contenders}
@@ -131,7 +137,9 @@ def test_all_methods_of_a_task_are_asked_about_the_same_fresh_instances(graph):
     assert first == second and first.outcome == "ok" and np.array_equal(found[0][3], found[1][3])
     assert third.outcome == "failed" and "not these" in third.reason and found[2][3] is None
     assert last.outcome == "declined" and found[3][3] is None
-    assert fresh._on_task(contenders[:1], frozen, *CASE, 6, chosen)[0][2] != first
+    fresh._on_task(contenders[:1], frozen, *CASE, 6, chosen)
+    other = fresh_task(cached_task(*CASE), cached_target(CASE[1]), fresh.N_FRESH, 6)
+    assert len(drawn) == 2 and drawn[1].digest == other.digest != drawn[0].digest
 
 
 def with_a_campaign(incumbent=None):
