@@ -42,7 +42,7 @@ EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
 REPORT = ROOT / ".lensmith" / "mutants.json"
 LIBRARIES = (
     "torch torch._subclasses.fake_tensor torch.fx.experimental.symbolic_shapes torch._dynamo transformer_lens sae_lens"
-    " lightgbm sklearn.datasets scipy.stats pydantic mlflow optuna rich.table threadpoolctl"
+    " sklearn.datasets scipy.stats pydantic mlflow optuna rich.table threadpoolctl"
 )
 SCORING = "candidate evaluate fresh host null null_numbers review score_here shared_forward stage".split()
 """Of its tests those that start no process: what another process runs is the code as it is on disk."""

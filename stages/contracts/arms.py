@@ -14,7 +14,7 @@ from stages.contracts.outcomes import Outcome
 __all__ = ["Answered", "ArmResult", "Baseline", "Fit", "Kind", "LadderStep", "MethodArms"]
 
 FloatArray = npt.NDArray[np.float64]
-Kind = Literal["ridge", "trees", "mean"]
+Kind = Literal["ridge", "kernel", "mean"]
 
 
 @dataclass(frozen=True)
