@@ -33,12 +33,13 @@ def one_thread() -> Iterator[None]:
 
 def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
     """The baseline arm, twice: only the second one's black-box draws differ. Seeds that are in the store are read."""
+    fixed: dict[int, LadderStep] = {}
     with one_thread():
         seeds = [
             kept(
                 baseline_key(task, target.digest, config, seed),
                 Baseline,
-                partial(_baseline_of, task, target, config, seed),
+                partial(_baseline_of, task, target, config, seed, fixed),
             )
             for seed in range(config.n_seeds)
         ]
@@ -50,13 +51,15 @@ def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
     )
 
 
-def _baseline_of(task: Task, target: Target, config: ExecutorConfig, seed: int) -> Baseline:
+def _baseline_of(
+    task: Task, target: Target, config: ExecutorConfig, seed: int, fixed: dict[int, LadderStep]
+) -> Baseline:
     # The features are stored in float32; what every later arm reads back must be what this arm used.
     public, (outputs, price) = public_features(task), plain_outputs(task, target)
     first, second = (
         [
             _informed(task, step, [public, outputs if step.flops >= price * (1 - 1e-9) else None], seed, config)
-            for step in run_ladder(task, target, seed, replicate)
+            for step in run_ladder(task, target, seed, replicate, fixed)
         ]
         for replicate in (0, 1)
     )

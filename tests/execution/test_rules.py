@@ -575,10 +575,10 @@ def test_only_a_rung_that_has_paid_for_the_outputs_knows_them(mlp):
     truth = mlp.model(inputs)[:, :1].double()
     query = Propose(torch.zeros(100, dtype=torch.int64), inputs)  # says nothing of an instance
     task = Task(Fifth(query), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
-    blind = runs._baseline_of(task, mlp, ExecutorConfig(n_calibration=40), 0)
+    blind = runs._baseline_of(task, mlp, ExecutorConfig(n_calibration=40), 0, {})
     assert [step.features.shape[-1] for step in blind.rungs[0]] == [2, 2]
     told = Task(Fifth(Represent(inputs)), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
-    found = runs._baseline_of(told, mlp, ExecutorConfig(n_calibration=40), 0)
+    found = runs._baseline_of(told, mlp, ExecutorConfig(n_calibration=40), 0, {})
     assert found.rungs[0][0].features.shape[-1] in (2, 2 + 64), "the inputs, and no outputs"
     assert found.rungs[0][1].features.shape[-1] == 2 + 64 + 10
     assert found.rungs[0][0].flops * 5 == found.rungs[0][1].flops
