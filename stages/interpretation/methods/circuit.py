@@ -2,8 +2,8 @@
 
 Free phase: every component is zeroed in turn on part of the corpus (exact effects, by right answer), and while it is,
 what the other components hold is compared with the intact pass: times the slope of the margin there, that is the edge
-from the one to the other (path patching, Wang et al. 2022, 2211.00593, with the last step to first order). A target with
-more components than ``MAX_EXACT`` gets effects to first order from one gradient, as a query does, and no edges.
+from the one to the other (path patching, Wang et al. 2022, 2211.00593, with the last step to first order). A target
+with more components than ``MAX_EXACT`` gets effects to first order from one gradient, as a query does, and no edges.
 
 Queries: attribution patching (Nanda 2023; Syed et al. 2023, 2310.10348) on the behaviour, of the *margin*, since the
 loss has no slope where the target is sure of itself; the loss follows from the margin. Hiding a segment cuts the
