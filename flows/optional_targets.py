@@ -85,13 +85,14 @@ def _change(root: Path, stage: str, keys: tuple[str, ...], value: object) -> str
     """Set a key of params/<stage>.yaml, or append to the list that is there; returns the stage."""
     path, yaml = root / "params" / f"{stage}.yaml", YAML()
     yaml.width, yaml.preserve_quotes = 4096, True
+    yaml.indent(mapping=2, sequence=4, offset=2)
     document: Any = yaml.load(path.read_text(encoding="utf-8"))
     place: Any = document
     for key in keys[:-1]:
         if key not in place:
             place[key] = {}
         place = place[key]
-    if isinstance(place.get(keys[-1]), list):
+    if isinstance(place.get(keys[-1]), list) and not isinstance(value, list):
         if value not in place[keys[-1]]:
             place[keys[-1]].append(value)
     else:
