@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Query,
         Represent,
         Steer,
+        by_group,
         segment_sums,
     )
     from stages.contracts.target import (
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "lensmith.scores": "Score score",
     "stages.contracts.method": "Answer Attribute Budget Compare Interpretation Localise Method Propose Query Represent"
-    " Steer segment_sums",
+    " Steer by_group segment_sums",
     "stages.contracts.target": "Component Corpus Forward Gradients HookSpec Intervention Objective Target TargetAccess"
     " TargetSpec keep_segments",
     "stages.contracts.task": "Instances TaskFamily Truth skill",
@@ -80,6 +81,7 @@ __all__ = [
     "TargetSpec",
     "TaskFamily",
     "Truth",
+    "by_group",
     "decode",
     "encode",
     "keep_segments",

@@ -26,6 +26,8 @@ class LadderStep:
     """(N, I, K)."""
     flops: float
     """Per instance."""
+    look: float = 0.0
+    """FLOPs per instance of one look at what the question shows, and two gradients of it: the same at every step."""
 
 
 @dataclass(frozen=True)

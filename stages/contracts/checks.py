@@ -7,14 +7,29 @@ from torch import Tensor
 
 from stages.contracts.target import Intervention, Objective, TargetSpec
 
-__all__ = ["check_call", "check_objective", "check_tokens", "closed"]
+__all__ = ["check_call", "check_names", "check_objective", "check_tokens", "closed"]
 
 KINDS = ("zero", "set", "add", "scale")
 
 
 def closed(what: str) -> str:
     """What is said of a thing that only the free phase may ask for."""
-    return f"{what} is open in interpret() only: put what answer() needs into the Interpretation"
+    beside = "; a variant's weights, target.variant(i).weights(), are open in answer() too" * what.startswith("weights")
+    return f"{what} is open in interpret() only: put what answer() needs into the Interpretation{beside}"
+
+
+def check_names(names: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """Names of the weights that are read: all of them where none are named. Raise ValueError for others, and for one
+    that is named twice."""
+    if names is None:
+        return list(known)
+    asked = [str(name) for name in names]
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"weight {name[:60]!r} does not exist; the variant has {', '.join(known)}")
+    if not asked or len(set(asked)) < len(asked):
+        raise ValueError(f"weights({asked}): name at least one, and each once")
+    return asked
 
 
 def check_call(spec: TargetSpec, inputs: Any, capture: Sequence[str], interventions: Sequence[Intervention]) -> None:

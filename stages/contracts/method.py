@@ -11,15 +11,15 @@ a set of *features*: scale and sign do not matter, information does.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.contracts.target import Component, TargetAccess
+from stages.contracts.target import Component, ObjectiveKind, TargetAccess
 
 __all__ = [
     "Answer",
@@ -33,6 +33,8 @@ __all__ = [
     "Query",
     "Represent",
     "Steer",
+    "by_group",
+    "segment_sums",
 ]
 
 
@@ -44,6 +46,9 @@ class Represent:
     """(n, *input_shape)."""
     labels: Tensor | None = None
     """(n,) the output asked about, where the question is about one."""
+    groups: bool = False
+    """Whether a row is a set of m inputs: then inputs are (n, m, *input_shape), labels (n, m), and the answer still has
+    n rows. ``by_group`` makes an answer about single inputs one about sets."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Attribute:
     """S groups of indices along axis 1 of the inputs."""
     labels: Tensor | None = None
     """(n,) the output whose score is attributed; None: the target's own answer."""
+    replacements: Tensor | None = None
+    """(n, S, length, ...): what stands in each segment instead, in the question; None: the segment is hidden. The same
+    segment may be asked about several times, with other replacements. All segments then have one length."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +92,36 @@ class Compare:
 
 @dataclass(frozen=True)
 class Steer:
-    """Answer (n, k): predicted change of the outputs when each direction is added at the hook point."""
+    """Answer (n, k): what each direction does to the outputs when it is added at the place."""
 
     hook_point: str
+    """Where: a hook point, or "input", the input itself."""
     directions: Tensor
-    """(n, width)."""
+    """(n, width); (n, *input_shape) at the input."""
     inputs: Tensor
-    """(m, *input_shape)."""
+    """(m, *input_shape): ordinary inputs it is added on."""
+    labels: Tensor | None = None
+    """(n,) the output asked about, where the question is about one."""
 
 
 @dataclass(frozen=True)
 class Propose:
-    """Answer (n, *input_shape): candidate inputs that reach a declared objective."""
+    """Answer (n, *input_shape), or (n, p, *input_shape) with p proposals: inputs that reach much of an objective.
+
+    The agent runs the proposals, which is charged, and what they reach is what it learns from.
+    """
 
     labels: Tensor
-    """(n,) outputs to make likely."""
+    """(n,) the outputs that the objective is about."""
     inputs: Tensor
-    """(m, *input_shape): ordinary inputs to start from."""
+    """(n, *input_shape): what each proposal starts from."""
+    changes: Tensor
+    """(P, *input_shape), or (n, P, *input_shape): the closed pool. One of them is added to the input; asked is how much
+    the best of them reaches."""
+    objective: ObjectiveKind = "margin"
+    """What is to be large; see ``Objective``."""
+    variants: tuple[int, ...] = ()
+    """The modified copy of the target that each row is about; empty: the target itself."""
 
 
 Query = Represent | Attribute | Localise | Compare | Steer | Propose
@@ -177,3 +198,22 @@ def segment_sums(values: Tensor, segments: Sequence[Sequence[int]]) -> Tensor:
     if len({len(segment) for segment in segments}) == 1:  # all at once: a loop makes a recorded answer long
         return flat[:, torch.tensor([list(segment) for segment in segments])].sum(-1)
     return torch.stack([flat[:, list(segment)].sum(-1) for segment in segments], dim=1)
+
+
+def by_group(query: Represent, answer: Callable[[Represent], Tensor]) -> Tensor:
+    """An answer about single inputs, or about sets of them where the query asks about sets: the mean and the largest
+    of each feature over the set.
+
+    Args:
+        query: about inputs or sets.
+        answer: (B, k) features of the inputs of a query that is about single ones.
+
+    Returns:
+        (n, k), or (n, 2k) of sets.
+    """
+    if not query.groups:
+        return answer(query)
+    n, m = query.inputs.shape[:2]
+    labels = None if query.labels is None else query.labels.flatten()
+    each = answer(replace(query, inputs=query.inputs.flatten(0, 1), labels=labels, groups=False)).reshape(n, m, -1)
+    return torch.cat([each.mean(1), each.amax(1)], dim=-1)

@@ -29,6 +29,7 @@ __all__ = [
     "Intervention",
     "Layout",
     "Objective",
+    "ObjectiveKind",
     "Offer",
     "Target",
     "TargetAccess",
@@ -183,11 +184,14 @@ class Intervention:
     indices: tuple[int, ...] = ()
 
 
+ObjectiveKind = Literal["logit", "log_prob", "loss", "entropy", "margin"]
+
+
 @dataclass(frozen=True)
 class Objective:
     """A scalar per example to differentiate. Declared, never code, so that nothing else can be computed with it."""
 
-    kind: Literal["logit", "log_prob", "loss", "entropy", "margin"]
+    kind: ObjectiveKind
     labels: Tensor | None = None
     """(B,) outputs the objective is about; None: the target's own answer (its argmax)."""
 
@@ -233,8 +237,10 @@ class TargetAccess(Protocol):
         front, one entry per index. Costs what asking them one by one costs."""
         ...
 
-    def weights(self) -> dict[str, Tensor]:
-        """All weights by name. Free phase (``interpret``) only."""
+    def weights(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Weights by name, all of them or those named. The target's own are open in the free phase (``interpret``)
+        alone. A variant's are open in ``answer`` as well, where every number read is charged as one FLOP; of several
+        variants asked at once each has one more axis in front."""
         ...
 
     def corpus(self, split: Literal["train", "validation"] = "train") -> Corpus:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from stages.base.users_code import blame, file_of
 from stages.contracts.arms import Answered
-from stages.contracts.method import Interpretation, Method, Query
+from stages.contracts.method import Interpretation, Method, Propose, Query
 from stages.contracts.outcomes import Outcome
 from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.errors import MethodError
 from stages.execution.arms import as_rows, rows_shape
+from stages.execution.proposals import n_proposals, reached
 from stages.metering.access import MeteredAccess
 from stages.metering.cpu_time import calibrate
 from stages.metering.ledger import Ledger
@@ -46,10 +47,13 @@ class Asked(NamedTuple):
     question: Query
     """Shapes in place of tensors."""
     n_variants: int
+    weights: Mapping[str, tuple[int, ...]] = {}
+    """Shapes of one variant's weights by name."""
 
     def key(self, interpretation: Interpretation) -> str:
         """Names the program that answers it."""
-        return key_of(self.question, interpretation.arrays) + f".{self.n_variants}"
+        shapes = f".{sorted(self.weights.items())}" if self.weights else ""
+        return key_of(self.question, interpretation.arrays) + f".{self.n_variants}{shapes}"
 
 
 def asked_of(task: Task, n: int | None = None) -> Asked:
@@ -60,7 +64,8 @@ def asked_of(task: Task, n: int | None = None) -> Asked:
     """
     instances = task.instances if n is None else task.instances.select(torch.arange(n))
     n_variants = next(iter(instances.variants.values())).shape[0] if instances.variants else 0
-    return Asked(blank(task.family.query(instances)), n_variants if n is None else min(n, n_variants))
+    weights = {name: tuple(stack.shape[1:]) for name, stack in instances.variants.items()}
+    return Asked(blank(task.family.query(instances)), n_variants if n is None else min(n, n_variants), weights)
 
 
 class Runner(Protocol):
@@ -71,8 +76,11 @@ class Runner(Protocol):
     ) -> Tensor | None: ...
 
 
-def checked(answer: Any, method: str, task: Task) -> FloatArray | None:
-    """The answer as (N, I, K).
+def checked(answer: Any, method: str, task: Task, access: TargetAccess | None = None) -> FloatArray | None:
+    """The answer as (N, I, K). Proposals are run, and what they reach takes their place.
+
+    Args:
+        access: where proposals are run, and charged.
 
     Raises:
         MethodError: it is not a finite numeric tensor of the shape the query wants.
@@ -85,7 +93,10 @@ def checked(answer: Any, method: str, task: Task) -> FloatArray | None:
         raise MethodError(
             method, _place(task), f"it returned {type(answer).__name__}", "Return a tensor, or None to decline."
         )
-    _check_shape(Blank.of(answer), method, task)
+    query = _query(task)
+    _check_shape(Blank.of(answer), method, task, None if access is None else access.spec)
+    if isinstance(query, Propose) and access is not None:
+        answer = reached(query, answer, access)
     rows = as_rows(answer.detach(), task.instances.n, task.truth.values.shape[1])
     if not np.isfinite(rows).all():
         share = 1 - np.isfinite(rows).mean()
@@ -98,12 +109,18 @@ def _place(task: Task) -> str:
     return f"answer to {task.family.query_kind} on {task.target_name}"
 
 
-def _check_shape(answer: Blank, method: str, task: Task) -> None:
+def _check_shape(answer: Blank, method: str, task: Task, spec: TargetSpec | None) -> None:
     """What can be said of an answer before it is computed."""
     dtype = getattr(torch, answer.dtype)
     if dtype is torch.bool or dtype.is_complex:
         cause = f"it returned a tensor of {answer.dtype}"
         raise MethodError(method, _place(task), cause, "Return real numbers: call .float(), or .real and .imag.")
+    if spec is not None and isinstance(_query(task), Propose):
+        try:
+            n_proposals(answer.shape, task.instances.n, spec)
+        except ValueError as error:
+            raise MethodError(method, _place(task), str(error), "Return inputs, as many for every row.") from error
+        return
     try:
         _, _, width = rows_shape(answer.shape, task.instances.n, task.truth.values.shape[1])
     except ValueError as error:
@@ -115,7 +132,7 @@ def _check_shape(answer: Blank, method: str, task: Task) -> None:
 def recorded_here(method: Method, asked: Asked, interpretation: Interpretation, spec: TargetSpec) -> Recorded:
     """A reviewed method's answer, recorded in this process. Its failure becomes a result, not an exception."""
     try:
-        return record(method, asked.question, interpretation, spec, asked.n_variants)
+        return record(method, asked.question, interpretation, spec, asked.n_variants, asked.weights)
     except Exception as error:
         return Refused(blame(error, file_of(method)), CHECK)
 
@@ -144,7 +161,7 @@ def answer_of(
     try:
         plan = check(recorded, inputs, access, OpTable(), max_constants)
         if plan.output is not None:
-            _check_shape(plan.output, name, task)
+            _check_shape(plan.output, name, task, access.spec)
     except (ProgramError, UnknownOpError) as error:
         return Answered("failed", None, 0.0, 0.0, str(error), PRICES)
     except MethodError as error:
@@ -152,7 +169,7 @@ def answer_of(
     status: Outcome = "ok"
     rows, reason, layer = None, "", ""
     try:
-        rows = checked(runner(recorded, plan, inputs, access), name, task)
+        rows = checked(runner(recorded, plan, inputs, access), name, task, access)
         status = "declined" if rows is None else "ok"
     except MethodError as error:
         status, reason, layer = "failed", _told(error), error.layer
@@ -185,16 +202,17 @@ def _adaptive_here(method: Method, name: str, interpretation: Interpretation, ta
     access = MeteredAccess(target, ledger, variants=task.instances.variants)
     count, rows, reason = count_flops(), None, ""
     status: Outcome = "ok"
-    started = time.process_time()
+    started, used, own = time.process_time(), 0.0, None
     try:
         with torch.no_grad(), count:
             answer = method.answer(_query(task), interpretation, access)
-        rows = checked(answer, name, task)
+        used, own = time.process_time() - started, max(0, count.flops - ledger.flops)
+        rows = checked(answer, name, task, access)
         status = "declined" if rows is None else "ok"
     except MethodError as error:
         status, reason = "failed", _told(error)
     except Exception as error:
         status, reason = "failed", blame(error, file_of(method))
-    used = time.process_time() - started
-    own = max(0, count.flops - ledger.flops)
+    if own is None:  # it failed on the way
+        used, own = time.process_time() - started, max(0, count.flops - ledger.flops)
     return Answered(status, rows, ledger.flops / n, own / n, reason, "", calibrate().flops(used) / n)

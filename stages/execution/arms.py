@@ -5,9 +5,10 @@ same price, its answers dealt to other rows, so that all they can tell is destro
 remain. (Shuffling only the arrays of I(M) would not do: a random projection of live activations is still
 informative.)
 
-Every task is posed at three compute budgets: tight (four times the cheapest rung of the ladder), medium (half way to
-the top, geometrically) and ample (no limit). So a method can be better at the same cost as well as cheaper at the
-same score; with an ample budget alone, a black box that can buy the truth would hide the first.
+Every task is posed at three compute budgets: tight (four times the cheapest rung of the ladder, and at least one look
+at what the question shows and two gradients of it), medium (half way to the top, geometrically) and ample (no limit).
+So a method can be better at the same cost as well as cheaper at the same score; with an ample budget alone, a black
+box that can buy the truth would hide the first.
 
 M2 may always fall back, for nothing, on the mean of its calibration labels and on what the question itself holds: so an
 answer that costs nothing and says nothing, or only hands on the inputs, saves nothing. A rung knows the raw outputs it
@@ -30,6 +31,7 @@ from torch import Tensor
 from stages.contracts.arms import ArmResult, Fit, LadderStep
 from stages.contracts.target import Target
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
+from stages.execution.looking import look_price
 from stages.execution.settings import ExecutorConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
@@ -49,7 +51,7 @@ __all__ = [
 
 BUDGETS = ("tight", "medium", "ample")
 TIGHT = 4.0
-"""A tight budget pays for the cheapest rung and one look inside: a forward and a backward pass."""
+"""Cheapest rungs that a tight budget pays for; see ``look_price`` for the least it pays for."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -76,7 +78,7 @@ def run_ladder(
         fixed: rungs of this task that drew nothing at random, so that they are the same for every seed: taken from
             here, and added.
     """
-    rungs, known = [], {} if fixed is None else fixed
+    rungs, known, look = [], {} if fixed is None else fixed, look_price(task, target)
     for effort in range(task.family.n_efforts):
         if effort in known:
             rungs.append(known[effort])
@@ -90,7 +92,7 @@ def run_ladder(
             raise ValueError(
                 f"{task.name}: rung {effort} of the ladder never called the target; it must cost something"
             )
-        rungs.append(LadderStep(effort, features.double().numpy(), ledger.flops / task.instances.n))
+        rungs.append(LadderStep(effort, features.double().numpy(), ledger.flops / task.instances.n, look))
         if torch.equal(before, generator.get_state()):
             known[effort] = rungs[-1]
     return rungs
@@ -98,7 +100,7 @@ def run_ladder(
 
 def budgets_of(rungs: Sequence[LadderStep]) -> dict[str, tuple[float, float]]:
     """{budget: (limit, amount)} in FLOPs per instance. The amount is what savings are measured against."""
-    tight, top = TIGHT * rungs[0].flops, max(rung.flops for rung in rungs)
+    tight, top = max(TIGHT * rungs[0].flops, rungs[0].look), max(rung.flops for rung in rungs)
     medium = (tight * max(top, tight)) ** 0.5
     return {"tight": (tight, tight), "medium": (medium, medium), "ample": (float("inf"), top)}
 

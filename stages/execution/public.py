@@ -27,7 +27,7 @@ def public_features(task: Task) -> FloatArray | None:
     query, n, items = task.family.query(task.instances), task.instances.n, task.truth.values.shape[1]
     match query:
         case Represent():
-            whole = [query.inputs.flatten(1), *_as_column(query.labels)]
+            whole = [query.inputs.flatten(1), *([] if query.labels is None else [query.labels.double().view(n, -1)])]
             return _spread(torch.cat(whole, dim=-1), items)
         case Attribute():
             widths = {len(segment) for segment in query.segments}
@@ -35,15 +35,16 @@ def public_features(task: Task) -> FloatArray | None:
                 return _spread(query.inputs.flatten(1), items)
             parts = query.inputs[:, torch.tensor([list(segment) for segment in query.segments])].flatten(2)
             labels = [column.unsqueeze(1).expand(n, items, 1) for column in _as_column(query.labels)]
-            return _array(torch.cat([parts, *labels], dim=-1))
+            instead = [] if query.replacements is None else [query.replacements.flatten(2)]
+            return _array(torch.cat([parts, *instead, *labels], dim=-1))
         case Localise():
             # Inputs say the same of every component, and there are many: what is left is which label it is about. (What
             # each component is like on average, the calibrator knows from the labels it is given.)
             return _spread(query.labels.double().mean(1, keepdim=True), items)
         case Steer():
-            return _spread(query.directions, items)
+            return _spread(torch.cat([query.directions.flatten(1), *_as_column(query.labels)], dim=-1), items)
         case Propose():
-            return _spread(query.labels.unsqueeze(-1), items)
+            return _spread(torch.cat([query.inputs.flatten(1), *_as_column(query.labels)], dim=-1), items)
         case Compare():
             return None
 
@@ -56,16 +57,16 @@ def plain_outputs(task: Task, target: Target) -> tuple[FloatArray | None, float]
     if inputs is None:
         return None, 0.0
     ledger = Ledger()
-    outputs = (
-        MeteredAccess(target, ledger).forward(inputs.flatten(0, 1) if isinstance(query, Localise) else inputs).outputs
-    )
-    if isinstance(query, Localise):
+    sets = isinstance(query, Localise) or (isinstance(query, Represent) and query.groups)
+    outputs = MeteredAccess(target, ledger).forward(inputs.flatten(0, 1) if sets else inputs).outputs
+    if sets:
         outputs = outputs.view(*inputs.shape[:2], -1).mean(1)
     return _spread(outputs, items), ledger.flops / task.instances.n
 
 
 def _inputs(query: Query) -> Tensor | None:
-    return query.inputs if isinstance(query, (Represent, Attribute, Localise)) else None
+    plain = isinstance(query, (Represent, Attribute, Localise)) or (isinstance(query, Propose) and not query.variants)
+    return query.inputs if plain else None
 
 
 def _as_column(labels: Tensor | None) -> list[Tensor]:

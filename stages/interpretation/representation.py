@@ -25,6 +25,7 @@ from stages.contracts.method import (
     Localise,
     Query,
     Represent,
+    by_group,
 )
 from stages.contracts.target import (
     Component,
@@ -200,8 +201,12 @@ def answer_with(
     spec = target.spec
     match query:
         case Represent():
-            captured = target.forward(query.inputs, capture=names).captured
-            return torch.cat([_pool(encode(n, vectors(captured[n], spec.hook(n))), spec, pooling) for n in names], -1)
+
+            def single(asked: Represent) -> Tensor:
+                held = target.forward(asked.inputs, capture=names).captured
+                return torch.cat([_pool(encode(n, vectors(held[n], spec.hook(n))), spec, pooling) for n in names], -1)
+
+            return by_group(query, single)
         case Attribute():
             return _attribute(encode, names, query, target)
         case Localise():

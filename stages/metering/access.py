@@ -7,6 +7,7 @@ values, and looked up afterwards: nothing runs before it is priced, and metering
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from math import prod
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stages.contracts.checks import check_call, check_objective, check_tokens, closed
+from stages.contracts.checks import check_call, check_names, check_objective, check_tokens, closed
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.target import (
     Corpus,
@@ -139,6 +140,10 @@ class MeteredAccess:
             with _disable_current_modes():  # the weights are there, whatever the arguments are
                 over = self.variant(indices[0])
         times = len(which) if isinstance(which, list) else 1
+        if name == "weights":
+            if which is None:
+                raise PhaseError(closed("weights()"))
+            return times * over._reading_price(check_names(args[0], list(self.weight_shapes)))
         if name == "forward":
             inputs, _, changes, _ = args
             found = [Intervention(point, kind, value, axis, tuple(at)) for point, kind, value, axis, at in changes]
@@ -188,9 +193,28 @@ class MeteredAccess:
     def variants(self, indices: Sequence[int]) -> TargetAccess:
         return Stacked(self.spec, [self.variant(index) for index in indices])
 
-    def weights(self) -> dict[str, Tensor]:
-        self._open("weights()")
-        return {name: value.clone() for name, value in self._target.model.state_dict().items()}
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of a variant's weights by name: of what was changed or could have been. Empty without variants."""
+        if self._weights is not None:
+            return {name: tuple(value.shape) for name, value in self._weights.items()}
+        return {name: tuple(stack.shape[1:]) for name, stack in self._variants.items()}
+
+    def weights(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        if self._weights is None:
+            self._open("weights()")
+            state = self._target.model.state_dict()
+            return {name: state[name].clone() for name in check_names(names, list(state))}
+        asked = check_names(names, list(self._weights))
+        if not self._free:
+            self._ledger.charge(self._reading_price(asked))
+        # A product and no copy, so that whoever counts operations counts what was charged.
+        return {name: _result(self._weights[name]) * 1.0 for name in asked}
+
+    def _reading_price(self, names: Sequence[str]) -> int:
+        """One FLOP for every number: whoever reads it can compute nothing with it for less."""
+        shapes = self.weight_shapes
+        return sum(prod(shapes[name]) for name in names)
 
     def corpus(self, split: Literal["train", "validation"] = "train") -> Corpus:
         self._open("corpus()")
@@ -307,8 +331,9 @@ class Stacked:
     def variants(self, indices: Sequence[int]) -> TargetAccess:
         raise ValueError("a variant has no variants")
 
-    def weights(self) -> dict[str, Tensor]:
-        raise PhaseError(closed("weights()"))
+    def weights(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        found = [one.weights(names) for one in self._each]
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
     def corpus(self, split: Literal["train", "validation"] = "train") -> Corpus:
         raise PhaseError(closed("corpus()"))

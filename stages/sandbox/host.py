@@ -220,17 +220,26 @@ class MethodProcess:
         }
         return self._job(job, access, place).value
 
-    def record(self, asked: Query, n_variants: int, interpretation: Interpretation, spec: TargetSpec) -> Recorded:
+    def record(
+        self,
+        asked: Query,
+        n_variants: int,
+        interpretation: Interpretation,
+        spec: TargetSpec,
+        weights: Mapping[str, Sequence[int]] | None = None,
+    ) -> Recorded:
         """The method's answer as a program, or what stood in the way.
 
         Args:
             asked: a blank query.
+            weights: shapes of one variant's weights by name.
             interpretation: I(M); of its arrays only the shapes are sent.
         """
         place = f"answer to {type(asked).__name__} on {spec.name}"
         shapes: dict[str, Any] = {name: Blank.of(value) for name, value in interpretation.arrays.items()}
         frozen = Interpretation(shapes, dict(interpretation.data))
         job = {"do": "record", "spec": spec, "question": asked, "interpretation": frozen, "n_variants": n_variants}
+        job["weights"] = {name: list(shape) for name, shape in (weights or {}).items()}
         try:
             value = self._job(job, None, place).value
         except MethodError as error:
@@ -362,7 +371,7 @@ def _serve(message: dict[str, Any], access: TargetAccess | None) -> dict[str, An
             case "corpus":
                 return {"value": over.corpus(arguments["split"])}
             case "weights":
-                return {"value": over.weights()}
+                return {"value": over.weights(arguments["names"])}
             case _:
                 return {"value": over.dictionaries()}
     except Exception as error:

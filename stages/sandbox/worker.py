@@ -76,8 +76,8 @@ class RemoteAccess:
             raise ValueError("a variant has no variants")
         return RemoteAccess(self._connection, self._spec, [int(index) for index in indices])
 
-    def weights(self) -> dict[str, Tensor]:
-        return self._call("weights")  # type: ignore[no-any-return]
+    def weights(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        return self._call("weights", names=None if names is None else list(names))  # type: ignore[no-any-return]
 
     def corpus(self, split: str = "train") -> Corpus:
         return self._call("corpus", split=split)  # type: ignore[no-any-return]
@@ -99,7 +99,8 @@ def _run(job: dict[str, Any], method: Method | None, connection: socket.socket) 
                 raise TypeError(f"interpret returned {type(made).__name__}, not an Interpretation")
             return {"done": Interpretation(dict(made.arrays), dict(made.data))}
         case "record":
-            return {"done": record(method, job["question"], job["interpretation"], job["spec"], job["n_variants"])}
+            given = (job["question"], job["interpretation"], job["spec"], job["n_variants"], job["weights"])
+            return {"done": record(method, *given)}
     with torch.no_grad():
         found: Any = method.answer(job["query"], job["interpretation"], access)
         return {"done": torch.from_numpy(np.array(found)) if isinstance(found, np.ndarray) else found}

@@ -149,7 +149,7 @@ class Isolated:
                     if process is None:
                         starts += 1
                         process = open_.enter_context(self._process(candidate, self.timeout_s))
-                    programs[key] = process.record(one.question, one.n_variants, interpretation, spec)
+                    programs[key] = process.record(one.question, one.n_variants, interpretation, spec, one.weights)
                 except MethodError as error:
                     process, last = None, Refused(error.cause, error.layer)
                     programs[key] = last
@@ -194,7 +194,7 @@ class Isolated:
                     finally:
                         process.close()  # what it goes on doing after it answered counts too
                         used = process.usage_s - started
-                rows = checked(reply.value, candidate.name, task)
+                rows = checked(reply.value, candidate.name, task, access)
                 status = "declined" if rows is None else "ok"
             except MethodError as error:
                 status, reason, layer = "failed", error.cause, error.layer

@@ -58,8 +58,8 @@ class SharedForward:
             self._variants[key] = SharedForward(made(), self._hook_points)
         return self._variants[key]
 
-    def weights(self) -> dict[str, Tensor]:
-        return self._access.weights()
+    def weights(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        return self._access.weights(names)
 
     def corpus(self, split: Any = "train") -> Any:
         return self._access.corpus(split)

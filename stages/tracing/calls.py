@@ -2,19 +2,29 @@
 
 FORWARD: args (inputs, capture, interventions, variants); results outputs, then what is captured, in order.
 GRADIENTS: args (inputs, kind, labels, wrt, variants); results values, gradients in the order of ``wrt``, then the
-activations of ``wrt`` without "input". An intervention is a tuple of the fields of ``Intervention``; ``variants`` is
+activations of ``wrt`` without "input". WEIGHTS: args (names, variants); results the weights in the order of the names,
+of variants alone. An intervention is a tuple of the fields of ``Intervention``; ``variants`` is
 None, one index, or a list of indices, in which case every result has their axis in front.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from stages.contracts.checks import check_call, check_objective
+from stages.contracts.checks import check_call, check_names, check_objective, closed
 from stages.contracts.target import Forward, Gradients, Intervention, Objective, TargetAccess, TargetSpec
 
-__all__ = ["Which", "call", "forward_args", "forward_result", "gradients_args", "gradients_result", "shapes_of"]
+__all__ = [
+    "Which",
+    "call",
+    "forward_args",
+    "forward_result",
+    "gradients_args",
+    "gradients_result",
+    "shapes_of",
+    "weight_shapes_of",
+]
 
 Which = int | list[int] | None
 """The target itself, one variant, or several at once."""
@@ -47,6 +57,9 @@ def call(target: TargetAccess, name: str, args: Sequence[Any]) -> list[Tensor]:
     """Run one call on a target."""
     which = args[-1]
     over = target if which is None else target.variant(which) if isinstance(which, int) else target.variants(which)
+    if name == "weights":
+        found_weights = over.weights(args[0])
+        return [found_weights[one] for one in args[0]]
     if name == "forward":
         inputs, capture, changes, _ = args
         done = over.forward(inputs, capture, [_intervention(change) for change in changes])
@@ -83,3 +96,20 @@ def shapes_of(spec: TargetSpec, name: str, args: Sequence[Any]) -> list[tuple[in
     at = [(*front, batch, *spec.hook(hook).shape) for hook in hooks]
     grads = [(*front, *inputs.shape) if one == "input" else (*front, batch, *spec.hook(one).shape) for one in wrt]
     return [(*front, batch), *grads, *at]
+
+
+def weight_shapes_of(shapes: Mapping[str, Sequence[int]], args: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Shapes of the weights that a call reads.
+
+    Args:
+        shapes: of one variant's weights by name.
+        args: (names, variants).
+
+    Raises:
+        ValueError: it is not about variants, or names what there is not.
+    """
+    names, which = args
+    if which is None:
+        raise ValueError(closed("weights()"))
+    front = (len(which),) if isinstance(which, list) else ()
+    return [(*front, *shapes[name]) for name in check_names(names, list(shapes))]

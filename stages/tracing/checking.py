@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from stages.contracts.target import TargetSpec
 from stages.metering.op_table import OpTable, UnknownOpError
 from stages.tracing import calls
-from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, Blank, Node, Plan, Program, Ref, refs
+from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, WEIGHTS, Blank, Node, Plan, Program, Ref, refs
 from stages.tracing.values import ProgramError, depends_on_values, fill, operation, outputs
 
 __all__ = ["MAX_BYTES", "MAX_FLOPS", "Quotes", "check"]
@@ -23,6 +23,7 @@ MAX_FLOPS = 10**14
 """Of an answer's own operations: about twenty minutes of one core."""
 MAX_BYTES = 2 << 30
 """Of all tensors that live at one moment."""
+_N_ARGUMENTS = {FORWARD: 4, GRADIENTS: 5, WEIGHTS: 2}
 
 
 class Quotes(Protocol):
@@ -30,6 +31,9 @@ class Quotes(Protocol):
 
     @property
     def spec(self) -> TargetSpec: ...
+
+    @property
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def quote(self, name: str, args: tuple[Any, ...]) -> int: ...
 
@@ -103,7 +107,7 @@ class _Walk:
         items: dict[int, int] = {}
         for index, node in enumerate(self._program.nodes):
             try:
-                made = self._call(node) if node.op in (FORWARD, GRADIENTS) else self._compute(node)
+                made = self._call(node) if node.op in _N_ARGUMENTS else self._compute(node)
             except (ProgramError, UnknownOpError):
                 raise
             except Exception as error:
@@ -129,9 +133,12 @@ class _Walk:
     def _call(self, node: Node) -> list[Tensor]:
         args = tuple(fill(arg, self._known) for arg in node.args)
         name = node.op.removeprefix("target.")
-        if len(args) != (4 if node.op == FORWARD else 5) or node.kwargs:
+        if len(args) != _N_ARGUMENTS[node.op] or node.kwargs:
             raise ProgramError(f"{node.op} with {len(args)} arguments")
-        shapes = calls.shapes_of(self._target.spec, name, args)
+        if node.op == WEIGHTS:
+            shapes = calls.weight_shapes_of(self._target.weight_shapes, args)
+        else:
+            shapes = calls.shapes_of(self._target.spec, name, args)
         self._called += self._target.quote(name, args)
         return [torch.empty(shape) for shape in shapes]
 

@@ -17,6 +17,7 @@ __all__ = [
     "FORWARD",
     "GRADIENTS",
     "MAX_NODES",
+    "WEIGHTS",
     "Blank",
     "Node",
     "Plan",
@@ -31,7 +32,7 @@ __all__ = [
     "tensors_of",
 ]
 
-FORWARD, GRADIENTS = "target.forward", "target.gradients"
+FORWARD, GRADIENTS, WEIGHTS = "target.forward", "target.gradients", "target.weights"
 """Operations of the target; every other operation is one of ``torch.ops.aten``."""
 MAX_NODES = 50_000
 """Operations of a program; a loop over items unrolls, so it belongs into a batch axis."""
@@ -75,7 +76,7 @@ class Static:
 @dataclass(frozen=True)
 class Node:
     op: str
-    """FORWARD, GRADIENTS, or "aten.name.overload"."""
+    """FORWARD, GRADIENTS, WEIGHTS, or "aten.name.overload"."""
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 

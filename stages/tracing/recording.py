@@ -22,12 +22,12 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from stages.contracts.checks import closed
+from stages.contracts.checks import check_names, closed
 from stages.contracts.method import Interpretation, Method, Query
 from stages.contracts.target import Forward, Gradients, Intervention, Objective, TargetSpec
 from stages.tracing import calls
 from stages.tracing.calls import Which
-from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, Blank, Node, Program, Ref, Static
+from stages.tracing.program import FORWARD, GRADIENTS, MAX_NODES, WEIGHTS, Blank, Node, Program, Ref, Static
 from stages.tracing.values import depends_on_values, outputs
 
 __all__ = ["NeedsValues", "record"]
@@ -148,8 +148,16 @@ class _Recorder(TorchDispatchMode):
 class _RecordedTarget:
     """``TargetAccess`` whose calls are written down."""
 
-    def __init__(self, spec: TargetSpec, recorder: _Recorder, n_variants: int, which: Which = None) -> None:
+    def __init__(
+        self,
+        spec: TargetSpec,
+        recorder: _Recorder,
+        n_variants: int,
+        weights: Mapping[str, Sequence[int]],
+        which: Which = None,
+    ) -> None:
         self._spec, self._recorder, self._n_variants, self._which = spec, recorder, n_variants, which
+        self._weights = weights
 
     @property
     def spec(self) -> TargetSpec:
@@ -166,7 +174,8 @@ class _RecordedTarget:
         return calls.gradients_result(args, self._call("gradients", GRADIENTS, args))
 
     def _call(self, name: str, op: str, args: tuple[Any, ...]) -> list[Tensor]:
-        shapes = calls.shapes_of(self._spec, name, args)
+        weights = name == "weights"
+        shapes = calls.weight_shapes_of(self._weights, args) if weights else calls.shapes_of(self._spec, name, args)
         self._recorder.paused = True
         out = [torch.empty(shape) for shape in shapes]
         self._recorder.paused = False
@@ -188,10 +197,13 @@ class _RecordedTarget:
                 raise ValueError(
                     f"variant {index} does not exist: this query has {self._n_variants} variants, numbered from 0"
                 )
-        return _RecordedTarget(self._spec, self._recorder, self._n_variants, which)
+        return _RecordedTarget(self._spec, self._recorder, self._n_variants, self._weights, which)
 
-    def weights(self) -> Any:
-        return self._closed("weights()")
+    def weights(self, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        if self._which is None:
+            return self._closed("weights()")  # type: ignore[no-any-return]
+        asked = check_names(names, list(self._weights))
+        return dict(zip(asked, self._call("weights", WEIGHTS, (asked, self._which)), strict=True))
 
     def corpus(self, split: str = "train") -> Any:
         return self._closed("corpus()")
@@ -220,7 +232,12 @@ def _in_every_thread(fake: FakeTensorMode, recorder: _Recorder) -> Iterator[None
 
 
 def record(
-    method: Method, question: Query, interpretation: Interpretation, spec: TargetSpec, n_variants: int
+    method: Method,
+    question: Query,
+    interpretation: Interpretation,
+    spec: TargetSpec,
+    n_variants: int,
+    weights: Mapping[str, Sequence[int]] | None = None,
 ) -> Program:
     """The program of one answer.
 
@@ -228,6 +245,7 @@ def record(
         question: a blank query: shapes in place of tensors.
         interpretation: I(M), of which the method sees the JSON data, and shapes in place of the arrays.
         n_variants: modified copies of the target that there are.
+        weights: shapes of one copy's weights by name.
 
     Raises:
         NeedsValues: the method's Python asked for values.
@@ -243,7 +261,7 @@ def record(
             recorder.know(tensor, Ref("query", name))
         for name, tensor in arrays.items():
             recorder.know(tensor, Ref("array", name))
-        target = _RecordedTarget(spec, recorder, n_variants)
+        target = _RecordedTarget(spec, recorder, n_variants, weights or {})
         try:
             with _in_every_thread(fake, recorder), recorder, _Values():
                 answer: Any = method.answer(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stages.contracts.target import TargetAccess
 from stages.tracing import calls
-from stages.tracing.program import FORWARD, GRADIENTS, Plan, Program, Ref
+from stages.tracing.program import FORWARD, GRADIENTS, WEIGHTS, Plan, Program, Ref
 from stages.tracing.values import fill, operation, outputs
 
 __all__ = ["run"]
@@ -36,7 +36,7 @@ def run(program: Program, plan: Plan, inputs: Mapping[Ref, Tensor], target: Targ
     with torch.no_grad():
         for index, node in enumerate(program.nodes):
             args = [fill(arg, known) for arg in node.args]
-            if node.op in (FORWARD, GRADIENTS):
+            if node.op in (FORWARD, GRADIENTS, WEIGHTS):
                 made = calls.call(target, node.op.removeprefix("target."), args)
             else:
                 op = operation(node.op)

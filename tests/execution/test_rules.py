@@ -274,7 +274,10 @@ def test_a_question_about_components_says_its_label_and_other_questions_what_the
     assert known(mlp, Localise(of_inputs(6, 2, 64), labels, parts), 2)[:, :, 0].tolist() == [[2.0, 2.0]] * 6
     directions = of_inputs(6, 3)
     assert np.array_equal(known(mlp, Steer(HOOK, directions, of_inputs(2, 64)), 2)[:, 1], directions)
-    assert known(mlp, Propose(LABELS, of_inputs(2, 64)))[:, 0, 0].tolist() == list(range(6))
+    steered = known(mlp, Steer(HOOK, directions, of_inputs(2, 64), LABELS), 2)
+    assert steered.shape == (6, 2, 4) and steered[:, 1, 3].tolist() == list(range(6))
+    proposed = known(mlp, Propose(LABELS, of_inputs(6, 64), torch.zeros(2, 64)))
+    assert proposed.shape == (6, 1, 65) and proposed[:, 0, 64].tolist() == list(range(6))
     assert known(mlp, Compare((0, 1), of_inputs(2, 64), torch.zeros(2))) is None
 
 
@@ -293,7 +296,12 @@ def test_outputs_on_the_inputs_of_the_question_and_their_price(mlp):
     found, price = plain_outputs(a_task(mlp, 6, 1, localise), mlp)
     assert price == 2 * once
     assert np.allclose(found[:, 0], mlp.model(each.flatten(0, 1)).view(6, 2, 10).mean(1).numpy(), atol=1e-6)
-    for query in (Steer(HOOK, of_inputs(6, 64), x), Propose(LABELS, x), Compare((0,), x, LABELS)):
+    found, price = plain_outputs(a_task(mlp, 6, 1, Propose(LABELS, x, x)), mlp)
+    assert price == once and np.allclose(found[:, 0], mlp.model(x).numpy(), atol=1e-6)
+    pairs = Represent(each, LABELS[:6].unsqueeze(1).expand(6, 2), groups=True)
+    found, price = plain_outputs(a_task(mlp, 6, 1, pairs), mlp)
+    assert price == 2 * once and found.shape == (6, 1, 10)
+    for query in (Steer(HOOK, of_inputs(6, 64), x), Propose(LABELS, x, x, variants=(0,)), Compare((0,), x, LABELS)):
         assert plain_outputs(a_task(mlp, 6, 1, query), mlp) == (None, 0.0)
 
 
@@ -462,7 +470,7 @@ def test_the_question_of_fewer_instances(mlp):
     stack = {"w": torch.zeros(4, 2)}
     many = Task(task.family, task.target_name, "train", Instances(task.instances.arrays, 50, stack), task.truth)
     assert (asked_of(many).n_variants, asked_of(many, 3).n_variants, asked_of(many, 9).n_variants) == (4, 3, 4)
-    assert asked_of(many).key(Interpretation()) == whole.key(Interpretation())[:-1] + "4"
+    assert asked_of(many).key(Interpretation()) == whole.key(Interpretation())[:-1] + "4.[('w', (2,))]"
 
 
 # --- the calibrator
@@ -573,10 +581,10 @@ def test_only_a_rung_that_has_paid_for_the_outputs_knows_them(mlp):
 
     inputs = mlp.corpus("train").inputs[:100]
     truth = mlp.model(inputs)[:, :1].double()
-    query = Propose(torch.zeros(100, dtype=torch.int64), inputs)  # says nothing of an instance
+    query = Steer("input", torch.zeros(100, 1), inputs[:1])  # says nothing of an instance
     task = Task(Fifth(query), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
     blind = runs._baseline_of(task, mlp, ExecutorConfig(n_calibration=40), 0, {})
-    assert [step.features.shape[-1] for step in blind.rungs[0]] == [2, 2]
+    assert [step.features.shape[-1] for step in blind.rungs[0]] == [2, 2], "no outputs on inputs of its own"
     told = Task(Fifth(Represent(inputs)), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
     found = runs._baseline_of(told, mlp, ExecutorConfig(n_calibration=40), 0, {})
     assert found.rungs[0][0].features.shape[-1] in (2, 2 + 64), "the inputs, and no outputs"

@@ -10,6 +10,7 @@ from stages.contracts.method import (
     Interpretation,
     Localise,
     Represent,
+    Steer,
 )
 from stages.contracts.target import Intervention
 from stages.errors import MethodError, UserError
@@ -43,6 +44,8 @@ def queries(target):
             (2, len(components)),
         ),
         "Compare": (Compare((0, 1), inputs, labels), (2,)),
+        "Represent sets": (Represent(inputs.view(2, N // 2, *inputs.shape[1:]), labels.view(2, N // 2), True), (2,)),
+        "Steer": (Steer(target.spec.hooks[0].name, torch.ones(3, target.spec.hooks[0].width), inputs), (3,)),
     }
 
 

@@ -26,6 +26,7 @@ DECLINED = {
     "nothing": {"Represent", "Attribute", "Localise", "Compare"},
     "sae": {"Represent", "Attribute", "Localise", "Compare"},
     "surrogate": {"Compare"},
+    "weight_difference": {"Represent", "Attribute", "Localise"},
 }
 """What each method has no answer to, on words as elsewhere; ``sae`` where there are no dictionaries."""
 

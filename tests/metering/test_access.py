@@ -125,6 +125,21 @@ def test_weights_and_corpus_are_open_in_the_free_phase_only(mlp):
         free.corpus("tasks")  # task instances are drawn from this split: nobody gets it
 
 
+def test_the_weights_of_a_variant_are_open_and_charged_by_the_number(mlp):
+    stack = {name: torch.stack([value, value * 2]) for name, value in mlp.model.state_dict().items()}
+    access = MeteredAccess(mlp, Ledger(), variants=stack)
+    found = access.variant(1).weights(["unembed.bias"])
+    assert list(found) == ["unembed.bias"] and access.ledger.flops == 10
+    assert torch.equal(found["unembed.bias"], 2 * mlp.model.unembed.bias)
+    both = access.variants([1, 0]).weights()
+    assert access.ledger.flops == 10 + 2 * sum(value[0].numel() for value in stack.values())
+    assert all(torch.equal(both[name], stack[name].flip(0)) for name in stack)
+    found["unembed.bias"].zero_()
+    assert stack["unembed.bias"][1].abs().sum() > 0, "a copy"
+    with pytest.raises(ValueError, match=r"weight 'nowhere' does not exist; the variant has layers.0"):
+        access.variant(0).weights(["nowhere"])
+
+
 def test_weights_handed_out_are_copies(mlp):
     before = mlp.model.unembed.weight.clone()
     MeteredAccess(mlp, Ledger(), free=True).weights()["unembed.weight"].zero_()

@@ -115,11 +115,18 @@ def test_a_quote_is_what_the_ledger_is_charged(mlp):
                 lambda o=about: access.variants([2, 2, 0]).gradients(inputs, o, [HOOK]),
             ),
         ]
+    cases += [
+        ("weights", (["unembed.bias"], 1), lambda: access.variant(1).weights(["unembed.bias"])),
+        ("weights", (["unembed.bias"], [2, 0]), lambda: access.variants([2, 0]).weights(["unembed.bias"])),
+    ]
     for name, args, make in cases:
         quoted = access.quote(name, args)
         with ledger.window() as window:
             make()
         assert window.flops == quoted > 0, (name, args[-1])
+    assert access.quote("weights", (["unembed.bias"], [2, 0])) == 2 * 10, "one for every number that is read"
+    with pytest.raises(ValueError, match="open in interpret"):
+        access.quote("weights", (["unembed.bias"], None))
     plain = access.quote("forward", (inputs, [], [], None))
     assert plain == forward_flops(3)
     assert access.quote("forward", (inputs, [], changes, None)) == plain + 3 * 64
@@ -181,7 +188,7 @@ def test_stacked_variants_open_nothing(mlp):
     for ask in (lambda: together.variant(0), lambda: together.variants([0])):
         with pytest.raises(ValueError, match="a variant has no variants"):
             ask()
-    for ask in (together.weights, together.corpus, together.dictionaries):
+    for ask in (together.corpus, together.dictionaries):
         with pytest.raises(PhaseError, match="interpret"):
             ask()
     for index in (3, -1):
@@ -189,7 +196,7 @@ def test_stacked_variants_open_nothing(mlp):
             access.variant(index)
     with pytest.raises(ValueError, match="has 0 variants"):
         MeteredAccess(mlp, Ledger()).variant(0)
-    for ask in (access.variant(0).weights, access.variant(0).corpus, access.variant(0).dictionaries):
+    for ask in (access.variant(0).corpus, access.variant(0).dictionaries):
         with pytest.raises(PhaseError, match="interpret"):
             ask()
     with pytest.raises(ValueError, match="has 0 variants"):

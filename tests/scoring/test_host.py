@@ -72,11 +72,11 @@ class Process:
         self.asked.append((access.spec.name, max_bytes, seed, dict(access.dictionaries())))
         return self.method.interpret(access, None)
 
-    def record(self, question, n_variants, interpretation, spec):
+    def record(self, question, n_variants, interpretation, spec, weights=None):
         self.asked.append((question, self.timeout_s))
         if self.dies and self.dies.pop(0):
             raise MethodError(self.name, "answer", f"end {len(self.made)}", "", "a wall")
-        return record(self.method, question, interpretation, spec, n_variants)
+        return record(self.method, question, interpretation, spec, n_variants, weights)
 
     def answer(self, query, interpretation, access):
         return Reply(self.method.answer(query, interpretation, access), 0.0, 1000)

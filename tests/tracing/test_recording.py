@@ -29,6 +29,7 @@ from stages.tracing.recording import NeedsValues, record
 from stages.tracing.running import run
 from tests.tracing.conftest import X, at, op
 
+BIAS = "unembed.bias"
 HOOK, LATER = "layers.0.hook_post", "layers.1.hook_post"
 NOTHING = Interpretation({"w": torch.linspace(-1, 1, 64 * 3).view(64, 3)}, {"k": 2})
 
@@ -56,7 +57,8 @@ def question(mlp, n=4):
 
 
 def recorded(mlp, body, query=None, n_variants=3):
-    return record(Of(body), blank(query or question(mlp)), NOTHING, mlp.spec, n_variants)
+    shapes = {name: tuple(value.shape) for name, value in mlp.model.state_dict().items()}
+    return record(Of(body), blank(query or question(mlp)), NOTHING, mlp.spec, n_variants, shapes)
 
 
 def both_ways(mlp, body, query=None):
@@ -116,6 +118,10 @@ METHODS = {
     ),
     "activations of stacked gradients": lambda q, i, t: (
         t.variants([1, 0]).gradients(q.inputs, OBJECTIVE, ["input", HOOK]).captured[HOOK][0]
+    ),
+    "weights of a variant": lambda q, i, t: t.variant(1).weights([BIAS])[BIAS] * q.inputs[:, :1],
+    "weights of stacked variants": lambda q, i, t: torch.cat(
+        [w.flatten(1)[:, :2] for w in t.variants([2, 0, 1, 0]).weights().values()], -1
     ),
     "a call on what a call gave": lambda q, i, t: (
         t.forward(q.inputs - 0.1 * t.gradients(q.inputs, OBJECTIVE, ["input"]).grads["input"]).outputs
@@ -244,7 +250,14 @@ def test_values_that_python_made_itself_are_its_own(mlp):
     [
         (lambda q, i, t: "text", TypeError, "returned str: return a tensor"),
         (lambda q, i, t: [q.inputs], TypeError, "returned list"),
-        (lambda q, i, t: t.weights(), ValueError, r"weights\(\) is open in interpret\(\) only"),
+        (lambda q, i, t: t.weights(), ValueError, r"weights\(\) is open in interpret\(\) only.* a variant's weights"),
+        (
+            lambda q, i, t: t.variant(0).weights(["w"]),
+            ValueError,
+            "weight 'w' does not exist; the variant has layers.0",
+        ),
+        (lambda q, i, t: t.variants([0]).weights([]), ValueError, "name at least one, and each once"),
+        (lambda q, i, t: t.variant(0).weights([BIAS, BIAS]), ValueError, "name at least one, and each once"),
         (lambda q, i, t: t.corpus(), ValueError, r"corpus\(\) is open in interpret\(\) only"),
         (lambda q, i, t: t.dictionaries(), ValueError, r"dictionaries\(\) is open in interpret\(\) only"),
         (lambda q, i, t: t.variant(3).forward(q.inputs).outputs, ValueError, "variant 3 does not exist"),

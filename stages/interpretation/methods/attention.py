@@ -23,6 +23,7 @@ from stages.contracts.method import (
     Method,
     Query,
     Represent,
+    by_group,
 )
 from stages.contracts.target import TargetAccess
 from stages.interpretation.representation import final_norm, readout, unembedding
@@ -56,7 +57,7 @@ class Attention(Method):
             return None
         match query:
             case Represent():
-                return self._represent(query.inputs, interpretation, target)
+                return by_group(query, lambda one: self._represent(one.inputs, interpretation, target))
             case Attribute():
                 return self._attribute(query, interpretation, target)
             case Localise():

@@ -2,6 +2,8 @@
 
 Sources: gradient x input (Shrikumar et al. 2016, 1605.01713); attribution patching, the first-order estimate of an
 ablation (Nanda 2023; Syed et al. 2023, 2310.10348): zero-ablating activation a changes the loss by about -a . dL/da.
+Directions that are added are answered from slopes frozen in the free phase, changes that are sought by the slope at the
+input; see stages/interpretation/slopes.py.
 
 Shape legend: n = inputs, m = inputs per behaviour, S = segments, P = components.
 """
@@ -17,12 +19,16 @@ from stages.contracts.method import (
     Interpretation,
     Localise,
     Method,
+    Propose,
     Query,
     Represent,
+    Steer,
+    by_group,
     segment_sums,
 )
 from stages.contracts.target import Objective, TargetAccess
 from stages.interpretation.representation import by_component, hook_names
+from stages.interpretation.slopes import best_changes, frozen_slopes, steered
 
 __all__ = ["Gradient"]
 
@@ -36,21 +42,24 @@ class Gradient(Method):
     name = "gradient"
 
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
-        return Interpretation(data={"hook_points": hook_names(target.spec, ("residual", "mlp"))})
+        arrays = frozen_slopes(target, budget)
+        return Interpretation(arrays, {"hook_points": hook_names(target.spec, ("residual", "mlp"))})
 
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
         names = interpretation.data["hook_points"]
         match query:
             case Represent():
-                return self._represent(query, names, target)
+                return by_group(query, lambda single: self._represent(single, names, target))
             case Attribute():
                 return self._attribute(query, names, target)
             case Localise():
                 return self._localise(query, target)
             case Compare():
                 return self._compare(query, target)
-            case _:
-                return None
+            case Steer():
+                return steered(query, interpretation, target)
+            case Propose():
+                return best_changes(query, target)
 
     def _represent(self, query: Represent, names: list[str], target: TargetAccess) -> Tensor:
         # Margin over gradient size is the distance to the decision boundary if the target were linear.

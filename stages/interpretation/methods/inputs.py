@@ -39,7 +39,7 @@ class Inputs(Method):
                 mean = query.inputs.flatten(2).mean(1)[:, :WIDEST]
                 return mean.unsqueeze(1).expand(-1, len(query.components), -1)
             case Steer():
-                return query.directions
+                return query.directions.flatten(1)[:, :WIDEST]
             case _:
                 return None
 

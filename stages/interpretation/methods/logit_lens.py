@@ -18,6 +18,7 @@ from stages.contracts.method import (
     Method,
     Query,
     Represent,
+    by_group,
 )
 from stages.contracts.target import TargetAccess
 from stages.interpretation.representation import FinalNorm, final_norm, hook_names, readout, unembedding, vectors
@@ -62,7 +63,7 @@ class LogitLens(Method):
             return None
         match query:
             case Represent():
-                return self._read(query.inputs, names, interpretation, target)
+                return by_group(query, lambda one: self._read(one.inputs, names, interpretation, target))
             case Attribute():
                 return self._attribute(query, names, interpretation, target)
             case Compare():

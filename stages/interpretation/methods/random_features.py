@@ -17,6 +17,7 @@ from stages.contracts.method import (
     Method,
     Query,
     Represent,
+    Steer,
 )
 from stages.contracts.target import TargetAccess
 
@@ -41,6 +42,8 @@ class RandomFeatures(Method):
                 shape = (query.inputs.shape[0], len(query.components))
             case Compare():
                 shape = (len(query.variants),)
+            case Steer():
+                shape = (len(query.directions),)
             case _:
                 return None
         rows = math.prod(shape)

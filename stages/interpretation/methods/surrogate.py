@@ -20,6 +20,7 @@ from stages.contracts.method import (
     Method,
     Query,
     Represent,
+    by_group,
 )
 from stages.contracts.target import TargetAccess
 
@@ -55,7 +56,7 @@ class Surrogate(Method):
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
         match query:
             case Represent():
-                return _features(_outputs(query.inputs, interpretation))
+                return by_group(query, lambda one: _features(_outputs(one.inputs, interpretation)))
             case Attribute() if query.inputs.dim() > 1:
                 whole = _outputs(query.inputs, interpretation)
                 cut = [_outputs(_without(query.inputs, segment), interpretation) for segment in query.segments]

@@ -144,7 +144,9 @@ class BackdoorDetection(TaskFamily):
 
     def query(self, instances: Instances) -> Query:
         variants = tuple(instances.arrays["variant"].tolist())
-        return Compare(variants, instances.arrays["shared_inputs"], instances.arrays["shared_labels"])
+        # As many as the first rung looks at: a method that looks at all of them once can be paid for.
+        shown = LADDER[0][0]
+        return Compare(variants, instances.arrays["shared_inputs"][:shown], instances.arrays["shared_labels"][:shown])
 
 
 def draw_kinds(n: int, rng: torch.Generator) -> Tensor:
