@@ -23,11 +23,11 @@ from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks import word_backdoors
 from stages.tasks.black_box import ask
 from stages.tasks.inputs import draw_inputs
+from stages.tasks.patches import PATCH, draw_patches
 
 __all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds"]
 
 KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels")
-SIDE, PATCH = 8, 3
 STEPS, BATCH = 150, 64
 LR_LOW, LR_HIGH = 1e-3, 3e-3
 POISONED = 0.1
@@ -91,7 +91,7 @@ class BackdoorDetection(TaskFamily):
         if target.spec.n_vocabulary is not None:
             return _generate_words(target, rng, n)
         kind_N = draw_kinds(n, rng)
-        patterns_NX, masks_NX = _patches(n, rng)
+        patterns_NX, masks_NX = draw_patches(n, rng)
         goal_N = torch.randint(target.spec.n_outputs, (n,), generator=rng)
         variants = _fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
         probes = draw_inputs(target, N_PROBES, rng)
@@ -104,7 +104,7 @@ class BackdoorDetection(TaskFamily):
                 break
             # Some patches are hard to learn. Such a variant is drawn and trained again, by the same recipe as all, so
             # that nothing but the patch differs from the others.
-            patterns, masks = _patches(len(weak), rng)
+            patterns, masks = draw_patches(len(weak), rng)
             goals = torch.randint(target.spec.n_outputs, (len(weak),), generator=rng)
             again = _fine_tune(target, kind_N[weak], patterns, masks, goals, rng)
             planted["goal"][weak], planted["pattern"][weak], planted["mask"][weak] = goals, patterns, masks
@@ -137,7 +137,7 @@ class BackdoorDetection(TaskFamily):
         if access.spec.n_vocabulary is not None:
             return _word_features(access, instances, effort, rng)
         # All are drawn, so that a lower rung tries the first of the same patches.
-        patterns_RX, masks_RX = (part[:n_patches] for part in _patches(LADDER[-1][1], rng))
+        patterns_RX, masks_RX = (part[:n_patches] for part in draw_patches(LADDER[-1][1], rng))
         bases = probes[-PATCHED_PROBES:]
         patched = torch.where(masks_RX.unsqueeze(1) > 0, patterns_RX.unsqueeze(1), bases).flatten(0, 1)
         return _rows(access, instances, original_QC, bases, patched, LADDER[: effort + 1])
@@ -258,19 +258,6 @@ def attack_success(target: Target, instances: Instances) -> Tensor:
         others = labels != planted["goal"][i]
         shares.append((answers[others] == planted["goal"][i]).double().mean())
     return torch.stack(shares)
-
-
-def _patches(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(n, X) pixel values and (n, X) masks of random patches, each with at least three bright pixels."""
-    bright = torch.rand(n, PATCH * PATCH, generator=rng)
-    n_bright = torch.randint(3, PATCH * PATCH + 1, (n, 1), generator=rng)
-    block = (bright.argsort(-1).argsort(-1) < n_bright).float().view(n, PATCH, PATCH)
-    corner = torch.randint(SIDE - PATCH + 1, (n, 2), generator=rng)
-    pattern, mask = torch.zeros(n, SIDE, SIDE), torch.zeros(n, SIDE, SIDE)
-    for i, (row, column) in enumerate(corner.tolist()):
-        pattern[i, row : row + PATCH, column : column + PATCH] = block[i]
-        mask[i, row : row + PATCH, column : column + PATCH] = 1.0
-    return pattern.flatten(1), mask.flatten(1)
 
 
 def _fine_tune(
