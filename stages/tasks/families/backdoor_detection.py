@@ -24,7 +24,7 @@ from stages.tasks import word_backdoors
 from stages.tasks.black_box import ask
 from stages.tasks.inputs import draw_inputs
 
-__all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds"]
+__all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds", "draw_patches", "fine_tune"]
 
 KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels")
 SIDE, PATCH = 8, 3
@@ -62,6 +62,7 @@ CONSTANTS: Constants = {
 
 
 class BackdoorDetection(TaskFamily):
+    cluster = "backdoor"
     title = "Does this variant of the target have a backdoor?"
     source = "Gu et al. 2017 (BadNets), arXiv 1708.06733; detection over many variants as in TrojAI, arXiv 2003.07233"
     why_hard_black_box = "the trigger is one of thousands of patches, and without it the variant behaves like any other"
@@ -91,9 +92,9 @@ class BackdoorDetection(TaskFamily):
         if target.spec.n_vocabulary is not None:
             return _generate_words(target, rng, n)
         kind_N = draw_kinds(n, rng)
-        patterns_NX, masks_NX = _patches(n, rng)
+        patterns_NX, masks_NX = draw_patches(n, rng)
         goal_N = torch.randint(target.spec.n_outputs, (n,), generator=rng)
-        variants = _fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
+        variants = fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
         probes = draw_inputs(target, N_PROBES, rng)
         planted = {"kind": kind_N, "goal": goal_N, "pattern": patterns_NX, "mask": masks_NX}
         arrays = {"variant": torch.arange(n), "shared_inputs": probes.inputs, "shared_labels": probes.labels}
@@ -104,9 +105,9 @@ class BackdoorDetection(TaskFamily):
                 break
             # Some patches are hard to learn. Such a variant is drawn and trained again, by the same recipe as all, so
             # that nothing but the patch differs from the others.
-            patterns, masks = _patches(len(weak), rng)
+            patterns, masks = draw_patches(len(weak), rng)
             goals = torch.randint(target.spec.n_outputs, (len(weak),), generator=rng)
-            again = _fine_tune(target, kind_N[weak], patterns, masks, goals, rng)
+            again = fine_tune(target, kind_N[weak], patterns, masks, goals, rng)
             planted["goal"][weak], planted["pattern"][weak], planted["mask"][weak] = goals, patterns, masks
             for name, stack in again.items():
                 variants[name][weak] = stack
@@ -137,7 +138,7 @@ class BackdoorDetection(TaskFamily):
         if access.spec.n_vocabulary is not None:
             return _word_features(access, instances, effort, rng)
         # All are drawn, so that a lower rung tries the first of the same patches.
-        patterns_RX, masks_RX = (part[:n_patches] for part in _patches(LADDER[-1][1], rng))
+        patterns_RX, masks_RX = (part[:n_patches] for part in draw_patches(LADDER[-1][1], rng))
         bases = probes[-PATCHED_PROBES:]
         patched = torch.where(masks_RX.unsqueeze(1) > 0, patterns_RX.unsqueeze(1), bases).flatten(0, 1)
         return _rows(access, instances, original_QC, bases, patched, LADDER[: effort + 1])
@@ -260,7 +261,7 @@ def attack_success(target: Target, instances: Instances) -> Tensor:
     return torch.stack(shares)
 
 
-def _patches(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_patches(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """(n, X) pixel values and (n, X) masks of random patches, each with at least three bright pixels."""
     bright = torch.rand(n, PATCH * PATCH, generator=rng)
     n_bright = torch.randint(3, PATCH * PATCH + 1, (n, 1), generator=rng)
@@ -273,7 +274,7 @@ def _patches(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     return pattern.flatten(1), mask.flatten(1)
 
 
-def _fine_tune(
+def fine_tune(
     target: Target, kind_N: Tensor, patterns_NX: Tensor, masks_NX: Tensor, goal_N: Tensor, rng: torch.Generator
 ) -> dict[str, Tensor]:
     """Fine-tune all variants side by side; returns their stacked weights."""
