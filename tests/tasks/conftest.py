@@ -26,6 +26,7 @@ SIZES = {
     "circuit_membership": 3,
     "noise_flip": 6,
     "responsible_component": 3,
+    "trigger_recovery": 12,
 }
 PARAMS = load("tasks", Config, Path(__file__).resolve().parents[2] / "params" / "tasks.yaml").families
 CASES = [(name, target) for name in FAMILIES.names() for target in PARAMS[name].targets]

@@ -12,7 +12,9 @@ from stages.contracts.method import (
     Attribute,
     Compare,
     Localise,
+    Propose,
     Represent,
+    Steer,
 )
 from stages.contracts.task import Instances, skill
 from stages.errors import UserError
@@ -26,7 +28,7 @@ from stages.tasks.generation import (
     make,
     pool_of,
 )
-from tests.tasks.conftest import CASES, SIZES, SPLIT, made_small, small_target
+from tests.tasks.conftest import CASES, PARAMS, SIZES, SPLIT, made_small, small_target
 
 CLIMBED = [(name, target) for name, target in CASES if (name, target) != ("ablation_effect", "digits_mlp")]
 
@@ -102,10 +104,20 @@ def test_the_query_has_a_row_per_instance(name: str, target: str) -> None:
         assert query.inputs.shape[1:] == small_target(target).spec.input_shape
     if isinstance(query, Attribute):
         assert len(query.segments) == made.truth.values.shape[1]
+    if isinstance(query, Propose):
+        assert query.changes.shape[-len(query.inputs.shape) + 1 :] == query.inputs.shape[1:]
+        assert not query.variants or len(query.variants) == made.instances.n
     if isinstance(query, Localise):
-        assert query.components == small_target(target).spec.components
+        assert set(query.components) <= set(small_target(target).spec.components)
+        assert len(query.components) == made.truth.values.shape[1]
     if isinstance(query, Compare):
         assert len(query.variants) == made.instances.n
+    elif isinstance(query, Steer):
+        assert (
+            len(query.directions) == made.instances.n
+            and query.inputs.shape[1:] == small_target(target).spec.input_shape
+        )
+        assert query.labels is None or query.labels.shape == (made.instances.n,)
     else:
         assert len(query.inputs) == made.instances.n  # type: ignore[union-attr]
 
@@ -117,10 +129,17 @@ def test_public_arrays_hold_no_truth(name: str, target: str) -> None:
     assert not public.planted
     assert set(public.arrays) <= {
         "inputs", "labels", "variant", "shared_inputs", "shared_labels", "shared_components", "shared_hook_points",
-        "shared_segments", "shared_words",
+        "shared_segments", "shared_words", "directions", "shared_place", "changes", "shared_changes", "replacements",
     }  # fmt: skip
     if "variant" in public.arrays:
         assert public.arrays["variant"].tolist() == list(range(public.n))
+
+
+def test_a_cluster_stands_in_one_split_alone() -> None:
+    splits: dict[str, set[str]] = {}
+    for name in FAMILIES.names():
+        splits.setdefault(family(name).cluster or name, set()).add(PARAMS[name].split)
+    assert all(len(found) == 1 for found in splits.values()), splits
 
 
 def test_planted_kinds_are_in_random_order() -> None:

@@ -212,7 +212,7 @@ def test_a_backdoor_that_is_not_learned_is_drawn_again(monkeypatch: pytest.Monke
     from stages.tasks.families import backdoor_detection as family_file
 
     target, tried = small_target("digits_mlp"), []
-    real = family_file._fine_tune
+    real = family_file.fine_tune
 
     def first_time_in_vain(target: Target, kinds: Tensor, *rest: Any) -> dict[str, Tensor]:
         tried.append(len(kinds))
@@ -223,7 +223,7 @@ def test_a_backdoor_that_is_not_learned_is_drawn_again(monkeypatch: pytest.Monke
                 weights[name][index] = value.detach()
         return weights
 
-    monkeypatch.setattr(family_file, "_fine_tune", first_time_in_vain)
+    monkeypatch.setattr(family_file, "fine_tune", first_time_in_vain)
     made = make(family("backdoor_detection"), target, "train", 12, 0, "test", b"key")
     assert tried == [12, 1]
     success = made.truth.groups["success"]

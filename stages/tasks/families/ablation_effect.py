@@ -46,6 +46,7 @@ CONSTANTS: Constants = {
 
 
 class AblationEffect(TaskFamily):
+    cluster = "ablation_effect"
     title = "How much does the loss on these inputs change when a component is set to zero?"
     source = "Meyes et al. 2019 (Ablation studies in artificial neural networks), arXiv 1901.08644"
     why_hard_black_box = "every component needs its own forward passes, and few inputs give a noisy mean"

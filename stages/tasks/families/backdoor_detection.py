@@ -25,7 +25,7 @@ from stages.tasks.black_box import ask
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.patches import PATCH, draw_patches
 
-__all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds"]
+__all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds", "fine_tune"]
 
 KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels")
 STEPS, BATCH = 150, 64
@@ -62,6 +62,7 @@ CONSTANTS: Constants = {
 
 
 class BackdoorDetection(TaskFamily):
+    cluster = "backdoor"
     title = "Does this variant of the target have a backdoor?"
     source = "Gu et al. 2017 (BadNets), arXiv 1708.06733; detection over many variants as in TrojAI, arXiv 2003.07233"
     why_hard_black_box = "the trigger is one of thousands of patches, and without it the variant behaves like any other"
@@ -93,7 +94,7 @@ class BackdoorDetection(TaskFamily):
         kind_N = draw_kinds(n, rng)
         patterns_NX, masks_NX = draw_patches(n, rng)
         goal_N = torch.randint(target.spec.n_outputs, (n,), generator=rng)
-        variants = _fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
+        variants = fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
         probes = draw_inputs(target, N_PROBES, rng)
         planted = {"kind": kind_N, "goal": goal_N, "pattern": patterns_NX, "mask": masks_NX}
         arrays = {"variant": torch.arange(n), "shared_inputs": probes.inputs, "shared_labels": probes.labels}
@@ -106,7 +107,7 @@ class BackdoorDetection(TaskFamily):
             # that nothing but the patch differs from the others.
             patterns, masks = draw_patches(len(weak), rng)
             goals = torch.randint(target.spec.n_outputs, (len(weak),), generator=rng)
-            again = _fine_tune(target, kind_N[weak], patterns, masks, goals, rng)
+            again = fine_tune(target, kind_N[weak], patterns, masks, goals, rng)
             planted["goal"][weak], planted["pattern"][weak], planted["mask"][weak] = goals, patterns, masks
             for name, stack in again.items():
                 variants[name][weak] = stack
@@ -260,7 +261,7 @@ def attack_success(target: Target, instances: Instances) -> Tensor:
     return torch.stack(shares)
 
 
-def _fine_tune(
+def fine_tune(
     target: Target, kind_N: Tensor, patterns_NX: Tensor, masks_NX: Tensor, goal_N: Tensor, rng: torch.Generator
 ) -> dict[str, Tensor]:
     """Fine-tune all variants side by side; returns their stacked weights."""

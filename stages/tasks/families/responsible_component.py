@@ -53,6 +53,7 @@ CONSTANTS: Constants = {
 
 
 class ResponsibleComponent(TaskFamily):
+    cluster = "ablation_effect"
     title = "Which components carry this behaviour rather than all that the target does?"
     source = "Meyes et al. 2019, arXiv 1901.08644; selectivity after Morcos et al. 2018, arXiv 1803.06959"
     why_hard_black_box = "every component needs its own forward passes, on this behaviour and on others"
