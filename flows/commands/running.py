@@ -141,19 +141,16 @@ def only_about(root: "Path", targets: "Sequence[str]", console: "Console", optio
     from dataclasses import replace
 
     from flows.estimating import show_estimate
-    from flows.optional_targets import known_targets
     from flows.scheduler import raise_failures, run_graph
     from stages.base import paths
-    from stages.base.params import names
+    from stages.scoring.needs import outputs_about
+    from stages.tools.optional_targets import known_targets
 
     for line in known_targets(root, targets):
         console.print(line, highlight=False, soft_wrap=True)
     made = run_graph(root, console, replace(options, outputs=(*map(paths.target_dir, targets), paths.secret_file())))
     raise_failures(root, made.outcomes)
-    trained_on = names("dictionaries", "trained_on")
-    folders = (paths.target_dir, paths.activations_dir, paths.dictionaries_dir)
-    wanted = [of(name) for name in targets for of in folders if of is not paths.dictionaries_dir or name in trained_on]
-    outputs = (*wanted, *map(paths.metrics_file, ("leaderboard", "train", "per_task")))
+    outputs = outputs_about(targets)
     show_estimate(root, targets, outputs, console, options.jobs)
     return replace(options, outputs=outputs)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows.optional_targets import OptionalTarget, add_target, known_targets
 from stages.activations.stage import Config as ActivationsConfig
 from stages.base.params import load
 from stages.dictionaries.settings import Config as DictionariesConfig
@@ -17,6 +16,7 @@ from stages.targets.stage import Config as TargetsConfig
 from stages.tasks.families import family
 from stages.tasks.stage import Config as TasksConfig
 from stages.tools.estimates import estimate
+from stages.tools.optional_targets import OptionalTarget, add_target, known_targets
 from tests import toy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
