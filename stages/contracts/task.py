@@ -100,6 +100,8 @@ class TaskFamily(ABC):
     why_hard_black_box: ClassVar[str]
     why_white_box_helps: ClassVar[str]
     query_kind: ClassVar[Literal["Represent", "Attribute", "Localise", "Compare", "Steer", "Propose"]]
+    cluster: ClassVar[str] = ""
+    """Families of one cluster are close copies of one question and count once, as one family does; empty: alone."""
     needs: ClassVar[frozenset[Offer]]
     """What a target must offer so that the question means something on it; names of ``target.OFFERS``."""
     n_efforts: ClassVar[int]
