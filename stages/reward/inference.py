@@ -33,13 +33,15 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
 
-__all__ = ["LEVEL", "POWER", "Estimated", "combined", "holm", "measured", "over_units"]
+__all__ = ["ALPHA", "POWER", "Estimated", "combined", "holm", "measured", "over_units"]
 
 FloatArray = npt.NDArray[np.float64]
-LEVEL = 0.95
+ALPHA = 0.05
+"""Two-sided level of every interval and test."""
 POWER = 0.8
 """With what probability the smallest visible difference would have been seen."""
 LARGEST_DF = 1e6
+N_MIDDLES = 500
 
 
 class Estimated(NamedTuple):
@@ -52,7 +54,7 @@ class Estimated(NamedTuple):
 
     def interval(self) -> tuple[float, float]:
         """(low, high): the two-sided 95% interval."""
-        half = float(stdtrit(self.df, (1 + LEVEL) / 2)) * self.se
+        half = float(stdtrit(self.df, 1 - ALPHA / 2)) * self.se
         return self.value - half, self.value + half
 
     @property
@@ -143,8 +145,8 @@ def holm(p: Sequence[float]) -> list[float]:
 @lru_cache(maxsize=4096)
 def _visible(df: float) -> float:
     """In standard errors: the noncentrality at which a two-sided t test at .05 rejects with probability .8."""
-    limit = float(stdtrit(df, (1 + LEVEL) / 2))
-    middles = (np.arange(4000) + 0.5) / 4000
+    limit = float(stdtrit(df, 1 - ALPHA / 2))
+    middles = (np.arange(N_MIDDLES) + 0.5) / N_MIDDLES
     # What the estimated error is in units of the true one, at evenly spaced probabilities; scipy's noncentral t is not
     # a number at 1 degree of freedom.
     errors = np.sqrt(2 * gammaincinv(df / 2, middles) / df)

@@ -4,10 +4,10 @@
 difference of two methods, and for the gate of a campaign.
 
 The noise floor is the reward of a method that adds nothing: an answer of random numbers, for nothing, on the same
-splits with the same black-box draws. Both arms of a reward have the same split, labels and draws, which cancel; what does not
-cancel is what an empty answer does to the choices of the executor, and that is what the floor measures. Redrawing
-split, labels and draws is in the standard error, since every seed redraws them. A floor between two runs on different
-splits would hold what a reward does not: it hid rewards of 4 to 9 standard errors.
+splits with the same black-box draws. Both arms of a reward have the same split, labels and draws, which cancel; what
+does not cancel is what an empty answer does to the choices of the executor, and that is what the floor measures.
+Redrawing split, labels and draws is in the standard error, since every seed redraws them. A floor between two runs on
+different splits would hold what a reward does not: it hid rewards of 4 to 9 standard errors.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from stages.contracts.record import Verdict
 from stages.contracts.reward_rows import CONTROL_METHODS, Scope, StatementRow, TaskRow
-from stages.reward.inference import LEVEL, Estimated, combined, holm, over_units
+from stages.reward.inference import ALPHA, Estimated, combined, holm, over_units
 
 __all__ = [
     "BOTH",
@@ -57,7 +57,7 @@ def decide(value: float, p: float | None, floor: float, unseen_share: float = 0.
         floor: see ``noise_floor``.
         unseen_share: what the meter could miss, as a share of the tight budget.
     """
-    if p is None or p >= 1 - LEVEL or abs(value) <= floor:
+    if p is None or p >= ALPHA or abs(value) <= floor:
         return "not distinguishable"
     if value < 0:
         return "worse"
