@@ -122,6 +122,15 @@ def test_holm_is_over_the_methods_of_one_sentence_and_controls_are_not_in_it():
     assert p_of(adjusted([*rows, *other]))["a"] == p["a"], "another split is another table"
 
 
+def test_each_kind_of_question_is_a_sentence_of_its_own():
+    effects = [effect(m, f"{kind}{i}", 0.1 + by * x, kind)
+               for m, by in (("a", 0.01), ("b", 0.05)) for kind in ("Localise", "Compare")
+               for i, x in enumerate((-1.0, 0.0, 1.0))]  # fmt: skip
+    naive = stats.ttest_1samp([0.09, 0.1, 0.11], 0.0).pvalue
+    for kind in ("Localise", "Compare"):
+        assert p_of(stated(effects, "train"), "kind", kind)["a"][1] == pytest.approx(2 * naive, abs=1e-5)
+
+
 def test_a_verdict_is_of_the_corrected_p_and_says_so():
     """Five methods of p .02: each would be better alone."""
     values = np.array([0.1, 0.14, 0.2, 0.36])
