@@ -145,8 +145,9 @@ class TaskRow(Record):
     """Standard error of the reward, from instances and seeds."""
     reward_df: float
     """Its degrees of freedom."""
-    visible: float = Field(title="smallest visible")
-    """The smallest true reward that would have been told from 0 in 80% of repetitions (two-sided, 5%)."""
+    visible: float | None = Field(title="smallest visible")
+    """The smallest true reward that would have been told from 0 in 80% of repetitions (two-sided, 5%); null where
+    nothing varied."""
     improvement: float = Field(title="P(improvement)")
     """Share of seeds in which the reward is above 0, ties counted half."""
     baseline_score_mean: float
@@ -283,7 +284,8 @@ class StatementRow(Record):
     verdict: Verdict
     """better or worse only if p (Holm) is below .05 and the reward exceeds the noise floor."""
     visible: float | None = Field(title="smallest visible")
-    """The smallest true reward that would have been told from 0 in 80% of repetitions (two-sided, 5%, uncorrected)."""
+    """The smallest true reward that would have been told from 0 in 80% of repetitions (two-sided, 5%, uncorrected).
+    Null where it was not tested or nothing varied."""
     improvement: float = Field(title="P(improvement)")
     """Share of seeds, tasks and families in which the reward is above 0, ties counted half."""
     noise_floor: float
@@ -312,10 +314,13 @@ class StatementRow(Record):
         if self.low is None or self.high is None:
             return f"{self.where} {self.method} has {numbers} against {rival}: one family says nothing of others"
         numbers += f" [{self.low:+.3f}, {self.high:+.3f}]"
-        if self.p is None or self.p_holm is None or self.visible is None:
+        if self.p is None or self.p_holm is None:
             return f"{self.where} {self.method} answered nothing"
+        if self.low == self.high == 0:
+            return f"{self.where} {self.method} changed nothing"
         verdict = {"not distinguishable": "not distinguishable from"}.get(self.verdict, f"{self.verdict} than")
-        text = f"{self.where} {self.method} is {verdict} {rival}: {numbers}, smallest visible {self.visible:.3f}"
+        text = f"{self.where} {self.method} is {verdict} {rival}: {numbers}"
+        text += "" if self.visible is None else f", smallest visible {self.visible:.3f}"
         if self.verdict == "not distinguishable" and self.p < 0.05:
             text += f", p {_p(self.p)}"
             text += f" and {_p(self.p_holm)} corrected by Holm" if self.p_holm != self.p else ""

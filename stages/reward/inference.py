@@ -65,8 +65,11 @@ class Estimated(NamedTuple):
         return float(2 * stdtr(self.df, -abs(self.value) / self.se))
 
     @property
-    def visible(self) -> float:
-        """The smallest true difference from 0 whose interval would have excluded 0 in 80% of repetitions."""
+    def visible(self) -> float | None:
+        """The smallest true difference from 0 whose interval would have excluded 0 in 80% of repetitions; None where
+        nothing varied, which says nothing of what would have been seen."""
+        if self.se == 0:
+            return None
         return _visible(round(min(self.df, LARGEST_DF), 2)) * self.se
 
 

@@ -180,7 +180,8 @@ def _sentence(effects: Sequence[Effect], split: str, scope: Scope, kind: str = "
         n = len(values)
         found = over_units([n * value for value in values.values()])
     value = float(np.dot(weights, [one.reward.value for one in effects]))
-    tested = found is not None and any(one.answered for one in effects)
+    # A method that declined everything was not tested; against another method it was, as one that does nothing.
+    tested = found is not None and (bool(effects[0].against) or any(one.answered for one in effects))
     low, high = (None, None) if found is None else found.interval()
     p, floor = found.p if tested and found else None, joint_floor([one.floor for one in effects], weights)
     unseen = max(one.unseen for one in effects)

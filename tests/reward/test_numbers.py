@@ -211,7 +211,7 @@ def test_instance_counts_are_those_of_a_bootstrap():
 
 def test_a_constant_interval_is_its_point():
     found = measured(np.full((100, 3), 0.25), 10, 6)
-    assert (found.value, found.se, found.interval(), found.p, found.visible) == (0.25, 0.0, (0.25, 0.25), 0.0, 0.0)
+    assert (found.value, found.se, found.interval(), found.p, found.visible) == (0.25, 0.0, (0.25, 0.25), 0.0, None)
 
 
 def test_a_score_interval_stays_within_what_a_score_can_be():
