@@ -148,14 +148,14 @@ def print_statements(console: Console, said: Sequence[StatementRow], split: str)
     print_table(console, table)
     kinds = sorted({row.kind for row in rows if row.kind})
     by_kind = {(row.method, row.kind): row for row in rows if row.kind}
-    table = _slim(f"by kind of question{against}: mean over (n) {split} families", ("method",), kinds, ())
+    table = _slim(f"by kind of question{against} (families)", ("method",), kinds, ())
     for row in wide:
         if any((row.method, kind) in by_kind for kind in kinds):
             table.add_row(row.method, *(_of_kind(by_kind.get((row.method, kind))) for kind in kinds))
     print_table(console, table)
     console.print(
-        "visible: the reward that would have been seen in 80% of repetitions; better and worse: at the 5% level,\n"
-        "corrected by Holm for the methods of a table, and beyond the noise floor; by kind: > better, < worse",
+        "visible: the reward that would have been seen in 80% of repetitions\n"
+        "better (>), worse (<): at the 5% level, corrected by Holm, beyond the noise floor",
         highlight=False,
     )
     for row in strongest(said)[:4]:
