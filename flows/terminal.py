@@ -19,6 +19,7 @@ from stages.contracts.record import Record, ResultFile, Verdict
 from stages.contracts.reward_rows import (
     LEADERBOARD,
     NULL,
+    ON_TASKS,
     STATEMENTS,
     TEST,
     TEST_STATEMENTS,
@@ -97,7 +98,7 @@ def print_leaderboard(
         nulls: rewards of methods on untrained twins, beside those in metrics/null.json.
         said: what may be said of the methods, where it is known.
     """
-    visible = {(row.method, row.split): row.visible for row in said if row.scope == "tasks"}
+    visible = {(row.method, row.split): row.visible for row in said if row.scope == ON_TASKS}
     known = [*(NULL.load() if NULL.path().is_file() else ()), *nulls]
     untrained = {(row.method, row.split): row.reward for row in known if row.task == "all"}
     table = _slim(
@@ -140,7 +141,7 @@ def print_statements(console: Console, said: Sequence[StatementRow], split: str)
     table = _slim(
         f"on families like these {wide[0].n} {split} families{against}",
         ("method",),
-        ("reward", "95% interval", "visible", "P(better)", "p (Holm)"),
+        ("Reward", "95% interval", "visible", "P(better)", "p (Holm)"),
         ("",),
     )
     for row in wide:
@@ -170,17 +171,17 @@ def _said(row: StatementRow) -> tuple[str, ...]:
         _plainly(row.visible),
         f"{row.improvement:.2f}",
         _plainly(row.p_holm),
-        _verdict(row.verdict).replace("baseline", row.against or "baseline"),
+        _verdict(row.verdict, row.against),
     )
 
 
 def print_difference(console: Console, said: Sequence[StatementRow], split: str) -> None:
     """How far each method is above another one: on these tasks, on families like these, by kind of question."""
-    here = [row for row in said if row.scope == "tasks"]
+    here = [row for row in said if row.scope == ON_TASKS]
     table = _slim(
         f"reward over that of {here[0].against}, on these {here[0].n} {split} tasks",
         ("method",),
-        ("reward", "95% interval", "visible", "P(better)", "p (Holm)"),
+        ("Reward", "95% interval", "visible", "P(better)", "p (Holm)"),
         ("",),
     )
     for row in here:
@@ -253,9 +254,9 @@ def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[
     return table
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict, rival: str = "") -> str:
     """ "not distinguishable" is too long for a column."""
-    return verdict.replace("not distinguishable", "~ baseline")
+    return verdict.replace("not distinguishable", f"~ {rival}" if rival else "~ baseline")
 
 
 def print_rows(console: Console, rows: Sequence[Record | Mapping[str, object]], title: str = "") -> None:

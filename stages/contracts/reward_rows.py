@@ -13,6 +13,7 @@ __all__ = [
     "FRESH",
     "LEADERBOARD",
     "NULL",
+    "ON_TASKS",
     "PER_TASK",
     "SENSITIVITY",
     "STATEMENTS",
@@ -39,6 +40,8 @@ __all__ = [
 CONTROL_METHODS = frozenset({"inputs", "nothing", "oracle", "random_features", "surrogate"})
 """Methods that claim nothing: what they earn says whether the measurement is right."""
 Scope = Literal["tasks", "kind", "families"]
+ON_TASKS: Scope = "tasks"
+"""The sentence about these tasks alone."""
 
 
 class BudgetRow(Record):
