@@ -7,7 +7,7 @@ The noise floor is the reward of a method that adds nothing: an answer of random
 splits with the same black-box draws. Both arms of a reward have the same split, labels and draws, which cancel; what
 does not cancel is what an empty answer does to the choices of the executor, and that is what the floor measures.
 Redrawing split, labels and draws is in the standard error, since every seed redraws them. A floor between two runs on
-different splits would hold what a reward does not: it hid rewards of 4 to 9 standard errors.
+different splits would hold what a reward does not: it hid rewards of 5 and 8 standard errors.
 """
 
 from collections import defaultdict
