@@ -314,24 +314,24 @@ class StatementRow(Record):
         """The row in words, without a capital and a full stop."""
         rival = self.against or "the agent alone"
         numbers = f"{self.value:+.3f}"
+        if self.value == 0 and (self.p is None or self.low == self.high == 0):
+            return f"{self.where} {self.method} changed nothing"
         if self.low is None or self.high is None:
             return f"{self.where} {self.method} has {numbers} against {rival}: one family says nothing of others"
         numbers += f" [{self.low:+.3f}, {self.high:+.3f}]"
-        if self.p is None or self.p_holm is None:
-            return f"{self.where} {self.method} answered nothing"
-        if self.low == self.high == 0:
-            return f"{self.where} {self.method} changed nothing"
         verdict = {"not distinguishable": "not distinguishable from"}.get(self.verdict, f"{self.verdict} than")
         text = f"{self.where} {self.method} is {verdict} {rival}: {numbers}"
         text += "" if self.visible is None else f", smallest visible {self.visible:.3f}"
-        if self.verdict == "not distinguishable" and self.p < 0.05:
+        if self.verdict == "not distinguishable" and self.p is not None and self.p < 0.05:
             text += f", p {_p(self.p)}"
-            text += f" and {_p(self.p_holm)} corrected by Holm" if self.p_holm != self.p else ""
+            text += f" and {_p(self.p_holm)} corrected by Holm" if self.p_holm not in (None, self.p) else ""
             text += f", noise floor {self.noise_floor:.3f}"
         return text
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "unknown"
     return "below .001" if value < 0.001 else f"{value:.3f}".lstrip("0")
 
 

@@ -194,7 +194,7 @@ def verdict_text(said: Sequence[StatementRow], row: LeaderboardRow, judged: Sequ
         judged: its tasks.
     """
     text = " ".join(f"{one.sentence[0].upper()}{one.sentence[1:]}." for one in said)
-    text += f" Noise floor {row.noise_floor:.3f}, n = {row.n_tasks} tasks x {row.n_seeds} seeds."
+    text += f" The noise floor is {row.noise_floor:.3f}, n = {row.n_tasks} tasks x {row.n_seeds} seeds."
     as_well = row.placebo_reward >= row.reward_mean - row.noise_floor
     text += (
         f" Its placebo, the same answers in shuffled order, {'did as well' if as_well else 'did not do as well'}"

@@ -198,4 +198,4 @@ def test_sentences_say_where_what_and_how_much():
     both = row.model_copy(update={"split": "validation+test", "against": "pca", "verdict": "worse"})
     assert both.sentence.startswith("on these 5 validation and test tasks m is worse than pca")
     idle = said([effect("m", "one", 0.0, answered=False)], "tasks")
-    assert idle.sentence == "on this train task m answered nothing" and idle.verdict == "not distinguishable"
+    assert idle.sentence == "on this train task m changed nothing" and idle.verdict == "not distinguishable"
