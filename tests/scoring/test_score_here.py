@@ -226,8 +226,8 @@ def test_a_verdict_in_words(graph):
     assert verdict_text([SAID, SAID.model_copy(update=wide)], better, [judged_as("a.b", "ok")]) == (
         "On these 2 validation tasks mine is better than the agent alone: +0.500 [+0.250, +0.750], smallest visible"
         " 0.200. On families like these (2 validation families) mine is not distinguishable from the agent alone:"
-        " +0.500 [-0.500, +1.500], smallest visible 1.400. The noise floor is 0.125, n = 2 tasks x 3 seeds. Its placebo,"
-        " the same answers in shuffled order, did not do as well (+0.250 [-0.500, +0.500])."
+        " +0.500 [-0.500, +1.500], smallest visible 1.400. The noise floor is 0.125, n = 2 tasks x 3 seeds. Its"
+        " placebo, the same answers in shuffled order, did not do as well (+0.250 [-0.500, +0.500])."
     )
     helped = " So what helped is not what the answers say."
     for placebo, verdict, well in ((0.375, "better", True), (0.5, "worse", True), (0.374, "better", False)):
