@@ -182,11 +182,13 @@ def show_result(console: "Console", result: "RunResult") -> None:
 
 
 def _show_results(console: "Console") -> None:
-    from flows.terminal import leaderboard_rows, print_leaderboard
+    from flows.terminal import leaderboard_rows, print_leaderboard, print_statements, statement_rows
     from stages.base import paths
 
     if paths.metrics_file("leaderboard").is_file():
-        print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families")
+        said = statement_rows("validation")
+        print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families", said=said)
+        print_statements(console, said, "validation")
 
 
 def _show_places(console: "Console") -> None:

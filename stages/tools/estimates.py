@@ -72,8 +72,8 @@ def estimate(target_name: str, tell: Callable[[str], None] = print) -> tuple[lis
         rows.append(Estimate(f"truth of {name}", n, n * truth_s, f"{truth_s:.1f} s an instance"))
         fixed: dict[int, LadderStep] = {}
         first_s, again_s = (_seconds(task, target, replicate, fixed) for replicate in (0, 1))
-        # Each seed draws twice; steps that draw nothing are run once.
-        again = 2 * config.n_seeds - 1
+        # Each seed draws anew; steps that draw nothing are run once.
+        again = config.n_seeds - 1
         ladder_s = n * (first_s + again * again_s)
         detail = f"{first_s:.1f} s an instance, then {again} times {again_s:.1f} s"
         rows.append(Estimate(f"ladder of {name}", n, ladder_s, detail))
