@@ -38,15 +38,15 @@ def activations(target: Target, place: str, inputs: Tensor) -> Tensor:
     with torch.no_grad(), target.model.hooks(fwd_hooks=[(place, lambda value, hook: held.append(value.detach()))]):
         for part in torch.split(inputs, CHUNK):
             target.model(part)
-    found: Tensor = torch.cat(held)
-    if found.dim() > 2:
-        found = found.flatten(1, -2)[:, -1]
-    return found
+    found = torch.cat(held)
+    last: Tensor = found.flatten(1, -2)[:, -1] if found.dim() > 2 else found
+    return last
 
 
 def unit(vectors: Tensor) -> Tensor:
     """(N, W) vectors of Euclidean length 1."""
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    lengths: Tensor = vectors.norm(dim=-1, keepdim=True)
+    return vectors / lengths.clamp_min(1e-6)
 
 
 def moved_outputs(target: Target, place: str, inputs: Tensor, directions: Tensor) -> Iterator[Tensor]:
