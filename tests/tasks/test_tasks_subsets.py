@@ -150,3 +150,16 @@ def test_edge_radius_is_reached_and_one_pixel_is_found_where_one_is_enough():
             assert truth > 1.0
     label = torch.tensor(int(mlp(weights, arrays["inputs"][0].double().numpy()).argmax()))
     assert fewest_pixels(target, arrays["inputs"][0], label) < 1e-3, "what is the answer already needs nothing"
+
+
+def test_rare_answer_agrees_with_other_draws():
+    """The standard error of a share p of R draws is sqrt(p / R), so that of its logarithm falls with the count."""
+    weights = small_target("digits_mlp").model.state_dict()
+    made, rng = made_small("rare_answer", "digits_mlp"), np.random.default_rng(1)
+    arrays = made.instances.arrays
+    for x, y, truth in zip(arrays["inputs"], arrays["labels"].tolist(), made.truth.values[:, 0].tolist(), strict=True):
+        image = x.double().numpy()
+        assert mlp(weights, image).argmax() != y
+        drawn = mlp(weights, image + 0.35 * rng.standard_normal((8000, 64))).argmax(-1)
+        count, expected = (drawn == y).sum(), 10**truth * 8001 - 0.5
+        assert abs(count - expected) < 5 * np.sqrt(max(count, expected, 1) * 2)
