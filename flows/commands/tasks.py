@@ -61,20 +61,25 @@ def instances(
 @tasks.command()
 def audit(
     names: Annotated[list[str] | None, typer.Argument(help="Families to audit; default: all.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Only on this target.")] = None,
+    share: Annotated[
+        float, typer.Option("--share", help="Of the instances the stage makes, 0 to 1; less is faster and rougher.")
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
-    """Check families: truth spread, leaks, ceiling and floor of the score.
+    """Check families: leaks, floor and ceiling of the score, and whether there is room for a method.
 
     Example: lensmith tasks audit few_shot_shapley --json
     """
     from rich.console import Console
 
     from flows.progress import telling
-    from stages.tools.tasks import audit as audit_families
+    from stages.tools.audit import audit as audit_families
+    from stages.tools.audit import told
 
     with telling(Console(stderr=as_json), "audit") as tell:
-        rows = audit_families(names or None, progress=tell)
-    _show(rows, as_json, "audit")
+        rows = audit_families(names or None, tell, targets=[target] if target else None, share=share)
+    _show(rows if as_json else [told(row) for row in rows], as_json, "audit")
 
 
 def _show(value: Any, as_json: bool, title: str) -> None:

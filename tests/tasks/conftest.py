@@ -1,5 +1,6 @@
 """Small targets for truth checks: the classifiers trained (a second), the in-context learner untrained, sharpened."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -64,9 +65,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LENSMITH_TRACKING", "off")
     for name in ("digits_mlp", "digits_few_shot"):
         save_target(small_target(name), tmp_path / "data" / "targets" / name)
-    (tmp_path / "params").mkdir()
-    real = Path(__file__).resolve().parents[2] / "params" / "tasks.yaml"
-    params = yaml.safe_load(real.read_text(encoding="utf-8"))
+    real = Path(__file__).resolve().parents[2] / "params"
+    shutil.copytree(real, tmp_path / "params")
+    params = yaml.safe_load((real / "tasks.yaml").read_text(encoding="utf-8"))
     for settings in params["families"].values():
         there = [name for name in settings["targets"] if name in ("digits_mlp", "digits_few_shot")]
         settings["targets"] = there or settings["targets"]
