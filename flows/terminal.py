@@ -16,17 +16,34 @@ from flows.outcome import Outcome
 from flows.tables import print_table
 from stages.contracts.journal import Iteration
 from stages.contracts.record import Record, ResultFile, Verdict
-from stages.contracts.reward_rows import LEADERBOARD, NULL, TEST, TRAIN, LeaderboardRow, NullRow, TaskRow, TestRow
+from stages.contracts.reward_rows import (
+    LEADERBOARD,
+    NULL,
+    ON_TASKS,
+    STATEMENTS,
+    TEST,
+    TEST_STATEMENTS,
+    TRAIN,
+    LeaderboardRow,
+    NullRow,
+    StatementRow,
+    TaskRow,
+    TestRow,
+)
 from stages.errors import UserError
+from stages.report.wording import strongest
 
 __all__ = [
     "leaderboard_rows",
+    "print_difference",
     "print_durations",
     "print_iterations",
     "print_json",
     "print_leaderboard",
     "print_per_task",
     "print_rows",
+    "print_statements",
+    "statement_rows",
     "to_json",
 ]
 
@@ -62,22 +79,37 @@ def leaderboard_rows(split: str) -> list[LeaderboardRow]:
     return sorted(files[split].load(), key=lambda row: (-row.reward_mean, row.method))
 
 
+def statement_rows(split: str) -> list[StatementRow]:
+    """What may be said of the methods of one split, and of it with another; none where no run has come that far."""
+    rows = [row for file in (STATEMENTS, TEST_STATEMENTS) if file.path().is_file() for row in file.load()]
+    return [row for row in rows if split in row.split.split("+")]
+
+
 def print_leaderboard(
-    console: Console, rows: Sequence[LeaderboardRow], title: str, nulls: Sequence[NullRow] = ()
+    console: Console,
+    rows: Sequence[LeaderboardRow],
+    title: str,
+    nulls: Sequence[NullRow] = (),
+    said: Sequence[StatementRow] = (),
 ) -> None:
     """One line a method, at most 100 columns; what all rows share stands below the table.
 
     Args:
         nulls: rewards of methods on untrained twins, beside those in metrics/null.json.
+        said: what may be said of the methods, where it is known.
     """
+    visible = {(row.method, row.split): row.visible for row in said if row.scope == ON_TASKS}
     known = [*(NULL.load() if NULL.path().is_file() else ()), *nulls]
     untrained = {(row.method, row.split): row.reward for row in known if row.task == "all"}
-    table = _slim(title, ("method",), ("Reward", "95% interval", "gain", "FLOPs", "placebo", "untrained"), ("",))
+    table = _slim(
+        title, ("method",), ("Reward", "95% interval", "visible", "gain", "FLOPs", "placebo", "untrained"), ("",)
+    )
     for row in rows:
         table.add_row(
             row.method,
             _signed(row.reward_mean),
             f"{_signed(row.reward_low)}..{_signed(row.reward_high)}",
+            _plainly(visible.get((row.method, row.split))),
             _signed(row.performance_gain),
             f"x{row.flop_ratio:.2f}",
             _signed(row.placebo_reward),
@@ -88,8 +120,86 @@ def print_leaderboard(
     floors = ", ".join(sorted({f"{row.noise_floor:.3f}" for row in rows}))
     for tasks, seeds, instances in sorted({(row.n_tasks, row.n_seeds, row.n_instances) for row in rows}):
         console.print(
-            f"n = {tasks} tasks x {seeds} seeds, {instances} instances; noise floor {floors}", highlight=False
+            f"n = these {tasks} tasks x {seeds} seeds, {instances} instances; noise floor {floors}", highlight=False
         )
+
+
+def print_statements(console: Console, said: Sequence[StatementRow], split: str) -> None:
+    """One line a method: what may be said of families like these, and of each kind of question; then the strongest
+    sentences in words.
+
+    Args:
+        said: of one split, and of it with others.
+        split: the one that the tables are about.
+    """
+    rows = [row for row in said if row.split == split]
+    wide = [row for row in rows if row.scope == "families"]
+    if not wide:
+        return
+    rival = wide[0].against
+    against = f", against {rival}" if rival else ""
+    table = _slim(
+        f"on families like these {wide[0].n} {split} families{against}",
+        ("method",),
+        ("Reward", "95% interval", "visible", "P(better)", "p (Holm)"),
+        ("",),
+    )
+    for row in wide:
+        table.add_row(row.method, *_said(row))
+    print_table(console, table)
+    kinds = sorted({row.kind for row in rows if row.kind})
+    by_kind = {(row.method, row.kind): row for row in rows if row.kind}
+    table = _slim(f"by kind of question{against} (families)", ("method",), kinds, ())
+    for row in wide:
+        if any((row.method, kind) in by_kind for kind in kinds):
+            table.add_row(row.method, *(_of_kind(by_kind.get((row.method, kind))) for kind in kinds))
+    print_table(console, table)
+    console.print(
+        "visible: the reward that would have been seen in 80% of repetitions\n"
+        "better (>), worse (<): at the 5% level, corrected by Holm, beyond the noise floor",
+        highlight=False,
+    )
+    for row in strongest(said)[:4]:
+        console.print(f"{row.sentence[0].upper()}{row.sentence[1:]}.", highlight=False, soft_wrap=True, markup=False)
+
+
+def _said(row: StatementRow) -> tuple[str, ...]:
+    """Reward, interval, smallest visible, probability of improvement, p, and the verdict."""
+    return (
+        _signed(row.value),
+        "-" if row.low is None else f"{_signed(row.low)}..{_signed(row.high)}",
+        _plainly(row.visible),
+        f"{row.improvement:.2f}",
+        _plainly(row.p_holm),
+        _verdict(row.verdict, row.against),
+    )
+
+
+def print_difference(console: Console, said: Sequence[StatementRow], split: str) -> None:
+    """How far each method is above another one: on these tasks, on families like these, by kind of question."""
+    here = [row for row in said if row.scope == ON_TASKS]
+    table = _slim(
+        f"reward over that of {here[0].against}, on these {here[0].n} {split} tasks",
+        ("method",),
+        ("Reward", "95% interval", "visible", "P(better)", "p (Holm)"),
+        ("",),
+    )
+    for row in here:
+        table.add_row(row.method, *_said(row))
+    print_table(console, table)
+    if split == "test":
+        console.print(
+            "on these tasks the errors of the two are added up: the sealed test keeps no draws that they share",
+            highlight=False,
+        )
+    print_statements(console, said, split)
+
+
+def _of_kind(row: StatementRow | None) -> str:
+    if row is None:
+        return "-"
+    mark = {"better": ">", "worse": "<"}.get(row.verdict, " ")
+    return f"{mark}{_signed(row.value)} ({row.n})"
 
 
 def print_per_task(console: Console, rows: Sequence[TaskRow], title: str) -> None:
@@ -144,9 +254,9 @@ def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[
     return table
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict, rival: str = "") -> str:
     """ "not distinguishable" is too long for a column."""
-    return verdict.replace("not distinguishable", "~ baseline")
+    return verdict.replace("not distinguishable", f"~ {rival}" if rival else "~ baseline")
 
 
 def print_rows(console: Console, rows: Sequence[Record | Mapping[str, object]], title: str = "") -> None:
@@ -166,6 +276,10 @@ def print_rows(console: Console, rows: Sequence[Record | Mapping[str, object]], 
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _plainly(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _signed(value: float | None) -> str:

@@ -42,15 +42,15 @@ EQUIVALENT = ROOT / "tests" / "equivalent_mutants.yaml"
 REPORT = ROOT / ".lensmith" / "mutants.json"
 LIBRARIES = (
     "torch torch._subclasses.fake_tensor torch.fx.experimental.symbolic_shapes torch._dynamo transformer_lens sae_lens"
-    " lightgbm sklearn.datasets scipy.stats pydantic mlflow optuna rich.table threadpoolctl"
+    " sklearn.datasets scipy.stats pydantic mlflow optuna rich.table threadpoolctl"
 )
 SCORING = "candidate evaluate fresh host null null_numbers review score_here shared_forward stage".split()
 """Of its tests those that start no process: what another process runs is the code as it is on disk."""
 ROOMS: dict[str, tuple[str, str]] = {
     # room: (files, or one function or class of a file; tests)
     "reward": (
-        "reward/formula.py reward/judging.py reward/resampling.py reward/controls.py reward/stage.py::ranked"
-        " reward/stage.py::sensitivity",
+        "reward/formula.py reward/judging.py reward/resampling.py reward/controls.py reward/inference.py"
+        " reward/statements.py reward/stage.py::ranked reward/stage.py::sensitivity",
         "tests/reward",
     ),
     "task contract": (

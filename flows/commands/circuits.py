@@ -86,6 +86,48 @@ def discover(
 
 
 @group.command()
+def nodes(
+    target: Annotated[str, typer.Option("--target", help="A target of words: trained here, or read from a file.")],
+    prompts: Annotated[str, typer.Option("--prompts", help="induction, or ioi (models with a tokenizer).")] = (
+        "induction"
+    ),
+    n: Annotated[
+        int, typer.Option("--n", min=4, max=4096, help="Pairs of prompts to rank on, and to measure on.")
+    ] = 32,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the prompts.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the heads and MLPs of a large model by what they carry of a skill; CPR and CMD of the ranking.
+
+    Example: lensmith circuits nodes --target smollm2_135m --prompts ioi
+    """
+    from rich.console import Console
+
+    from flows.progress import telling
+    from flows.terminal import print_json, print_rows
+    from stages.circuits.node_search import search_nodes
+    from stages.targets.storage import load_target
+
+    console = Console(stderr=as_json)
+    loaded = load_target(target)
+    with telling(console, "nodes") as tell:
+        found = search_nodes(loaded, prompts, n, seed, tell)
+    if as_json:
+        print_json(found)
+        return
+    print_rows(console, found["nodes"], "nodes, best first; margins in nats")
+    sizes = [round(share * found["n_nodes"]) for share in found["shares"]]
+    curve = [
+        {"share of the nodes": share, "nodes": size, "faithfulness": f}
+        for share, size, f in zip(found["shares"], sizes, found["faithfulness"], strict=True)
+    ]
+    print_rows(console, curve, "circuits of the best nodes, on other prompts")
+    for key, value in found.items():
+        if not isinstance(value, list):
+            console.print(f"{key}: {f'{value:.4g}' if isinstance(value, float) else value}", highlight=False)
+
+
+@group.command()
 def cards(
     only: Annotated[str | None, typer.Option("--only", help="One subject or card, such as reverse.")] = None,
     as_json: AsJson = False,

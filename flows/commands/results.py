@@ -17,24 +17,42 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other progr
 
 def leaderboard(
     split: Annotated[str, typer.Option("--split", help="validation, test or train.")] = "validation",
+    against: Annotated[
+        str, typer.Option("--against", metavar="METHOD", help="Compare with this method instead of the agent alone.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print which methods help, with intervals; the rows are those of metrics/leaderboard.json.
+    """Print which methods help, and what that says of other tasks; the rows are those of metrics/leaderboard.json.
 
-    Example: lensmith leaderboard --split test
+    Example: lensmith leaderboard --against raw_activations
     """
+    from typing import get_args
+
     from rich.console import Console
 
-    from flows.terminal import leaderboard_rows, print_json, print_leaderboard
+    from flows.terminal import leaderboard_rows, print_difference, print_json, print_leaderboard, print_statements
+    from flows.terminal import statement_rows as known
     from stages.errors import UserError
+    from stages.tasks.storage import Split
 
-    if split not in {"validation", "test", "train"}:
+    chosen: Split | None = next((one for one in get_args(Split) if one == split), None)
+    if chosen is None:
         raise UserError(f"--split {split} is unknown: use validation, test or train")
-    rows = leaderboard_rows(split)
-    if as_json:
+    rows, console = leaderboard_rows(split), Console()
+    if against:
+        from stages.reward.against import against as compared
+
+        found = compared(against, chosen)
+        if as_json:
+            print_json(found)
+        else:
+            print_difference(console, found, split)
+    elif as_json:
         print_json(rows)
     else:
-        print_leaderboard(Console(), rows, f"leaderboard, {split} families")
+        said = known(split)
+        print_leaderboard(console, rows, f"leaderboard, {split} families", said=said)
+        print_statements(console, said, split)
 
 
 def score(
@@ -80,14 +98,14 @@ def score(
 
 def show_score(console: "Console", result: "ScoreResult", out: Path | None) -> None:
     """Print what a method was scored, and write it to ``out``."""
-    from flows.terminal import print_leaderboard, print_per_task
+    from flows.terminal import print_leaderboard, print_per_task, print_statements
 
     for split in ("train", "validation"):
         rows = [row for row in result.rows if row.split == split]
         if rows:
-            print_leaderboard(
-                console, rows, f"{result.method} beside the built-in methods, {split} families", result.null
-            )
+            title = f"{result.method} beside the built-in methods, {split} families"
+            print_leaderboard(console, rows, title, result.null, result.statements)
+            print_statements(console, result.statements, split)
     print_per_task(console, result.per_task, f"{result.method}, per task")
     for row in result.null:
         if row.task == "all":

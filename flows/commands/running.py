@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -17,6 +18,7 @@ __all__ = [
     "Profile",
     "Runner",
     "Scheduler",
+    "Targets",
     "night_profile",
     "run_options",
     "show_result",
@@ -89,8 +91,27 @@ def run_options(jobs: int, runner: str, scheduler: str, *, nightly: bool) -> "Ru
     return RunOptions(jobs=jobs, runner=kind, scheduler=scheduler, nightly=nightly)
 
 
-def run(jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "", profile: Profile = "") -> None:
+Targets = Annotated[
+    str,
+    typer.Option(
+        "--targets",
+        metavar="A,B",
+        help="Only what leads to rewards on these targets; one of params/optional is added to params first.",
+    ),
+]
+
+
+def run(
+    jobs: Jobs = 2,
+    runner: Runner = "threads",
+    scheduler: Scheduler = "",
+    profile: Profile = "",
+    targets: Targets = "",
+) -> None:
     """Run the whole graph: whatever is stale, and nothing else; then print the leaderboard.
+
+    With --targets, first an estimate of the time and memory that those targets take. Interrupted and begun again, it
+    goes on.
 
     Example: lensmith run --jobs 2
     """
@@ -102,10 +123,36 @@ def run(jobs: Jobs = 2, runner: Runner = "threads", scheduler: Scheduler = "", p
 
     console, root = Console(), paths.root()
     options = run_options(jobs, runner, scheduler, nightly=False)
+    about = targets.replace(",", " ").split()
     with run_lock(root, "lensmith run"):
         use_profile(root, profile, console)
+        if about:
+            options = only_about(root, about, console, options)
         result = run_graph(root, console, options)
     show_result(console, result)
+
+
+def only_about(root: "Path", targets: "Sequence[str]", console: "Console", options: "RunOptions") -> "RunOptions":
+    """The run that leads to rewards on these targets, after an estimate of what it takes.
+
+    Raises:
+        UserError: there is no such target, it cannot be made, or memory does not suffice.
+    """
+    from dataclasses import replace
+
+    from flows.estimating import show_estimate
+    from flows.scheduler import raise_failures, run_graph
+    from stages.base import paths
+    from stages.scoring.needs import outputs_about
+    from stages.tools.optional_targets import known_targets
+
+    for line in known_targets(root, targets):
+        console.print(line, highlight=False, soft_wrap=True)
+    made = run_graph(root, console, replace(options, outputs=(*map(paths.target_dir, targets), paths.secret_file())))
+    raise_failures(root, made.outcomes)
+    outputs = outputs_about(targets)
+    show_estimate(root, targets, outputs, console, options.jobs)
+    return replace(options, outputs=outputs)
 
 
 def show_result(console: "Console", result: "RunResult") -> None:
@@ -135,11 +182,13 @@ def show_result(console: "Console", result: "RunResult") -> None:
 
 
 def _show_results(console: "Console") -> None:
-    from flows.terminal import leaderboard_rows, print_leaderboard
+    from flows.terminal import leaderboard_rows, print_leaderboard, print_statements, statement_rows
     from stages.base import paths
 
     if paths.metrics_file("leaderboard").is_file():
-        print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families")
+        said = statement_rows("validation")
+        print_leaderboard(console, leaderboard_rows("validation"), "leaderboard, validation families", said=said)
+        print_statements(console, said, "validation")
 
 
 def _show_places(console: "Console") -> None:

@@ -1,7 +1,7 @@
-"""`lensmith bench calibrator`: the executor's calibrator against the scikit-learn models it stands for, in turns.
+"""`lensmith bench calibrator`: the executor's calibrator against ridge and boosted trees of scikit-learn, in turns.
 
 Both are fitted on the same rows: every ladder step and every built-in method's answer of every train and validation
-task, all seeds. Cross-validation chooses between ridge, trees and their mean, and the choice is scored on the
+task, all seeds. Cross-validation chooses between the two models and their mean, and the choice is scored on the
 evaluation instances, as an arm does it.
 """
 
@@ -24,6 +24,7 @@ from stages.contracts.arms import Kind
 from stages.execution.answering import ask_in_process
 from stages.execution.arms import split
 from stages.execution.calibrator import KINDS, Calibrator, Score, assemble
+from stages.execution.public import public_features
 from stages.execution.runs import one_thread
 from stages.interpretation.loading import built_in
 from stages.scoring.cached import cached_target, cached_task
@@ -39,7 +40,7 @@ Made = Callable[[int], Any]
 
 
 class Reference:
-    """The same calibrator from scikit-learn's parts."""
+    """The same calibrator with boosted trees in the place of the kernel."""
 
     def __init__(self, max_features: int) -> None:
         self._max_features = max_features
@@ -66,7 +67,7 @@ class Reference:
                     early_stopping=False,
                     random_state=0,
                 )
-                self._models = {"ridge": ridge.fit(x, y), "trees": trees.fit(x, y)}
+                self._models = {"ridge": ridge.fit(x, y), "kernel": trees.fit(x, y)}
         return self
 
     def predict(self, features: FloatArray) -> dict[Kind, FloatArray]:
@@ -78,7 +79,7 @@ class Reference:
             kind: np.clip(model.predict(x), self._low, self._high).reshape(n, items)
             for kind, model in self._models.items()
         }
-        return out | {"mean": (out["ridge"] + out["trees"]) / 2}
+        return out | {"mean": (out["ridge"] + out["kernel"]) / 2}
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def bench_calibrator(progress: Callable[[str], None] = print) -> list[Calibrator
     for family, target_name in [task for name in ("train", "validation") for task in list_tasks(name)]:
         task, target = cached_task(family, target_name), cached_target(target_name)
         baseline, truth = stage_baseline(task.name), task.truth.values.numpy()
+        public = public_features(task)
         options: list[tuple[int | None, FloatArray | None]] = [(step.effort, None) for step in baseline.rungs[0]]
         for method in methods:
             frozen = stage_frozen(method, [target_name])[target_name]
@@ -121,7 +123,7 @@ def bench_calibrator(progress: Callable[[str], None] = print) -> list[Calibrator
         with one_thread():
             for effort, rows_of in options:
                 for seed in range(config.n_seeds):
-                    step = None if effort is None else baseline.rungs[seed][effort].features
+                    step = public if effort is None else baseline.rungs[seed][effort].features
                     features = assemble(step, rows_of)
                     parts = [(features[at], truth[at]) for at in split(task, seed, config)]
                     makers: Sequence[Made] = (Calibrator, Reference)

@@ -14,7 +14,7 @@ from stages.contracts.outcomes import Outcome
 __all__ = ["Answered", "ArmResult", "Baseline", "Fit", "Kind", "LadderStep", "MethodArms"]
 
 FloatArray = npt.NDArray[np.float64]
-Kind = Literal["ridge", "trees", "mean"]
+Kind = Literal["ridge", "kernel", "mean"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Baseline:
     first: list[ArmResult]
     """One per seed and budget."""
     second: list[ArmResult]
-    """The same arm again with other black-box draws: the difference is noise."""
+    """The same arm, handed an answer for nothing that says nothing: the difference is noise."""
     rungs: list[list[LadderStep]]
     """[seed][effort]: features of ``first``, reused by every assisted arm."""
     fits: list[list[Fit]]

@@ -23,8 +23,10 @@ from stages.contracts.reward_rows import (
     NULL,
     PER_TASK,
     SENSITIVITY,
+    STATEMENTS,
     TEST,
     TEST_PER_TASK,
+    TEST_STATEMENTS,
     TRAIN,
 )
 
@@ -34,8 +36,8 @@ Shape = BaseModel | tuple[BaseModel, ...]
 FILES = {
     file.name: file
     for file in (
-        LEADERBOARD, TRAIN, PER_TASK, SENSITIVITY, CONTROLS, CAMPAIGN, TEST, TEST_PER_TASK, FRESH, NULL,
-        DICTIONARIES, PROXIES, CIRCUITS,
+        LEADERBOARD, TRAIN, STATEMENTS, PER_TASK, SENSITIVITY, CONTROLS, CAMPAIGN, TEST, TEST_STATEMENTS, TEST_PER_TASK,
+        FRESH, NULL, DICTIONARIES, PROXIES, CIRCUITS,
     )
 }  # fmt: skip
 """metrics/<name>.json, in the order of the report."""

@@ -1,6 +1,6 @@
 """Rows about methods: on one task, over the tasks of a split, on the sealed test, on fresh instances, and controls."""
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -9,13 +9,17 @@ from stages.contracts.record import Ends, Record, ResultFile, Verdict, spread
 
 __all__ = [
     "CONTROLS",
+    "CONTROL_METHODS",
     "FRESH",
     "LEADERBOARD",
     "NULL",
+    "ON_TASKS",
     "PER_TASK",
     "SENSITIVITY",
+    "STATEMENTS",
     "TEST",
     "TEST_PER_TASK",
+    "TEST_STATEMENTS",
     "TRAIN",
     "BudgetRow",
     "ControlRow",
@@ -24,11 +28,20 @@ __all__ = [
     "NullRow",
     "RankRow",
     "RewardSettings",
+    "Scope",
     "SensitivityTable",
+    "StatementRow",
     "TaskRow",
     "TauRow",
     "TestRow",
 ]
+
+
+CONTROL_METHODS = frozenset({"inputs", "nothing", "oracle", "random_features", "surrogate"})
+"""Methods that claim nothing: what they earn says whether the measurement is right."""
+Scope = Literal["tasks", "kind", "families"]
+ON_TASKS: Scope = "tasks"
+"""The sentence about these tasks alone."""
 
 
 class BudgetRow(Record):
@@ -93,6 +106,10 @@ class TaskRow(Record):
     """Model the questions are about."""
     split: str
     """train, validation or test."""
+    kind: str = Field(title="question")
+    """Kind of question that the family asks."""
+    cluster: str
+    """Families of one cluster count once; its own name where a family stands alone."""
     status: Outcome
     """ok, declined (the method gave no answer) or failed."""
     reason: str
@@ -124,13 +141,22 @@ class TaskRow(Record):
     effort_assisted: float
     """Mean step of the black-box ladder used with the method; -1: none."""
     noise_floor: float
-    """Size that the reward of two identical arms stays below in 95% of resamples."""
+    """The size that the reward of an answer which says nothing, for nothing, stays below in 95% of repetitions."""
     verdict: Verdict
     """better or worse only if the 95% interval excludes 0 and the reward exceeds the noise floor."""
+    reward_se: float
+    """Standard error of the reward, from instances and seeds."""
+    reward_df: float
+    """Its degrees of freedom."""
+    visible: float | None = Field(title="smallest visible")
+    """The smallest true reward that would have been told from 0 in 80% of repetitions (two-sided, 5%); null where
+    nothing varied."""
+    improvement: float = Field(title="P(improvement)")
+    """Share of seeds in which the reward is above 0, ties counted half."""
     baseline_score_mean: float
     """Score without the method (explained variance, 0 to 1)."""
     baseline_score_low: float
-    """Lower end of its 95% interval (paired bootstrap over instances and seeds)."""
+    """Lower end of its 95% interval (t; instances resampled in pairs, seeds by their spread)."""
     baseline_score_high: float
     """Upper end of its 95% interval."""
     assisted_score_mean: float
@@ -172,7 +198,8 @@ class TaskRow(Record):
 
 
 class LeaderboardRow(Record):
-    """One method over all tasks of a split; tasks are resampled as clusters."""
+    """One method over all tasks of a split. Intervals and verdict are about these tasks; ``StatementRow`` has what can
+    be said of others."""
 
     ESTIMATES: ClassVar[Ends] = {
         **spread("reward"),
@@ -187,7 +214,7 @@ class LeaderboardRow(Record):
     reward_mean: float = Field(title="reward")
     """Mean reward over tasks: score gained + lambda x share of compute saved."""
     reward_low: float
-    """Lower end of its 95% interval (bootstrap over tasks, instances and seeds)."""
+    """Lower end of its 95% interval on these tasks (instances and seeds vary, the tasks are fixed)."""
     reward_high: float
     """Upper end of its 95% interval."""
     performance_gain: float = Field(title="score gained")
@@ -207,7 +234,7 @@ class LeaderboardRow(Record):
     unseen_share: float = 0.0
     """The largest over its tasks of what its meter could miss, as a share of the tight budget; 0: priced exactly."""
     noise_floor: float
-    """Size that the reward of two identical arms stays below in 95% of resamples."""
+    """The size that the reward of an answer which says nothing, for nothing, stays below in 95% of repetitions."""
     worst_task: str
     """Task with the lowest reward."""
     worst_task_reward: float
@@ -225,7 +252,87 @@ class LeaderboardRow(Record):
     status: Outcome
     """failed if it failed on any task; void if the test split was opened more than once."""
     verdict: Verdict
-    """better or worse only if the 95% interval excludes 0 and the reward exceeds the noise floor."""
+    """On these tasks: better or worse only if the reward differs from 0 at the 5% level, corrected for the number of
+    methods in the table, and exceeds the noise floor."""
+
+
+class StatementRow(Record):
+    """One sentence about one method: on these tasks, on questions of one kind, or on families like these."""
+
+    ESTIMATES: ClassVar[Ends] = {"reward": ("value", "low", "high")}
+
+    method: str
+    """Name of the method."""
+    against: str = ""
+    """The method whose reward is subtracted; empty: none, so the comparison is with the agent alone."""
+    split: str
+    """train, validation or test; two of them with a plus where they are taken together."""
+    scope: Scope
+    """tasks: these tasks, with other instances and seeds. kind: families that ask one kind of question, where the
+    method answers. families: families like these."""
+    kind: str = Field(default="", title="question")
+    """Kind of question, where the sentence is about one."""
+    value: float = Field(title="reward")
+    """Mean reward: over tasks, or over families, whose targets are averaged first and whose clusters count once."""
+    low: float | None
+    """Lower end of its 95% interval; null where there is one family."""
+    high: float | None
+    """Upper end of its 95% interval; null where there is one family."""
+    n: int
+    """Tasks, or families (clusters of them counted once), that the mean is over."""
+    p: float | None
+    """Two-sided, of no difference; null where it was not tested (one family, or no answer)."""
+    p_holm: float | None = Field(title="p (Holm)")
+    """The same, corrected for the number of methods that the sentence is said of; of controls uncorrected."""
+    verdict: Verdict
+    """better or worse only if p (Holm) is below .05 and the reward exceeds the noise floor."""
+    visible: float | None = Field(title="smallest visible")
+    """The smallest true reward that would have been told from 0 in 80% of repetitions (two-sided, 5%, uncorrected).
+    Null where it was not tested or nothing varied."""
+    improvement: float = Field(title="P(improvement)")
+    """Share of seeds, tasks and families in which the reward is above 0, ties counted half."""
+    noise_floor: float
+    """The size that the reward of an answer which says nothing, for nothing, stays below in 95% of repetitions."""
+    unseen_share: float = 0.0
+    """The largest over its tasks of what its meter could miss, as a share of the tight budget."""
+
+    @property
+    def is_control(self) -> bool:
+        return self.method in CONTROL_METHODS
+
+    @property
+    def where(self) -> str:
+        """What the sentence is about: ``on questions of kind Localise (3 train families)``."""
+        split = self.split.replace("+", " and ")
+        if self.scope == "tasks":
+            return f"on {'this' if self.n == 1 else f'these {self.n}'} {split} task{'s' if self.n != 1 else ''}"
+        families = f"{self.n} {split} {'family' if self.n == 1 else 'families'}"
+        return f"on questions of kind {self.kind} ({families})" if self.kind else f"on families like these ({families})"
+
+    @property
+    def sentence(self) -> str:
+        """The row in words, without a capital and a full stop."""
+        rival = self.against or "the agent alone"
+        numbers = f"{self.value:+.3f}"
+        if self.value == 0 and (self.p is None or self.low == self.high == 0):
+            return f"{self.where} {self.method} changed nothing"
+        if self.low is None or self.high is None:
+            return f"{self.where} {self.method} has {numbers} against {rival}: one family says nothing of others"
+        numbers += f" [{self.low:+.3f}, {self.high:+.3f}]"
+        verdict = {"not distinguishable": "not distinguishable from"}.get(self.verdict, f"{self.verdict} than")
+        text = f"{self.where} {self.method} is {verdict} {rival}: {numbers}"
+        text += "" if self.visible is None else f", smallest visible {self.visible:.3f}"
+        if self.verdict == "not distinguishable" and self.p is not None and self.p < 0.05:
+            text += f", p {_p(self.p)}"
+            text += f" and {_p(self.p_holm)} corrected by Holm" if self.p_holm not in (None, self.p) else ""
+            text += f", noise floor {self.noise_floor:.3f}"
+        return text
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return "below .001" if value < 0.001 else f"{value:.3f}".lstrip("0")
 
 
 class TestRow(LeaderboardRow):
@@ -362,7 +469,7 @@ class NullRow(Record):
     reward_high: float | None = None
     """Upper end of its 95% interval."""
     noise_floor: float | None = None
-    """Size that the reward of two identical arms stays below in 95% of resamples."""
+    """The size that the reward of an answer which says nothing, for nothing, stays below in 95% of repetitions."""
     n_tasks: int | None = None
     """Tasks that the mean is over, in a row of all tasks."""
 
@@ -371,6 +478,11 @@ Board = tuple[LeaderboardRow, ...]
 Tasks = tuple[TaskRow, ...]
 LEADERBOARD = ResultFile("leaderboard", Board, "reward", "the leaderboard on validation families")
 TRAIN = ResultFile("train", Board, "reward", "the leaderboard on train families")
+Statements = tuple[StatementRow, ...]
+STATEMENTS = ResultFile("statements", Statements, "reward", "what may be said of each method, on what evidence")
+TEST_STATEMENTS = ResultFile(
+    "test_statements", Statements, "sealed_test", "what the sealed test lets one say, with validation and without"
+)
 PER_TASK = ResultFile("per_task", Tasks, "reward", "every method on every task")
 SENSITIVITY = ResultFile("sensitivity", SensitivityTable, "reward", "the ranking under other forms of the reward")
 CONTROLS = ResultFile("controls", tuple[ControlRow, ...], "reward", "controls that must come out right")

@@ -2,7 +2,7 @@
 
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Record
-from stages.contracts.reward_rows import FreshRow, LeaderboardRow, NullRow, TaskRow
+from stages.contracts.reward_rows import FreshRow, LeaderboardRow, NullRow, StatementRow, TaskRow
 
 __all__ = ["Meters", "ScoreResult"]
 
@@ -37,11 +37,13 @@ class ScoreResult(Record):
     layer: str
     """Which limit or check stopped it; empty where none did."""
     verdict: str
-    """better, not distinguishable or worse on validation families; the outcome where there is no score."""
+    """better, not distinguishable or worse on the validation tasks; the outcome where there is no score."""
     verdict_text: str
-    """The verdict in plain sentences, with its interval, noise floor and placebo."""
+    """What may be said of it in plain sentences: on these tasks, on each kind of question, on families like these."""
     rows: tuple[LeaderboardRow, ...]
     """Its row and those of the built-in methods, per split, best first."""
+    statements: tuple[StatementRow, ...]
+    """The same in numbers, of it and of the built-in methods, corrected for the number of methods in the table."""
     per_task: tuple[TaskRow, ...]
     """Its row on each task."""
     fresh_gap: tuple[FreshRow, ...]

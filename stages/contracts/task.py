@@ -97,7 +97,7 @@ class TaskFamily(ABC):
     title: ClassVar[str]
     """The question, in one line."""
     source: ClassVar[str]
-    cluster: str = ""
+    cluster: ClassVar[str] = ""
     """Families that share a generator or a game have one name here and count once; empty: it stands alone."""
     why_hard_black_box: ClassVar[str]
     why_white_box_helps: ClassVar[str]

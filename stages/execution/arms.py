@@ -69,19 +69,32 @@ def split(task: Task, seed: int, config: ExecutorConfig) -> tuple[npt.NDArray[np
     return order[:n_calibration], order[n_calibration:]
 
 
-def run_ladder(task: Task, target: Target, seed: int, replicate: int) -> list[LadderStep]:
-    """Black-box features at every rung, metered."""
-    rungs, look = [], look_price(task, target)
+def run_ladder(
+    task: Task, target: Target, seed: int, replicate: int, fixed: dict[int, LadderStep] | None = None
+) -> list[LadderStep]:
+    """Black-box features at every rung, metered.
+
+    Args:
+        fixed: rungs of this task that drew nothing at random, so that they are the same for every seed: taken from
+            here, and added.
+    """
+    rungs, known, look = [], {} if fixed is None else fixed, look_price(task, target)
     for effort in range(task.family.n_efforts):
+        if effort in known:
+            rungs.append(known[effort])
+            continue
         ledger = Ledger()
         access = MeteredAccess(target, ledger, variants=task.instances.variants)
         generator = stream("ladder", task.name, seed, replicate)
+        before = generator.get_state()
         features = task.family.behavioural(access, task.instances, effort, generator)
         if ledger.flops <= 0:
             raise ValueError(
                 f"{task.name}: rung {effort} of the ladder never called the target; it must cost something"
             )
         rungs.append(LadderStep(effort, features.double().numpy(), ledger.flops / task.instances.n, look))
+        if torch.equal(before, generator.get_state()):
+            known[effort] = rungs[-1]
     return rungs
 
 

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from stages.contracts.arms import Answered, ArmResult, Baseline, LadderStep, MethodArms
 from stages.contracts.outcomes import SCORELESS
 from stages.contracts.target import Target
-from stages.execution.arms import FloatArray, run_ladder, shuffle_rows, solve, split
+from stages.execution.arms import FloatArray, run_ladder, shuffle_rows, solve, split, stream
 from stages.execution.calibrator import assemble, cross_validate
 from stages.execution.public import plain_outputs, public_features
 from stages.execution.settings import ExecutorConfig
@@ -20,6 +20,9 @@ from stages.execution.store import arms_key, baseline_key, kept
 from stages.tasks.storage import Task
 
 __all__ = ["arms_of", "baseline_of"]
+
+N_EMPTY = 16
+"""Numbers per item in the answer that says nothing: as many as the control ``random_features`` gives."""
 
 
 @contextmanager
@@ -32,13 +35,19 @@ def one_thread() -> Iterator[None]:
 
 
 def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
-    """The baseline arm, twice: only the second one's black-box draws differ. Seeds that are in the store are read."""
+    """The baseline arm, twice: the second is handed, for nothing, an answer that says nothing. Seeds that are in the
+    store are read.
+
+    So the second arm is what a method that adds nothing makes of the first. It has the first one's split, labels and
+    black-box draws, as every assisted arm has: what cancels in a reward cancels here as well.
+    """
+    fixed: dict[int, LadderStep] = {}
     with one_thread():
         seeds = [
             kept(
                 baseline_key(task, target.digest, config, seed),
                 Baseline,
-                partial(_baseline_of, task, target, config, seed),
+                partial(_baseline_of, task, target, config, seed, fixed),
             )
             for seed in range(config.n_seeds)
         ]
@@ -50,19 +59,20 @@ def baseline_of(task: Task, target: Target, config: ExecutorConfig) -> Baseline:
     )
 
 
-def _baseline_of(task: Task, target: Target, config: ExecutorConfig, seed: int) -> Baseline:
+def _baseline_of(
+    task: Task, target: Target, config: ExecutorConfig, seed: int, fixed: dict[int, LadderStep]
+) -> Baseline:
     # The features are stored in float32; what every later arm reads back must be what this arm used.
     public, (outputs, price) = public_features(task), plain_outputs(task, target)
-    first, second = (
-        [
-            _informed(task, step, [public, outputs if step.flops >= price * (1 - 1e-9) else None], seed, config)
-            for step in run_ladder(task, target, seed, replicate)
-        ]
-        for replicate in (0, 1)
-    )
-    results, fits = solve(task, first, None, 0.0, seed, config, public=public)
-    again, _ = solve(task, second, None, 0.0, seed, config, public=public)
-    return Baseline(results, again, [first], [fits])
+    rungs = [
+        _informed(task, step, [public, outputs if step.flops >= price * (1 - 1e-9) else None], seed, config)
+        for step in run_ladder(task, target, seed, 0, fixed)
+    ]
+    results, fits = solve(task, rungs, None, 0.0, seed, config, public=public)
+    shape = (*task.truth.values.shape, N_EMPTY)
+    empty = torch.randn(shape, generator=stream("empty answer", task.name, seed), dtype=torch.float64).numpy()
+    again, _ = solve(task, rungs, empty, 0.0, seed, config, fits, public)
+    return Baseline(results, again, [rungs], [fits])
 
 
 def _informed(

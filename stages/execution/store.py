@@ -66,7 +66,7 @@ def arms_key(
 @cache
 def _libraries() -> str:
     """Versions of what computes an arm: code of theirs that changed is as good as code of ours that did."""
-    return " ".join(f"{name}=={version(name)}" for name in ("lightgbm", "numpy", "torch"))
+    return " ".join(f"{name}=={version(name)}" for name in ("numpy", "scipy", "torch"))
 
 
 def _common(task: Task, config: ExecutorConfig, seed: int) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -32,8 +31,8 @@ from stages.interpretation.methods.sae import Sae
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.proxies.settings import Config
+from stages.reward.inference import Estimated, combined
 from stages.reward.judging import Judged, judge
-from stages.reward.resampling import interval
 from stages.reward.settings import RewardConfig
 from stages.scoring.cached import cached_task
 from stages.scoring.candidate import Candidate, Frozen
@@ -44,7 +43,6 @@ from stages.tasks.storage import list_tasks
 
 __all__ = ["main", "run"]
 
-FloatArray = npt.NDArray[np.float64]
 SWEPT = "swept"
 """What the dictionaries of one method are called."""
 
@@ -118,8 +116,8 @@ def _rewarded(
         l0=float(np.mean([row.l0.value for row in of])),
         tasks=tuple(one.task.name for one in judged),
         flops=round(float(np.mean([one.arms.target_flops + one.arms.own_flops for one in judged])), 3),
-        reward=_over_tasks([one.reward for one in judged]),
-        gain=_over_tasks([one.assisted_score - one.baseline_score for one in judged]),
+        reward=_over_tasks([one.estimate(one.reward) for one in judged]),
+        gain=_over_tasks([one.estimate(one.assisted_score - one.baseline_score) for one in judged]),
     )
 
 
@@ -130,9 +128,10 @@ def _first_seeds(n_seeds: int, task: str) -> Baseline:
     return Baseline(first, second, baseline.rungs[:n_seeds], baseline.fits[:n_seeds])
 
 
-def _over_tasks(draws: Sequence[FloatArray]) -> Estimate:
-    """Mean over the tasks, instances and seeds resampled within each."""
-    return Estimate.of(*interval(np.mean(draws, axis=0)))
+def _over_tasks(parts: Sequence[Estimated]) -> Estimate:
+    """Mean over these tasks: other instances and seeds, the same tasks."""
+    found = combined(parts)
+    return Estimate.of(found.value, *found.interval())
 
 
 def _with_nulls(rows: Sequence[DownstreamRow]) -> Iterator[DownstreamRow]:

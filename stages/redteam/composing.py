@@ -19,7 +19,8 @@ from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
 from stages.redteam import honest
 from stages.redteam.generator import Exploit, exploits, mutilated
-from stages.reward.judging import judge, noise_floor
+from stages.reward.judging import judge
+from stages.reward.statements import noise_floor
 from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.evaluate import TaskName, stage_baseline
 from stages.scoring.settings import Settings
@@ -70,8 +71,8 @@ NOTHING = Rewarded(0.0, 0.0, 0.0, 0.0)
 def judged(arms: MethodArms, case: TaskName, chosen: Settings) -> Rewarded:
     task = cached_task(*case)
     found = judge(task, stage_baseline(task.name), arms, chosen.reward)
-    low = float(sorted(found.reward[1:])[len(found.reward) // 40])
-    return Rewarded(float(found.reward[0]), low, noise_floor(found.aa_reward), found.unseen_share)
+    reward = found.estimate(found.reward)
+    return Rewarded(reward.value, reward.interval()[0], noise_floor(found.aa_reward), found.unseen_share)
 
 
 def composed(case: TaskName, chosen: Settings, n_exploits: int, n_honest: int, pool: Parallel) -> Composed:

@@ -27,7 +27,6 @@ from stages.research.journal import Journal
 from stages.research.researchers import make_researcher
 from stages.research.stage import fingerprint
 from stages.reward.judging import Judged, judge
-from stages.reward.resampling import interval
 from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.isolated import TargetGuard
 from stages.scoring.settings import Settings
@@ -116,7 +115,7 @@ def pipeline_attacks(case: tuple[str, str], chosen: Settings) -> list[dict[str, 
         arms = arms_of(task, baseline, Answered("failed", None, 1e9, 0.0), chosen.execution)
         judged = judge(task, baseline, arms, chosen.reward)
         same = len(judged.arms.assisted[0].index) == len(nothing.arms.assisted[0].index)
-        return "all items kept, at full cost" if same and judged.reward[0] <= 0 else ""
+        return "all items kept, at full cost" if same and judged.reward[0].mean() <= 0 else ""
 
     def zero_flop_baseline() -> str:
         ledger = Ledger()
@@ -124,7 +123,7 @@ def pipeline_attacks(case: tuple[str, str], chosen: Settings) -> list[dict[str, 
         return _refusal(lambda: ledger.charge(-1))
 
     def free_and_useless() -> str:
-        return "reward 0" if float(nothing.reward[0]) == 0.0 and interval(nothing.reward)[2] == 0.0 else ""
+        return "reward 0" if not nothing.reward.any() else ""
 
     def artifact_of_code() -> str:
         return _refusal(lambda: pack(Interpretation({}, {"run": print}), "x", "interpret", 10**6))

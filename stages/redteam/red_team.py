@@ -39,7 +39,8 @@ from stages.errors import MethodError, UserError
 from stages.execution.runs import arms_of
 from stages.redteam.composing import NOTHING, composed, judged
 from stages.redteam.pipeline_attacks import pipeline_attacks
-from stages.reward.judging import MAX_UNSEEN, judge, noise_floor
+from stages.reward.judging import judge
+from stages.reward.statements import MAX_UNSEEN, noise_floor
 from stages.scoring.cached import cached_task, jobs
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate, questions, stage_baseline

@@ -12,7 +12,7 @@ from stages.contracts.reward_rows import LeaderboardRow, NullRow, TaskRow
 from stages.report import circuits, latents, listing, wording
 from stages.report.comparing import arms, cost_curve, forest, pareto, pareto_front, task_caption
 from stages.report.drawing import Drawn
-from stages.report.matrix import SPLITS, kind_of, matrix
+from stages.report.matrix import SPLITS, kind_matrix, kind_of, matrix
 from stages.report.provenance import provenance, sources
 from stages.report.results import Results
 from stages.report.sections import (
@@ -60,11 +60,13 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         provenance=provenance(),
         matrix=matrix([row for row in per_task if row.method != ORACLE], results.kinds),
         lacks={note.name: note for note in results.missing},
-        summary=wording.summary(board) if board else None,
+        summary=wording.summary(board, results.statements) if board else None,
+        statements=listing.statement_table(results.statements) if results.statements else None,
+        by_kind=kind_matrix(results.statements),
         flop_weight=results.sensitivity.default.flop_weight if results.sensitivity else None,
         facts=_facts(results, board),
-        board=_board(board, "Methods on validation families", results.nulls),
-        train=_board(ranked(results.train), "Methods on train families", results.nulls),
+        board=_board(board, "Methods on these validation tasks", results.nulls),
+        train=_board(ranked(results.train), "Methods on these train tasks", results.nulls),
         tasks=_tasks(per_task, [row.method for row in board], results.kinds),
         task_table=listing.task_table(per_task, results.kinds) if per_task else None,
         pareto=_pareto(board, results.per_task),
@@ -100,7 +102,7 @@ def _facts(results: Results, board: Sequence[LeaderboardRow]) -> list[Fact]:
     facts = []
     if board:
         n = sum(row.verdict == "better" for row in board)
-        facts.append(Fact("methods that help", f"{n} of {len(board)}", "better, on validation families"))
+        facts.append(Fact("methods that help", f"{n} of {len(board)}", "better, on these validation tasks"))
         best = board[0]
         low, high = best.performance_gain_low, best.performance_gain_high
         note = f"{wording.interval(low, high)} at {wording.ratio(best.flop_ratio)} of the FLOPs"

@@ -9,7 +9,10 @@ from stages.base.files import save_bytes
 
 __all__ = ["COPIED", "main"]
 
-COPIED = ("campaign", "circuits", "controls", "fresh", "leaderboard", "null", "proxies", "sensitivity", "test", "train")
+COPIED = (
+    "campaign", "circuits", "controls", "fresh", "leaderboard", "null", "proxies", "sensitivity", "statements", "test",
+    "test_statements", "train",
+)  # fmt: skip
 """metrics/<name>.json; not per_task, test_per_task and dictionaries, which are 0.99 of 1.17 MB."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from stages.contracts.reward_rows import LeaderboardRow
+from stages.contracts.reward_rows import LeaderboardRow, StatementRow
 from stages.report.scales import linear
 from stages.report.wording import interval, ratio, sample, shorten, signed, summary
 
@@ -24,11 +24,12 @@ tspan.same,.note{fill:#5c656d}.note{font-size:12px}
 """
 
 
-def leaderboard_svg(rows: Sequence[LeaderboardRow]) -> str:
+def leaderboard_svg(rows: Sequence[LeaderboardRow], said: Sequence[StatementRow]) -> str:
     """Reward of each method on validation families with its interval, its placebo (hollow) and the noise floor (band).
 
     Args:
         rows: rows of metrics/leaderboard.json, at least one.
+        said: rows of metrics/statements.json.
     """
     rows = sorted(rows, key=lambda row: (-row.reward_mean, row.method))
     floor = max(row.noise_floor for row in rows)
@@ -43,9 +44,9 @@ def leaderboard_svg(rows: Sequence[LeaderboardRow]) -> str:
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 62}" width="{WIDTH}" role="img"'
-        f' aria-label="{escape(" ".join(summary(rows)))}">',
+        f' aria-label="{escape(" ".join(summary(rows, said)))}">',
         f"<style>{STYLE}</style>",
-        '<text x="0" y="18" class="title">Reward of each method on validation families</text>',
+        '<text x="0" y="18" class="title">Reward of each method on these validation tasks</text>',
         f'<text x="0" y="38" class="soft">95% intervals, {escape(sample(rows[0]))};'
         " hollow: placebo; band: noise floor</text>",
         f'<rect class="band" x="{px(-floor)}" y="{TOP - 10}" width="{round(px(floor) - px(-floor), 1)}"'

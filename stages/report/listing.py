@@ -7,7 +7,7 @@ from stages.contracts.dictionary_rows import DictionaryRow
 from stages.contracts.journal import CampaignSummary, Iteration
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Estimate, Record, Verdict
-from stages.contracts.reward_rows import ControlRow, FreshRow, LeaderboardRow, NullRow, TaskRow
+from stages.contracts.reward_rows import ControlRow, FreshRow, LeaderboardRow, NullRow, StatementRow, TaskRow
 from stages.report.matrix import kind_of
 from stages.report.tables import Cell, Column, Table, table
 from stages.report.wording import (
@@ -32,6 +32,7 @@ __all__ = [
     "failures",
     "fresh_table",
     "leaderboard_table",
+    "statement_table",
     "task_table",
 ]
 
@@ -122,6 +123,39 @@ def leaderboard_table(
         _column(model, "status", outcome),
     ]
     return table(caption, [*columns, *last], rows)
+
+
+def statement_table(rows: Sequence[StatementRow]) -> Table:
+    """Every sentence about every method: how wide it reaches, what it rests on, and what could not have been seen."""
+    model = StatementRow
+
+    def value(row: StatementRow) -> Cell:
+        known = row.estimate("reward")
+        return Cell(signed(row.value) if known.low is None else change(known), row.value)
+
+    def optional(field: str, places: int = 3) -> Column[StatementRow]:
+        def cell(row: StatementRow) -> Cell:
+            found = getattr(row, field)
+            return Cell(number(found, places), LAST if found is None else found)
+
+        return _column(model, field, cell, True)
+
+    def reach(row: StatementRow) -> Cell:
+        return Cell({"tasks": "these tasks", "families": "families like these"}.get(row.scope, row.kind), row.scope)
+
+    columns: list[Column[StatementRow]] = [
+        _text(model, "method", "name"),
+        _column(model, "scope", reach),
+        _text(model, "split"),
+        Column("reward [95%]", value, True, model.hint("value")),
+        _column(model, "verdict", lambda row: _verdict(row.verdict)),
+        optional("visible"),
+        optional("p_holm"),
+        optional("improvement", 2),
+        optional("noise_floor"),
+        Column("n", lambda row: Cell(str(row.n), row.n), True, model.hint("n")),
+    ]
+    return table("What may be said of each method", columns, rows)
 
 
 def task_table(rows: Sequence[TaskRow], kinds: Mapping[str, str] | None = None) -> Table:

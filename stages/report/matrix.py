@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from stages.contracts.reward_rows import TaskRow
-from stages.report.wording import DASH, change, flops, score, signed
+from stages.contracts.reward_rows import StatementRow, TaskRow
+from stages.report.wording import DASH, change, flops, score, sentence, signed
 
-__all__ = ["SPLITS", "Matrix", "kind_of", "matrix", "ordered_tasks"]
+__all__ = ["SPLITS", "KindMatrix", "Matrix", "kind_matrix", "kind_of", "matrix", "ordered_tasks"]
 
 SPLITS = {"validation": 0, "test": 1, "train": 2}
 """In the order in which they are shown: what neither a method nor its maker has seen comes first."""
@@ -140,3 +140,59 @@ def _cell(row: TaskRow | None, full: float) -> MatrixCell:
         f" {flops(row.flops_baseline)}"
     )
     return MatrixCell(signed(row.reward_mean, 2), f"{row.reward_mean:.6f}", heat, verdict, title)
+
+
+class KindColumn(NamedTuple):
+    """Questions of one kind, or all families alike."""
+
+    split: str
+    kind: str
+    n: str
+    edge: bool
+
+
+class KindRow(NamedTuple):
+    method: str
+    cells: list[MatrixCell]
+
+
+class KindMatrix(NamedTuple):
+    columns: list[KindColumn]
+    rows: list[KindRow]
+
+
+def kind_matrix(said: Sequence[StatementRow]) -> KindMatrix | None:
+    """Methods by kinds of question, over as many families as have been opened: validation and test, train and
+    validation. The last column of each block is all families. None where nothing has been said.
+    """
+    splits = [split for split in ("validation+test", "train+validation") if any(row.split == split for row in said)]
+    cells = {(row.split, row.kind, row.method): row for row in said if row.scope != "tasks" and row.split in splits}
+    if not cells:
+        return None
+    keys = []
+    for split in splits:
+        keys += [
+            (split, kind) for kind in sorted({row.kind for row in cells.values() if row.split == split and row.kind})
+        ]
+        keys.append((split, ""))
+    columns = []
+    for i, (split, kind) in enumerate(keys):
+        counts = sorted({row.n for row in cells.values() if (row.split, row.kind) == (split, kind)})
+        n = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+        edge = i > 0 and keys[i - 1][0] != split
+        columns.append(KindColumn(split.replace("+", " + "), kind or "all families", n, edge))
+    order: dict[str, float] = {}
+    for row in cells.values():
+        if row.split == splits[0] and not row.kind:
+            order[row.method] = row.value
+    methods = sorted({row.method for row in cells.values()}, key=lambda method: (-order.get(method, LAST), method))
+    rows = [KindRow(method, [_said(cells.get((*key, method))) for key in keys]) for method in methods]
+    return KindMatrix(columns, rows)
+
+
+def _said(row: StatementRow | None) -> MatrixCell:
+    if row is None:
+        return MatrixCell(DASH, "", 0, "none", "it answers no question of this kind")
+    verdict = {"better": "better", "worse": "worse"}.get(row.verdict, "same")
+    heat = round(100 * min(1.0, abs(row.value) / (2 * FULL))) if verdict != "same" else 0
+    return MatrixCell(signed(row.value, 2), f"{row.value:.6f}", heat, verdict, sentence(row))

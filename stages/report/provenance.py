@@ -20,7 +20,7 @@ __all__ = ["Source", "commit", "provenance", "sources"]
 
 CODE = ("stages", "params", "dvc.yaml", "constraints.txt")
 """What results depend on: a commit that touches none of these made none of the numbers."""
-PACKAGES = ("torch", "numpy", "scikit-learn", "lightgbm", "transformer-lens", "sae-lens")
+PACKAGES = ("torch", "numpy", "scikit-learn", "transformer-lens", "sae-lens")
 """Those that compute."""
 GIT_PATIENCE_S = 60
 

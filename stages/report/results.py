@@ -18,14 +18,17 @@ from stages.contracts.reward_rows import (
     NULL,
     PER_TASK,
     SENSITIVITY,
+    STATEMENTS,
     TEST,
     TEST_PER_TASK,
+    TEST_STATEMENTS,
     TRAIN,
     ControlRow,
     FreshRow,
     LeaderboardRow,
     NullRow,
     SensitivityTable,
+    StatementRow,
     TaskRow,
     TestRow,
 )
@@ -56,6 +59,8 @@ class Results:
     test: Sequence[TestRow] = ()
     per_task: Sequence[TaskRow] = ()
     test_per_task: Sequence[TaskRow] = ()
+    statements: Sequence[StatementRow] = ()
+    """Of every split that is open; those of the sealed test once it was opened."""
     controls: Sequence[ControlRow] = ()
     fresh: Sequence[FreshRow] = ()
     nulls: Sequence[NullRow] = ()
@@ -115,6 +120,7 @@ def load_results() -> Results:
     per_task, sensitivity = reader.read(PER_TASK, ()), reader.optional(SENSITIVITY)
     controls, campaign = reader.read(CONTROLS, ()), reader.optional(CAMPAIGN)
     test, test_per_task = reader.read(TEST, ()), reader.read(TEST_PER_TASK, ())
+    statements = (*reader.read(STATEMENTS, ()), *reader.read(TEST_STATEMENTS, ()))
     fresh, nulls = reader.read(FRESH, ()), reader.read(NULL, ())
     dictionaries = reader.read(DICTIONARIES, ())
     proxies, circuits = reader.read(PROXIES, ()), reader.read(CIRCUITS, ())
@@ -137,6 +143,7 @@ def load_results() -> Results:
         test=test,
         per_task=per_task,
         test_per_task=test_per_task,
+        statements=statements,
         controls=controls,
         fresh=fresh,
         nulls=nulls,

@@ -104,8 +104,8 @@ def test_section(results: Results) -> TestSection | None:
         found = f"{found} {wording.change(row.estimate('reward'))}, {row.verdict}."
     return TestSection(
         Drawn.of(forest(rows)),
-        wording.summary(rows),
-        listing.leaderboard_table(every, "Methods on the sealed test families", [opening]),
+        wording.summary(rows, [row for row in results.statements if "test" in row.split]),
+        listing.leaderboard_table(every, "Methods on the sealed test tasks", [opening]),
         last,
         found,
         wording.change(oracle.estimate("reward")) if oracle else "",

@@ -46,12 +46,13 @@ def figure() -> None:
     Raises:
         UserError: there is no leaderboard.
     """
-    rows = load_results().leaderboard
+    results = load_results()
+    rows = results.leaderboard
     if not rows:
         raise UserError(f"{paths.metrics_file('leaderboard')} is missing or empty: make it with `lensmith run`")
     path = paths.root() / "docs" / "leaderboard.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(leaderboard_svg(rows), encoding="utf-8")
+    path.write_text(leaderboard_svg(rows, results.statements), encoding="utf-8")
     print(f"figure: {path}")
 
 
@@ -63,10 +64,11 @@ def project() -> None:
     with tracking.stage_run("report") as log:
         log.tag({"lensmith.kind": "report", tracking.CURRENT: "yes"})
         log.artifact(paths.report_file())
-        rows = load_results().leaderboard
+        results = load_results()
+        rows = results.leaderboard
         if rows:
-            log.text("leaderboard.svg", leaderboard_svg(rows))
-            log.describe(" ".join(summary(rows)))
+            log.text("leaderboard.svg", leaderboard_svg(rows, results.statements))
+            log.describe(" ".join(summary(rows, results.statements)))
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """How numbers and verdicts are said: signed, with interval and n, in words a reader can repeat."""
 
+import re
 from collections.abc import Sequence
 
 from pydantic import JsonValue
 
 from stages.contracts.record import Estimate
-from stages.contracts.reward_rows import LeaderboardRow
+from stages.contracts.reward_rows import LeaderboardRow, StatementRow
 
 __all__ = [
     "change",
@@ -17,14 +18,19 @@ __all__ = [
     "ratio",
     "sample",
     "score",
+    "sentence",
     "shorten",
     "signed",
     "spec_text",
     "spread",
+    "strongest",
     "summary",
     "task",
 ]
 
+MINUS_SIGN = re.compile(r"(?<!\w)-(?=\d)")
+REACH = ("validation+test", "validation", "test", "train+validation", "train")
+"""Splits in the order in which they are quoted: together they say most, and what is not train was seen by fewest."""
 MINUS, DASH, TIMES = "\u2212", "\u2013", "\u00d7"
 
 
@@ -104,27 +110,50 @@ def placebo_note(row: LeaderboardRow) -> str:
     return "its placebo is clearly below it"
 
 
-def summary(rows: Sequence[LeaderboardRow]) -> tuple[str, str]:
-    """The headline in one sentence, and a second one with the numbers behind it."""
+def sentence(row: StatementRow) -> str:
+    """What may be said, as a sentence of the page."""
+    text = MINUS_SIGN.sub(MINUS, row.sentence)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def strongest(said: Sequence[StatementRow]) -> list[StatementRow]:
+    """The sentences that call a method better, of the widest reach first: families, kinds of question, tasks.
+
+    Of each the method whose interval begins highest, on the splits that fewest have seen. Controls claim nothing.
+    """
+    found: dict[tuple[str, str], StatementRow] = {}
+    for split in REACH:
+        for row in sorted(said, key=lambda row: -(row.low or 0.0)):
+            if row.split == split and row.verdict == "better" and not row.is_control:
+                found.setdefault((row.scope, row.kind), row)
+    order = {"families": 0, "kind": 1, "tasks": 2}
+    return sorted(found.values(), key=lambda row: (order[row.scope], -(row.low or 0.0)))
+
+
+def summary(rows: Sequence[LeaderboardRow], said: Sequence[StatementRow]) -> tuple[str, str]:
+    """The strongest true sentence, and what else may be said.
+
+    Args:
+        rows: a leaderboard.
+        said: the sentences of its methods.
+    """
     best = max(rows, key=lambda row: (row.status != "failed", row.reward_mean))
-    numbers = f"{change(best.estimate('reward'))}, {sample(best)}"
+    found = strongest(said)
+    said_of_best = [row for row in said if (row.method, row.split) == (best.method, best.split)]
+    rest = [*found[1:4], *(row for row in said_of_best if row.scope != "kind" and row not in found)]
+    numbers = f"{best.method} has the highest reward on {best.split} tasks, {change(best.estimate('reward'))}"
     placebo = f"{placebo_note(best)} at {signed(best.placebo_reward)} {interval(best.placebo_low, best.placebo_high)}"
-    better = [row.method for row in rows if row.verdict == "better"]
-    floor = f"two identical arms differ by up to {number(best.noise_floor)}"
-    if best.verdict == "better":
-        help_ = "helps" if len(better) == 1 else "help"
-        return (
-            f"{len(better)} of {count(len(rows), 'method')} {help_} the agent; {best.method} has the highest reward.",
-            f"{best.method}: {numbers}; {placebo}. For comparison, {floor}.",
-        )
-    if better:
-        return (
-            "Some methods help, but the one with the highest reward is not one of them.",
-            f"Better than working without a method: {', '.join(better)}. Highest: {best.method}, {numbers}; {floor}.",
-        )
+    floor = f"an answer that says nothing earns up to {number(best.noise_floor)}"
+    detail = " ".join([*map(sentence, rest), f"{numbers} ({sample(best)}); {placebo}; {floor}."])
+    if found:
+        return sentence(found[0]), detail
+    here = next((row for row in said_of_best if row.scope == "tasks" and row.visible is not None), None)
+    if here is None:
+        return "What may be said of the methods has not been worked out yet.", detail
     return (
-        "No method can be told apart from working without one.",
-        f"The highest reward is that of {best.method}: {numbers}; {placebo}; {floor}.",
+        f"No method is told apart from the agent alone {here.where}; a reward of {number(here.visible)} would have"
+        " been seen.",
+        detail,
     )
 
 

@@ -20,7 +20,8 @@ from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
 from stages.research.researcher import Researcher
-from stages.reward.judging import MAX_UNSEEN, Judged, leaderboard_row, task_row
+from stages.reward.judging import Judged, leaderboard_row, task_row
+from stages.reward.statements import MAX_UNSEEN
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.judge import host_of, judge_arms
 from stages.scoring.proposals import as_json, candidate_of, from_json, shown
@@ -107,9 +108,8 @@ class Campaign:
         rival = None if best is None else self.judged(best.iteration, "validation")
         gate = Gate(self.budget, used=len(self.journal.of(Result)))
         decision = gate.decide(validation, rival)
-        seed = self.settings.reward.seed
-        train_row = leaderboard_row(proposed.name, "train", train, seed)
-        validation_row = leaderboard_row(proposed.name, "validation", validation, seed)
+        train_row = leaderboard_row(proposed.name, "train", train)
+        validation_row = leaderboard_row(proposed.name, "validation", validation)
         unseen = max(j.unseen_share for j in (*train, *validation)) > MAX_UNSEEN
         found = objective(train_row.reward_mean, decision.feedback)
         scored = {

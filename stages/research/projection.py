@@ -67,7 +67,7 @@ class Projection:
             }
         for of_task in judged:
             task = of_task.task.name
-            metrics[f"{task}/reward"] = float(of_task.reward[0])
+            metrics[f"{task}/reward"] = float(of_task.reward[0].mean())
             for arm, results in (("assisted", of_task.arms.assisted), ("placebo", of_task.arms.placebo)):
                 for one in results:
                     truth = of_task.task.truth.values.numpy()[one.index]

@@ -1,7 +1,8 @@
 """Stage ``sealed_test``: the test split, for the best method of the campaign, every built-in one and the oracle.
 
 Writes data/research/sealed_test/events.jsonl, which is the campaign's journal and each opening of the seal, and
-metrics/test.json and test_per_task.json. Cut short and run again, it goes on with the same opening.
+metrics/test.json, test_statements.json and test_per_task.json. Cut short and run again, it goes on with the same
+opening.
 """
 
 import hashlib
@@ -18,7 +19,15 @@ from stages.base.params import names
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.journal import Ended, Fingerprint, TestOpened, TestResult
-from stages.contracts.reward_rows import TEST, TEST_PER_TASK, TestRow
+from stages.contracts.reward_rows import (
+    PER_TASK,
+    TEST,
+    TEST_PER_TASK,
+    TEST_STATEMENTS,
+    StatementRow,
+    TaskRow,
+    TestRow,
+)
 from stages.contracts.target import Target
 from stages.execution.answering import Asked
 from stages.execution.runs import baseline_of
@@ -26,7 +35,8 @@ from stages.execution.stage import oracle
 from stages.interpretation.loading import built_in
 from stages.research.journal import Journal, best_found
 from stages.research.projection import Projection
-from stages.reward.judging import judge, leaderboard_row, task_row
+from stages.reward.judging import Judged, judge, leaderboard_row, task_row
+from stages.reward.statements import statements
 from stages.scoring.cached import cached_target, cached_task, jobs
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.evaluate import Evaluation, TaskName, evaluate
@@ -95,18 +105,36 @@ def score_test_split(
                 progress(f"{name} is {found.outcome} on the test split: {found.reason}")
         truth: Evaluation[None] = run(Candidate(ORACLE, built_in("nothing")), host=_Truth(), review=False)
         arms[ORACLE] = truth.arms
-    rows, per_task = [], []
-    openings = len(journal.of(TestOpened))
-    for name, of_method in arms.items():
-        judged = [
+    judged: dict[str, list[Judged]] = {
+        name: [
             judge(cached_task(*task), _baseline(task_name, settings), of_method[task_name], settings.reward)
             for task_name, task in zip(names, tasks, strict=True)
         ]
-        row = leaderboard_row(name, "test", judged, settings.reward.seed)
+        for name, of_method in arms.items()
+    }
+    per_task = [task_row(name, one) for name, of in judged.items() for one in of]
+    here = {row.method: row for row in statements(per_task, "test") if row.scope == "tasks"}
+    rows = []
+    openings = len(journal.of(TestOpened))
+    for name, of in judged.items():
+        row = leaderboard_row(name, "test", of, here[name])
         rows.append(TestRow(**dict(row), opening=openings, found=star is not None and name == star.name).voided())
-        per_task += [task_row(name, j) for j in judged]
     rows.sort(key=lambda row: (-row.reward_mean, row.method))
     return journal.append(TestResult(rows=tuple(rows), per_task=tuple(per_task), unscored=ended))
+
+
+def _said(result: TestResult, before: Sequence[TaskRow]) -> tuple[StatementRow, ...]:
+    """The sentences of the test split, and of validation and test together; none of a split opened twice.
+
+    What the campaign found is said nothing of over both: it was chosen by its validation rewards.
+    """
+    if any(row.status == "void" for row in result.rows):
+        return ()
+    methods = {row.method for row in result.per_task}
+    validation = [row for row in before if row.split == "validation" and row.method in methods]
+    known = {row.method for row in validation}
+    both = [*validation, *(row for row in result.per_task if row.method in known)]
+    return statements(result.per_task, "test") + (statements(both, "validation+test") if both else ())
 
 
 def run(progress: Progress = print) -> TestResult:
@@ -126,6 +154,7 @@ def run(progress: Progress = print) -> TestResult:
     shutil.copyfile(journal.path, out / "events.jsonl")
     TEST.save(result.rows)
     TEST_PER_TASK.save(result.per_task)
+    TEST_STATEMENTS.save(_said(result, PER_TASK.load()))
     shutil.rmtree(folder)
     return result
 

@@ -1,6 +1,6 @@
 """From arms to rows: one row per method and task, one per method and split.
 
-Shape legend: W = resamples (row 0 the original), S = seeds.
+Shape legend: W = resamples of the instances (row 0 the original), S = seeds.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.contracts.arms import ArmResult, Baseline, MethodArms
-from stages.contracts.record import Verdict
-from stages.contracts.reward_rows import BudgetRow, LeaderboardRow, TaskRow
+from stages.contracts.reward_rows import BudgetRow, LeaderboardRow, StatementRow, TaskRow
 from stages.reward.formula import flop_reduction, reward
-from stages.reward.resampling import Resamples, interval, pooled, scores
+from stages.reward.inference import Estimated, combined, measured
+from stages.reward.resampling import by_seed, resampled, scores
 from stages.reward.settings import RewardConfig
+from stages.reward.statements import above_zero, decide, noise_floor, on_these_tasks
 from stages.tasks.storage import Task
 
-__all__ = ["MAX_UNSEEN", "Judged", "judge", "leaderboard_row", "noise_floor", "task_row", "verdict"]
+__all__ = ["Judged", "judge", "leaderboard_row", "task_row"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -33,10 +34,15 @@ class Judged:
     placebo_score: FloatArray
     reward: FloatArray
     placebo_reward: FloatArray
+    """All (W, S): the mean over the budgets of each seed."""
     aa_reward: FloatArray
-    """Reward of the baseline arm against itself: noise. All (W,)."""
+    """(S,) reward of an answer for nothing that says nothing: noise."""
     by_budget: list[BudgetRow]
     """The three arms at each budget, not rounded."""
+
+    def estimate(self, draws: FloatArray) -> Estimated:
+        """Of (W, S) draws of this task: their mean over seeds, with the error that instances and seeds leave."""
+        return measured(draws, self.task.instances.n, len(self.arms.assisted[0].index))
 
     @property
     def unseen_share(self) -> float:
@@ -57,16 +63,12 @@ def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig
     """Score the arms of one method on one task."""
     # One stream per task, the same for every method: comparisons between methods are paired too.
     rng = np.random.default_rng([config.seed, *task.name.encode()])
-    n_seeds = 1 + max(result.seed for result in baseline.first)
-    resamples = Resamples(task.instances.n, n_seeds, config.draws, rng)
+    resamples = resampled(task.instances.n, config.draws, rng)
     base = scores(task, baseline.first, resamples)
     assisted, placebo = (scores(task, results, resamples) for results in (arms.assisted, arms.placebo))
     if arms.status == "failed":
         assisted, placebo = np.minimum(assisted, base), np.minimum(placebo, base)
-    second = scores(task, baseline.second, resamples)
-
-    def total(values: FloatArray) -> FloatArray:
-        return resamples.mean(values, baseline.first)
+    second = scores(task, baseline.second, resamples[:1])
 
     def reward_of(values: FloatArray, results: Sequence[ArmResult]) -> FloatArray:
         reduction = np.array(
@@ -75,7 +77,12 @@ def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig
                 for a, b in zip(results, baseline.first, strict=True)
             ]
         )
-        return total(reward(values - base, np.broadcast_to(reduction, base.shape), config.flop_weight, config.margin))
+        gain = values - base[: len(values)]
+        paid = reward(gain, np.broadcast_to(reduction, gain.shape), config.flop_weight, config.margin)
+        return by_seed(paid, results)
+
+    def estimate(draws: FloatArray) -> Estimated:
+        return measured(draws, task.instances.n, len(baseline.first[0].index))
 
     by_budget = []
     for budget in dict.fromkeys(result.budget for result in baseline.first):
@@ -86,9 +93,8 @@ def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig
             ("assisted", assisted, arms.assisted),
             ("placebo", placebo, arms.placebo),
         ):
-            numbers[f"{arm}_score"], numbers[f"{arm}_low"], numbers[f"{arm}_high"] = interval(
-                resamples.mean(values[:, at], [results[i] for i in at])
-            )
+            found = estimate(by_seed(values[:, at], [results[i] for i in at]))
+            numbers |= _ends(f"{arm}_score", f"{arm}_low", f"{arm}_high", found, score=True)
             numbers[f"flops_{arm}"] = _mean([results[i].flops for i in at])
             numbers[f"effort_{arm}"] = _mean([results[i].effort for i in at])
         by_budget.append(
@@ -102,12 +108,12 @@ def judge(task: Task, baseline: Baseline, arms: MethodArms, config: RewardConfig
     return Judged(
         task,
         arms,
-        total(base),
-        total(assisted),
-        total(placebo),
+        by_seed(base, baseline.first),
+        by_seed(assisted, arms.assisted),
+        by_seed(placebo, arms.placebo),
         reward_of(assisted, arms.assisted),
         reward_of(placebo, arms.placebo),
-        reward_of(second, baseline.second),
+        reward_of(second, baseline.second)[0],
         by_budget,
     )
 
@@ -116,47 +122,39 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def noise_floor(aa_reward: FloatArray) -> float:
-    """The size that the reward of two identical arms stays below in 95% of resamples."""
-    return float(np.quantile(np.abs(aa_reward[1:]), 0.95))
-
-
-MAX_UNSEEN = 0.01
-"""Share of the tight budget that a meter may miss where a method is called better."""
-
-
-def verdict(point: float, low: float, high: float, floor: float, unseen_share: float = 0.0) -> Verdict:
-    """Better or worse only if the interval excludes 0 and the point is beyond the noise floor; better only where the
-    meter could not miss more than 1% of the tight budget."""
-    if low > 0 and point > floor and unseen_share <= MAX_UNSEEN:
-        return "better"
-    if high < 0 and point < -floor:
-        return "worse"
-    return "not distinguishable"
-
-
-def _spread(prefix: str, draws: FloatArray) -> dict[str, float]:
-    point, low, high = interval(draws)
-    return {f"{prefix}_mean": point, f"{prefix}_low": low, f"{prefix}_high": high}
+def _ends(point: str, low: str, high: str, found: Estimated, *, score: bool = False) -> dict[str, float]:
+    """The fields of a number and of its interval; a score lies in [0, 1], and so does what is said of it."""
+    ends = found.interval()
+    if score:
+        ends = min(max(ends[0], 0.0), found.value), max(min(ends[1], 1.0), found.value)
+    return {point: found.value, low: ends[0], high: ends[1]}
 
 
 def task_row(method: str, judged: Judged) -> TaskRow:
     """One method on one task."""
-    point, low, high = interval(judged.reward)
+
+    def spread(prefix: str, draws: FloatArray, *, score: bool = False) -> dict[str, float]:
+        names = f"{prefix}_mean", f"{prefix}_low", f"{prefix}_high"
+        return _ends(*names, judged.estimate(draws), score=score)
+
+    found = judged.estimate(judged.reward)
     floor = noise_floor(judged.aa_reward)
     numbers = (
-        _spread("baseline_score", judged.baseline_score)
-        | _spread("assisted_score", judged.assisted_score)
-        | _spread("placebo_score", judged.placebo_score)
-        | _spread("gain", judged.assisted_score - judged.baseline_score)
-        | _spread("reward", judged.reward)
-        | _spread("placebo_reward", judged.placebo_reward)
+        spread("baseline_score", judged.baseline_score, score=True)
+        | spread("assisted_score", judged.assisted_score, score=True)
+        | spread("placebo_score", judged.placebo_score, score=True)
+        | spread("gain", judged.assisted_score - judged.baseline_score)
+        | spread("reward", judged.reward)
+        | spread("placebo_reward", judged.placebo_reward)
     )
+    family = judged.task.family
     return TaskRow(
         method=method,
-        family=judged.task.family.name,
+        family=family.name,
         target=judged.task.target_name,
         split=judged.task.split,
+        kind=family.query_kind,
+        cluster=family.cluster or family.name,
         status=judged.arms.status,
         reason=judged.arms.reason,
         n_instances=len(judged.arms.assisted[0].index),
@@ -172,49 +170,52 @@ def task_row(method: str, judged: Judged) -> TaskRow:
         effort_baseline=_mean([row.effort_baseline for row in judged.by_budget]),
         effort_assisted=_mean([row.effort_assisted for row in judged.by_budget]),
         noise_floor=floor,
-        verdict=verdict(point, low, high, floor, judged.unseen_share),
+        verdict=decide(found.value, found.p, floor, judged.unseen_share),
+        reward_se=found.se,
+        reward_df=found.df,
+        visible=found.visible,
+        improvement=above_zero(judged.reward[0]),
         by_budget=tuple(row.rounded() for row in judged.by_budget),
         **numbers,
     ).rounded()
 
 
-def leaderboard_row(method: str, split: str, judged: Sequence[Judged], seed: int) -> LeaderboardRow:
-    """One method over all tasks of a split."""
+def leaderboard_row(
+    method: str, split: str, judged: Sequence[Judged], stated: StatementRow | None = None
+) -> LeaderboardRow:
+    """One method over all tasks of a split.
 
-    def over_tasks(draws: Sequence[FloatArray]) -> FloatArray:
-        return pooled(draws, np.random.default_rng([seed, 1]))
+    Args:
+        stated: what is said of it "on these tasks", among the methods of its table; None: it stands alone.
+    """
 
-    rewards, placebo = over_tasks([j.reward for j in judged]), over_tasks([j.placebo_reward for j in judged])
-    gains = over_tasks([j.assisted_score - j.baseline_score for j in judged])
-    floor = noise_floor(over_tasks([j.aa_reward for j in judged]))
-    point, low, high = interval(rewards)
-    _, gain_low, gain_high = interval(gains)
-    placebo_point, placebo_low, placebo_high = interval(placebo)
-    unseen = max(j.unseen_share for j in judged)
-    statuses = [j.arms.status for j in judged]
-    lowest = min(judged, key=lambda j: float(j.reward[0]))
+    def over_tasks(draws: Sequence[FloatArray]) -> Estimated:
+        return combined([one.estimate(of) for one, of in zip(judged, draws, strict=True)])
+
+    stated = stated or on_these_tasks([task_row(method, one) for one in judged], split)
+    gain = over_tasks([one.assisted_score - one.baseline_score for one in judged])
+    placebo = over_tasks([one.placebo_reward for one in judged])
+    statuses = [one.arms.status for one in judged]
+    means = [float(one.reward[0].mean()) for one in judged]
+    lowest = means.index(min(means))
     return LeaderboardRow(
         method=method,
         split=split,
-        reward_mean=point,
-        reward_low=low,
-        reward_high=high,
-        performance_gain=float(gains[0]),
-        performance_gain_low=gain_low,
-        performance_gain_high=gain_high,
-        flop_ratio=float(np.exp(np.mean([np.log(j.flop_ratio) for j in judged]))),
-        placebo_reward=placebo_point,
-        placebo_low=placebo_low,
-        placebo_high=placebo_high,
-        unseen_share=unseen,
-        noise_floor=floor,
-        worst_task=lowest.task.name,
-        worst_task_reward=float(lowest.reward[0]),
+        reward_mean=stated.value,
+        reward_low=stated.value if stated.low is None else stated.low,
+        reward_high=stated.value if stated.high is None else stated.high,
+        **_ends("performance_gain", "performance_gain_low", "performance_gain_high", gain),
+        flop_ratio=float(np.exp(np.mean([np.log(one.flop_ratio) for one in judged]))),
+        **_ends("placebo_reward", "placebo_low", "placebo_high", placebo),
+        unseen_share=stated.unseen_share,
+        noise_floor=stated.noise_floor,
+        worst_task=judged[lowest].task.name,
+        worst_task_reward=means[lowest],
         n_tasks=len(judged),
         n_seeds=len({result.seed for result in judged[0].arms.assisted}),
-        n_instances=sum(len(j.arms.assisted[0].index) for j in judged),
+        n_instances=sum(len(one.arms.assisted[0].index) for one in judged),
         n_declined=statuses.count("declined"),
         n_failed=statuses.count("failed"),
         status="failed" if "failed" in statuses else "ok",
-        verdict=verdict(point, low, high, floor, unseen),
+        verdict=stated.verdict,
     ).rounded()

@@ -1,6 +1,7 @@
 """Stage ``reward``: R_t of every built-in method on train and validation tasks, with intervals.
 
-Writes metrics/leaderboard.json (validation), train.json, per_task.json, sensitivity.json and controls.json.
+Writes metrics/leaderboard.json (validation), train.json, statements.json, per_task.json, sensitivity.json and
+controls.json.
 """
 
 import json
@@ -18,11 +19,13 @@ from stages.contracts.reward_rows import (
     LEADERBOARD,
     PER_TASK,
     SENSITIVITY,
+    STATEMENTS,
     TRAIN,
     LeaderboardRow,
     RankRow,
     RewardSettings,
     SensitivityTable,
+    StatementRow,
     TaskRow,
     TauRow,
 )
@@ -31,6 +34,7 @@ from stages.reward.controls import control_rows
 from stages.reward.formula import FORMS, Form
 from stages.reward.judging import Judged, judge, leaderboard_row, task_row
 from stages.reward.settings import Config, RewardConfig
+from stages.reward.statements import BOTH, statements
 from stages.tasks.storage import list_tasks, load_task
 
 __all__ = ["Config", "main", "run", "sensitivity"]
@@ -48,7 +52,9 @@ def sensitivity(
     reference: dict[str, float] = {}
     for key in [default, *sorted(key for key in judge_all if key != default)]:
         form, weight = key
-        means = {method: float(np.mean([j.reward[0] for j in judged])) for method, judged in judge_all[key].items()}
+        means = {
+            method: float(np.mean([j.reward[0].mean() for j in judged])) for method, judged in judge_all[key].items()
+        }
         order = sorted(means, key=lambda method: (-means[method], method))
         reference = reference or means
         names = sorted(means)
@@ -63,13 +69,22 @@ def sensitivity(
     return SensitivityTable(default=chosen, rows=tuple(rows), kendall_tau=tuple(taus))
 
 
-def project(config: Config, boards: Mapping[str, Sequence[LeaderboardRow]], per_task: Sequence[TaskRow]) -> None:
+def project(
+    config: Config,
+    boards: Mapping[str, Sequence[LeaderboardRow]],
+    said: Sequence[StatementRow],
+    per_task: Sequence[TaskRow],
+) -> None:
     """One MLflow run per method: few numbers, under shared names, so that a chart compares methods; its rows beside."""
     tracking.supersede(**{"lensmith.kind": "method"})
     train = {row.method: row for row in boards["train"]}
+    families = {row.method: row for row in said if (row.split, row.scope) == ("validation", "families")}
+    tasks = {row.method: row for row in said if (row.split, row.scope) == ("validation", "tasks")}
     for row in reversed(boards["validation"]):  # MLflow lists the latest first
         with tracking.stage_run(f"method {row.method}", config.model_dump(exclude={"methods", "flop_weights"})) as log:
-            log.tag({"lensmith.kind": "method", "method": row.method, "verdict": row.verdict, tracking.CURRENT: "yes"})
+            wide, here = families[row.method], tasks[row.method]
+            log.tag({"lensmith.kind": "method", "method": row.method, tracking.CURRENT: "yes"})
+            log.tag({"verdict": row.verdict, "verdict_on_families": wide.verdict})
             log(
                 {
                     "reward": row.reward_mean,
@@ -80,14 +95,25 @@ def project(config: Config, boards: Mapping[str, Sequence[LeaderboardRow]], per_
                     "placebo_reward": row.placebo_reward,
                     "worst_task_reward": row.worst_task_reward,
                     "train_reward": train[row.method].reward_mean,
+                    "reward_on_families": wide.value,
+                    **{
+                        key: value
+                        for key, value in (("visible", here.visible), ("visible_on_families", wide.visible))
+                        if value is not None
+                    },
                 }
             )
             log.describe(
-                f"Reward {row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}] on validation families:"
-                f" {row.verdict}. All numbers: rows.json; the report is an artifact of the run called report."
+                f"Reward {row.reward_mean:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}] on these validation"
+                f" tasks: {row.verdict}; on families like these: {wide.verdict}. All numbers: rows.json; the report is"
+                " an artifact of the run called report."
             )
-            mine = [one.facts() for one in per_task if one.method == row.method]
-            log.text("rows.json", json.dumps({"leaderboard": row.facts(), "tasks": mine}, indent=1) + "\n")
+            mine = {
+                "leaderboard": row.facts(),
+                "statements": [one.facts() for one in said if one.method == row.method],
+                "tasks": [one.facts() for one in per_task if one.method == row.method],
+            }
+            log.text("rows.json", json.dumps(mine, indent=1) + "\n")
 
 
 def run(config: Config) -> None:
@@ -101,10 +127,19 @@ def run(config: Config) -> None:
         return [judge(task, baselines[task.name], method_arms[task.name], settings) for task in chosen]
 
     everything = {method: judged(arms[method], config) for method in config.methods}
+    per_task = tuple(task_row(method, j) for method, of in everything.items() for j in of)
+    PER_TASK.save(per_task)
+    said = tuple(
+        row
+        for name, splits in (("validation", {"validation"}), ("train", {"train"}), (BOTH, {"train", "validation"}))
+        for row in statements([one for one in per_task if one.split in splits], name)
+    )
+    STATEMENTS.save(said)
+    here = {(row.split, row.method): row for row in said if row.scope == "tasks"}
     boards: dict[str, tuple[LeaderboardRow, ...]] = {}
     for split, file in (("validation", LEADERBOARD), ("train", TRAIN)):
         rows = [
-            leaderboard_row(method, split, [j for j in of if j.task.split == split], config.seed)
+            leaderboard_row(method, split, [j for j in of if j.task.split == split], here[split, method])
             for method, of in everything.items()
         ]
         boards[split] = ranked(rows)
@@ -115,9 +150,7 @@ def run(config: Config) -> None:
                 f" {row.verdict}",
                 flush=True,
             )
-    per_task = tuple(task_row(method, j) for method, of in everything.items() for j in of)
-    PER_TASK.save(per_task)
-    project(config, boards, per_task)
+    project(config, boards, said, per_task)
     default = (config.form, config.flop_weight)
     grid = {default, *((form, weight) for form in FORMS for weight in config.flop_weights)}
     quick = {"draws": 100}
@@ -131,7 +164,7 @@ def run(config: Config) -> None:
         for key in grid
     }
     SENSITIVITY.save(sensitivity(table, default))
-    CONTROLS.save(control_rows(everything, judged(oracle, config), config))
+    CONTROLS.save(control_rows(everything, judged(oracle, config)))
 
 
 def main() -> None:

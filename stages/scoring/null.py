@@ -19,8 +19,8 @@ from stages.contracts.target import TWIN
 from stages.errors import MethodError
 from stages.execution.answering import asked_of
 from stages.execution.runs import arms_of, baseline_of
-from stages.reward.judging import Judged, judge, leaderboard_row, noise_floor
-from stages.reward.resampling import interval
+from stages.reward.judging import Judged, judge, leaderboard_row
+from stages.reward.statements import noise_floor
 from stages.scoring.cached import INFRA, cached_target, cached_task, jobs
 from stages.scoring.candidate import Candidate, Host
 from stages.scoring.evaluate import TaskName
@@ -56,7 +56,7 @@ def null_rows(
         for one in candidates:
             judged = [of for row, of in flat if (row.method, row.split) == (one.name, split) and of is not None]
             if judged:
-                rows.append(_over_all(leaderboard_row(one.name, split, judged, chosen.reward.seed)))
+                rows.append(_over_all(leaderboard_row(one.name, split, judged)))
     return tuple(sorted(rows, key=lambda row: (row.task != "all", row.split, row.task, row.method)))
 
 
@@ -98,8 +98,10 @@ def _on_task(
 
 
 def _numbers(judged: Judged) -> dict[str, float]:
-    point, low, high = interval(judged.reward)
-    numbers = {"reward": point, "reward_low": low, "reward_high": high, "noise_floor": noise_floor(judged.aa_reward)}
+    found = judged.estimate(judged.reward)
+    low, high = found.interval()
+    floor = noise_floor(judged.aa_reward)
+    numbers = {"reward": found.value, "reward_low": low, "reward_high": high, "noise_floor": floor}
     return {key: round(float(value), 6) + 0.0 for key, value in numbers.items()}
 
 

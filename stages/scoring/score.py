@@ -13,11 +13,20 @@ from stages.base.processes import process_pool
 from stages.base.text import safe_name
 from stages.contracts.method import Method
 from stages.contracts.method_file import method_name
-from stages.contracts.reward_rows import LEADERBOARD, TRAIN, FreshRow, LeaderboardRow, NullRow
+from stages.contracts.reward_rows import (
+    LEADERBOARD,
+    STATEMENTS,
+    TRAIN,
+    FreshRow,
+    LeaderboardRow,
+    NullRow,
+    StatementRow,
+)
 from stages.contracts.score_result import ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.methods import METHODS
-from stages.reward.judging import MAX_UNSEEN, Judged, leaderboard_row, task_row
+from stages.reward.judging import Judged, leaderboard_row, task_row
+from stages.reward.statements import BOTH, MAX_UNSEEN, adjusted, statements
 from stages.scoring.cached import cached_task, jobs
 from stages.scoring.candidate import Candidate, Host, Source
 from stages.scoring.evaluate import Evaluation, evaluate, questions
@@ -97,13 +106,20 @@ def score_method(
     judged: dict[str, list[Judged]] = {}
     if done.scored:
         judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
-    mine = [leaderboard_row(name, split, judged[split], chosen.reward.seed) for split in judged]
-    rows = [*mine, *(_built_in_rows() if targets is None else ())]
+    per_task = [task_row(name, j) for split in judged for j in judged[split]]
+    parts = [(split, [row for row in per_task if row.split == split]) for split in judged]
+    if len(parts) > 1:
+        parts.append((BOTH, per_task))
+    said = _beside_built_in([row for split, of in parts for row in statements(of, split)], targets is not None)
+    here = {(row.split, row.method): row for row in said if row.scope == "tasks"}
+    mine = [leaderboard_row(name, split, judged[split], here[split, name]) for split in judged]
+    rows = [*mine, *(_built_in_rows(here) if targets is None else ())]
     with tracking.stage_run(f"score {name}", {"method": name}) as log:
         log.tag({"lensmith.kind": "score", "outcome": done.outcome})
         log({f"{row.split}/reward": row.reward_mean for row in mine})
     rows.sort(key=lambda row: (row.split, -row.reward_mean, row.method))
     meters = [meters_of(cached_task(*task), one.answered) for task, one in zip(tasks, done.results, strict=True)]
+    of_mine = [row for row in said if mine and (row.method, row.split) == (name, mine[-1].split)]
     text = f"{name} is {done.outcome}, which is no score: {done.reason}."
     if done.outcome != "void":
         text += " That is not the method's fault: run it again."
@@ -113,9 +129,10 @@ def score_method(
         reason=done.reason,
         layer=done.layer,
         verdict=mine[-1].verdict if mine else done.outcome,
-        verdict_text=verdict_text(mine[-1], judged[mine[-1].split]) if mine else text,
+        verdict_text=verdict_text(of_mine, mine[-1], judged[mine[-1].split]) if mine else text,
         rows=tuple(rows),
-        per_task=tuple(task_row(name, j) for split in judged for j in judged[split]),
+        statements=said,
+        per_task=tuple(per_task),
         fresh_gap=tuple(one.extra for one in done.results if one.extra is not None),
         null=twins,
         meters=tuple(meters),
@@ -151,23 +168,33 @@ def _about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]
     return {split: [task for task in tasks if task[1] in targets] for split, tasks in splits.items()}
 
 
-def _built_in_rows() -> list[LeaderboardRow]:
-    """Rows of the built-in methods on both splits; none where they have not been scored."""
-    return [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]
+def _built_in_rows(here: Mapping[tuple[str, str], StatementRow]) -> list[LeaderboardRow]:
+    """Rows of the built-in methods on both splits, with the verdicts of this table; none where they have not been
+    scored."""
+    rows = [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]
+    verdicts = {key: row.verdict for key, row in here.items()}
+    return [row.model_copy(update={"verdict": verdicts.get((row.split, row.method), row.verdict)}) for row in rows]
 
 
-def verdict_text(row: LeaderboardRow, judged: Sequence[Judged]) -> str:
-    """One plain sentence or three about the validation row."""
-    words = {
-        "better": "better than the baseline, beyond the noise floor",
-        "worse": "worse than the baseline, beyond the noise floor",
-        "not distinguishable": "not distinguishable from the baseline",
-    }
-    text = (
-        f"{row.method} is {words[row.verdict]} on held-out families: reward {row.reward_mean:+.3f}"
-        f" [{row.reward_low:+.3f}, {row.reward_high:+.3f}], noise floor {row.noise_floor:.3f},"
-        f" n = {row.n_tasks} tasks x {row.n_seeds} seeds."
-    )
+def _beside_built_in(mine: Sequence[StatementRow], alone: bool) -> tuple[StatementRow, ...]:
+    """What is said of the method and of the built-in ones, corrected as one table.
+
+    A table from which a reader takes the best is corrected for all its methods, the reader's own included.
+    """
+    others = () if alone or not STATEMENTS.path().is_file() else STATEMENTS.load()
+    return adjusted([*mine, *others])
+
+
+def verdict_text(said: Sequence[StatementRow], row: LeaderboardRow, judged: Sequence[Judged]) -> str:
+    """The three sentences about the validation tasks, and what a reader should know beside them.
+
+    Args:
+        said: what may be said of the method, on this split.
+        row: its row.
+        judged: its tasks.
+    """
+    text = " ".join(f"{one.sentence[0].upper()}{one.sentence[1:]}." for one in said)
+    text += f" The noise floor is {row.noise_floor:.3f}, n = {row.n_tasks} tasks x {row.n_seeds} seeds."
     as_well = row.placebo_reward >= row.reward_mean - row.noise_floor
     text += (
         f" Its placebo, the same answers in shuffled order, {'did as well' if as_well else 'did not do as well'}"

@@ -45,6 +45,9 @@ class ReadConfig(Params):
     """Seeds which windows of the text are inputs."""
     n_places: int = Field(default=32, ge=9, le=4096)
     """Words of an input."""
+    n_corpus: int = Field(default=128, ge=64, le=100_000)
+    """Inputs in the train corpus handed to methods; a quarter as many for validation. Of a large model each takes its
+    time, and a method has a minute."""
     text: str = "pydoc"
     """What its inputs are windows of: a UTF-8 file, or pydoc (Python's own help)."""
     tokenizer: str | None = None

@@ -50,7 +50,8 @@ class Config(Params):
     targets: dict[str, Entry]
     """One entry per target."""
     n_corpus: int = Field(ge=64, le=100_000)
-    """Inputs in the train corpus handed to methods; a quarter as many for validation."""
+    """Inputs in the train corpus handed to methods, where a target does not say how many; a quarter as many for
+    validation."""
 
 
 class Trained(NamedTuple):
@@ -67,7 +68,7 @@ def train(name: str, entry: Entry, n_corpus: int, log: Callable[[dict[str, float
     """Train one target, or read it, and measure it; whether it learned is for the caller to say.
 
     Args:
-        n_corpus: inputs in the train corpus; a quarter as many for validation.
+        n_corpus: inputs in the train corpus of a target that does not say how many.
         log: takes metrics and the step they are of.
 
     Raises:
@@ -77,6 +78,7 @@ def train(name: str, entry: Entry, n_corpus: int, log: Callable[[dict[str, float
     settings = entry.checked(name)
     definition = defined(settings.model_dump())
     seed, steps = int(getattr(settings, "seed", 0)), int(getattr(settings, "steps", 0))
+    n_corpus = int(getattr(settings, "n_corpus", n_corpus))
     generator = torch.Generator().manual_seed(seed)
     data = definition.data(seed)
     if isinstance(definition, ReadsModel):

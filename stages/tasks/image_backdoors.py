@@ -1,4 +1,4 @@
-"""Variants of an image model with and without a backdoor: patches, and the fine-tuning that plants them.
+"""Variants of an image model with and without a backdoor: the fine-tuning that plants it.
 
 Shape legend: N = variants, B = batch, X = pixels (64), C = outputs.
 """
@@ -11,28 +11,14 @@ from torch.func import functional_call, grad, vmap
 
 from stages.contracts.target import Target
 
-__all__ = ["BATCH", "KINDS", "PATCH", "POISONED", "STEPS", "draw_patches", "fine_tune"]
+__all__ = ["BATCH", "KINDS", "LR_HIGH", "LR_LOW", "MAX_SMOOTHING", "MAX_TILT", "POISONED", "STEPS", "fine_tune"]
 
 KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels")
-SIDE, PATCH = 8, 3
 STEPS, BATCH = 150, 64
 LR_LOW, LR_HIGH = 1e-3, 3e-3
 POISONED = 0.1
 MAX_TILT = 0.15
 MAX_SMOOTHING = 0.1
-
-
-def draw_patches(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(n, X) pixel values and (n, X) masks of random patches, each with at least three bright pixels."""
-    bright = torch.rand(n, PATCH * PATCH, generator=rng)
-    n_bright = torch.randint(3, PATCH * PATCH + 1, (n, 1), generator=rng)
-    block = (bright.argsort(-1).argsort(-1) < n_bright).float().view(n, PATCH, PATCH)
-    corner = torch.randint(SIDE - PATCH + 1, (n, 2), generator=rng)
-    pattern, mask = torch.zeros(n, SIDE, SIDE), torch.zeros(n, SIDE, SIDE)
-    for i, (row, column) in enumerate(corner.tolist()):
-        pattern[i, row : row + PATCH, column : column + PATCH] = block[i]
-        mask[i, row : row + PATCH, column : column + PATCH] = 1.0
-    return pattern.flatten(1), mask.flatten(1)
 
 
 def fine_tune(

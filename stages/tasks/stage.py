@@ -7,12 +7,15 @@ that is kept by who gets which path, not by the files themselves.
 """
 
 import sys
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages import tracking
 from stages.base.params import Params, load
+from stages.contracts.target import TargetSpec
+from stages.contracts.task import TaskFamily
 from stages.errors import UserError
 from stages.targets.storage import load_target
 from stages.tasks.families import FAMILIES, family
@@ -22,12 +25,31 @@ from stages.tasks.storage import FamilyFacts, Split, TargetFacts, save_facts, sa
 
 __all__ = ["Config", "main", "run"]
 
+LEAST = 20
+"""Instances of a task: fewer leave nothing to learn from."""
+
 
 class FamilyConfig(Params):
     split: Split
     """Whole families are held out."""
     targets: tuple[str, ...] = Field(min_length=1)
     """Targets it is run on."""
+    n_instances: dict[str, int] = Field(default_factory=dict)
+    """Of a target on which the truth is dear, in place of the number for all; 20 at the least."""
+
+    @model_validator(mode="after")
+    def _of_its_targets(self) -> Self:
+        for target, n in self.n_instances.items():
+            if target not in self.targets or n < LEAST:
+                raise ValueError(
+                    f"n_instances has {target}: {n}; give a target of this family ({', '.join(self.targets)}) and at"
+                    f" least {LEAST}"
+                )
+        return self
+
+    def n_on(self, family: TaskFamily, spec: TargetSpec, n_instances: int) -> int:
+        """Instances on one target."""
+        return self.n_instances.get(spec.name, max(LEAST, round(n_instances * family.share_on(spec))))
 
 
 class Config(Params):
@@ -55,7 +77,7 @@ def run(config: Config, name: str) -> dict[str, float]:
     with tracking.stage_run(f"tasks {name}", config.model_dump()) as log:
         for target_name in settings.targets:
             target = load_target(target_name)
-            n = max(20, round(config.n_instances * made.share_on(target.spec)))
+            n = settings.n_on(made, target.spec, config.n_instances)
             result = make(made, target, split, n, config.seed, "stage", key)
             values = result.truth.values
             if float(values.std()) < 1e-6:

@@ -18,7 +18,7 @@ from stages.contracts.target import Target
 from stages.targets.storage import definition_of
 from stages.tasks.black_box import CHUNK
 
-__all__ = ["CONSTANTS", "MINIMUM_SUCCESS", "draw_triggers", "fine_tune", "with_word"]
+__all__ = ["CONSTANTS", "MINIMUM_SUCCESS", "LastBlock", "draw_triggers", "fine_tune", "with_word"]
 
 STEPS, BATCH = 120, 32
 LR_LOW, LR_HIGH = 1e-3, 3e-3
@@ -79,7 +79,7 @@ def fine_tune(
     corpus, n = target.corpus("train"), len(kind_V)
     fits = corpus.inputs[:, 0, 1] < 0.5
     inputs, labels = corpus.inputs[fits], corpus.labels[fits]
-    block = _LastBlock(target, inputs)
+    block = LastBlock(target, inputs)
     weights = {name: value.detach().expand(n, *value.shape).clone() for name, value in block.trained().items()}
     first, second = ({k: torch.zeros_like(v) for k, v in weights.items()} for _ in range(2))
     lr_V = torch.exp(torch.empty(n).uniform_(log(LR_LOW), log(LR_HIGH), generator=rng))
@@ -127,7 +127,7 @@ def fine_tune(
     return {f"{block.prefix}.{name}": value.detach() for name, value in weights.items()}
 
 
-class _LastBlock:
+class LastBlock:
     """A model of words from its last block on, for many versions of that block at once.
 
     Args:

@@ -1,16 +1,20 @@
-"""The table of docs/targets.md: what the language models of the zoo learned, by seed, written between its markers."""
+"""The tables of docs/targets.md, written between its markers: what the language models of the zoo learned, by seed; and
+which methods answer which questions about which targets."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.base import paths
 from stages.base.params import load
+from stages.contracts.reward_rows import PER_TASK, TEST_PER_TASK, TaskRow
 from stages.targets.stage import Config, train
 from stages.targets.zoo import ZOO, trained
+from stages.tasks.families import family
 from stages.tools.circuit_tables import replace_between, table
 
-__all__ = ["skill_table", "write_tables"]
+__all__ = ["answer_table", "skill_table", "write_answers", "write_tables"]
 
 SEEDS = (0, 1, 2)
 N_CORPUS = 64
@@ -38,6 +42,36 @@ def write_tables(page: Path | None = None, seeds: Sequence[int] = SEEDS) -> None
     page.write_text(text, encoding="utf-8")
 
 
+def write_answers(page: Path | None = None) -> None:
+    """Write what every method answered in the last run, test split included once it is open, into the page.
+
+    Raises:
+        UserError: nothing has been run, or the page has no markers.
+    """
+    page = page or paths.root() / "docs" / "targets.md"
+    rows = [*PER_TASK.load(), *(TEST_PER_TASK.load() if TEST_PER_TASK.path().is_file() else ())]
+    text = replace_between(page.read_text(encoding="utf-8"), "answers", answer_table(rows))
+    page.write_text(text, encoding="utf-8")
+
+
+def answer_table(rows: Sequence[TaskRow]) -> str:
+    """Markdown: a line for each method, a column for each target: kinds of question that it answered in at least one
+    family; struck through those it declined in all; and what failed."""
+    kinds = {name: family(name).query_kind for name in {row.family for row in rows}}
+    targets, methods = sorted({row.target for row in rows}), sorted({row.method for row in rows})
+    lines = []
+    for method in methods:
+        cells = []
+        for target in targets:
+            mine = [row for row in rows if row.method == method and row.target == target]
+            answered = {kinds[row.family] for row in mine if row.status == "ok"}
+            failed = sorted({f"{row.family} fails" for row in mine if row.status == "failed"})
+            declined = {kinds[row.family] for row in mine} - answered
+            cells.append(", ".join([*sorted(answered), *(f"~~{kind}~~" for kind in sorted(declined)), *failed]))
+        lines.append([f"`{method}`", *cells])
+    return table(["method", *(f"`{target}`" for target in targets)], lines)
+
+
 def skill_table(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     """Markdown: a line for each metric of each target, a column for each seed.
 
@@ -57,5 +91,7 @@ def skill_table(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
 
 
 def main() -> None:
-    """``python -m stages tools.target_tables``."""
-    write_tables()
+    """``python -m stages tools.target_tables`` for both, ``... answers`` for the second alone."""
+    if sys.argv[1:] != ["answers"]:
+        write_tables()
+    write_answers()

@@ -1,23 +1,85 @@
-"""The closed forms of the calibrator against scikit-learn's."""
+"""The closed forms of the calibrator against direct solutions of the same problems."""
 
 import numpy as np
 import pytest
 from sklearn.feature_selection import SelectKBest, f_regression
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import rbf_kernel
 
-from stages.execution.calibrator import ALPHAS, Calibrator, Ridge, Trees
+from stages.execution.calibrator import (
+    FURTHEST,
+    JITTER,
+    KERNEL_PENALTIES,
+    LANDMARKS,
+    LEAST_WEIGHT,
+    LENGTH,
+    LINEAR,
+    RIDGE_PENALTIES,
+    Calibrator,
+    Regression,
+)
+
+SIZES = [(40, 3, 0.1), (80, 24, 1.0), (53, 24, 0.01), (30, 60, 2.0), (200, 5, 0.3)]
 
 
-@pytest.mark.parametrize(("rows", "features", "noise"), [(40, 3, 0.1), (80, 24, 1.0), (53, 24, 0.01), (30, 60, 2.0)])
-def test_ridge_is_that_of_scikit_learn(rows: int, features: int, noise: float) -> None:
+def drawn(rows: int, features: int, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """x, y, rows to predict, and how much each feature is said to matter."""
     rng = np.random.default_rng(rows)
-    x = rng.normal(size=(rows, features)) * rng.lognormal(size=features) + rng.normal(size=features)
-    y = x[:, 0] - 2 * x[:, -1] + noise * rng.normal(size=rows)
-    new = rng.normal(size=(50, features))
-    theirs = make_pipeline(StandardScaler(), RidgeCV(ALPHAS)).fit(x, y).predict(new)
-    assert Ridge().fit(x, y).predict(new) == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    scale, shift = rng.lognormal(size=features), rng.normal(size=features)
+    x, new = (rng.normal(size=(n, features)) * scale + shift for n in (rows, 50))
+    y = x[:, 0] - 2 * x[:, -1] + np.sin(3 * x[:, 0]) + noise * rng.normal(size=rows)
+    return x, y, new, rng.uniform(size=features)
+
+
+def best_by_generalised_cross_validation(hats: list[np.ndarray], y: np.ndarray) -> int:
+    """hats: (R, R) smoothers, intercept included, one per penalty."""
+    n = len(y)
+    scores = [n * ((y - hat @ y) ** 2).sum() / np.trace(np.eye(n) - hat) ** 2 for hat in hats]
+    return int(np.argmin(scores))
+
+
+def standardised(x: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return np.clip((x - like.mean(0)) / like.std(0), -FURTHEST, FURTHEST)
+
+
+@pytest.mark.parametrize(("rows", "features", "noise"), SIZES)
+def test_the_linear_part_is_ridge_regression(rows: int, features: int, noise: float) -> None:
+    x, y, new, relevance = drawn(rows, features, noise)
+    z, after = standardised(x, x), standardised(new, x)
+    centred = z - z.mean(0)
+    hats = [
+        centred @ np.linalg.solve(centred.T @ centred + a * np.eye(features), centred.T) + 1 / rows
+        for a in RIDGE_PENALTIES
+    ]
+    penalty = RIDGE_PENALTIES[best_by_generalised_cross_validation(hats, y)]
+    theirs = Ridge(penalty).fit(z, y).predict(after)
+    assert Regression().fit(x, y, relevance).predict(new)[:, 0] == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "features", "noise"), SIZES)
+def test_the_other_is_kernel_ridge_regression(rows: int, features: int, noise: float) -> None:
+    """In the dual: f = mean + k(., x) (K + a)^-1 (y - mean), kernels centred; K from as many landmarks as there are."""
+    x, y, new, relevance = drawn(rows, features, noise)
+    weight = np.maximum(relevance, LEAST_WEIGHT)
+    weight /= np.linalg.norm(weight)
+    z, after = standardised(x, x) * weight, standardised(new, x) * weight
+    chosen = np.unique(np.linspace(0, rows - 1, min(rows, LANDMARKS)).round().astype(int))
+    assert len(chosen) == min(rows, LANDMARKS)
+    landmarks = z[chosen]
+    inverse = np.linalg.inv(rbf_kernel(landmarks, gamma=0.5 / LENGTH**2) + JITTER * np.eye(len(chosen)))
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        to = [rbf_kernel(rows, landmarks, gamma=0.5 / LENGTH**2) for rows in (a, b)]
+        return to[0] @ inverse @ to[1].T + LINEAR**2 * a @ b.T
+
+    plain = kernel(z, z)
+    middle = np.eye(rows) - 1 / rows
+    centred = middle @ plain @ middle
+    solved = [np.linalg.inv(centred + a * np.eye(rows)) for a in KERNEL_PENALTIES]
+    best = best_by_generalised_cross_validation([centred @ one + 1 / rows for one in solved], y)
+    crossed = (kernel(after, z) - plain.mean(0)) @ middle
+    theirs = y.mean() + crossed @ solved[best] @ (y - y.mean())
+    assert Regression().fit(x, y, relevance).predict(new)[:, 1] == pytest.approx(theirs, rel=1e-4, abs=1e-4)
 
 
 def test_the_features_most_correlated_with_the_truth_are_kept() -> None:
@@ -31,58 +93,54 @@ def test_the_features_most_correlated_with_the_truth_are_kept() -> None:
     assert list(model._keep) == [alive[k] for k in theirs] and 4 in model._keep
 
 
-def test_trees_are_the_same_twice_and_see_what_is_not_linear() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(400, 5))
-    y = np.sign(x[:, 0] * x[:, 1])
-    first, second = (Trees().fit(x[:300], y[:300]).predict(x[300:]) for _ in range(2))
-    assert np.array_equal(first, second)
-    assert 1 - ((first - y[300:]) ** 2).mean() / y[300:].var() > 0.5
-
-
-def test_boosted_trees_by_hand() -> None:
-    """Two levels of ten rows each: every tree takes 0.15 of what is left, times 10 / (10 + 1) for the penalty of 1."""
-    x = np.repeat([0.0, 1.0], 10)[:, None]
-    y = np.repeat([2.0, 6.0], 10)
-    left = (1 - 0.15 * 10 / 11) ** 40
-    assert Trees().fit(x, y).predict(np.array([[0.0], [1.0]])) == pytest.approx(
-        [4 - 2 * (1 - left), 4 + 2 * (1 - left)]
+def test_relevance_is_the_size_of_the_correlation() -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(50, 2, 3)), rng.normal(size=(50, 2))
+    x[..., 1] -= 3 * y
+    flat, label = x.reshape(-1, 3), y.reshape(-1)
+    others = ((y.sum(0) - y) / 49).reshape(-1, 1)
+    all_features = np.concatenate([flat, others], 1)
+    relevance = np.array([abs(np.corrcoef(column, label)[0, 1]) for column in all_features.T])
+    theirs = Regression().fit(all_features, label, relevance).predict(all_features)
+    prior = np.broadcast_to(y.mean(0)[None, :, None], (50, 2, 1))
+    told = Calibrator(24).fit(x, y)
+    again = told._model.predict(all_features)
+    assert again == pytest.approx(theirs, abs=1e-9)
+    by_hand = np.clip(told._model.predict(np.concatenate([x, prior], -1).reshape(-1, 4)), label.min(), label.max())
+    found = told.predict(x)
+    assert np.allclose(found["ridge"].reshape(-1), by_hand[:, 0]) and np.allclose(
+        found["mean"].reshape(-1), by_hand.mean(1)
     )
 
 
-def test_trees_have_six_leaves_of_five_rows_or_a_hundredth() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(1000, 3))
-    model = Trees().fit(x, x[:, 0] * x[:, 1])._model
-    told = model.dump_model()["tree_info"]
-    assert model.num_trees() == 40 and max(tree["num_leaves"] for tree in told) == 6
-
-    def counts(node: dict) -> list[int]:
-        return (
-            [node["leaf_count"]] if "leaf_count" in node else counts(node["left_child"]) + counts(node["right_child"])
-        )
-
-    least = min(min(counts(tree["tree_structure"])) for tree in told)
-    assert least >= 10, "a hundredth of a thousand rows"
-    few = Trees().fit(np.repeat([0.0, 1.0], [4, 16])[:, None], np.repeat([0.0, 1.0], [4, 16]))
-    assert np.ptp(few.predict(np.array([[0.0], [1.0]]))) == 0.0, "four rows are too few for a leaf"
-    five = Trees().fit(np.repeat([0.0, 1.0], [5, 15])[:, None], np.repeat([0.0, 1.0], [5, 15]))
-    assert np.ptp(five.predict(np.array([[0.0], [1.0]]))) > 0.5
+def test_it_is_the_same_twice_and_sees_what_is_not_linear() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(400, 5))
+    y = np.sin(2 * x[:, 0]) * x[:, 1]
+    relevance = np.ones(5)
+    first, second = (Regression().fit(x[:300], y[:300], relevance).predict(x[300:]) for _ in range(2))
+    assert np.array_equal(first, second)
+    linear, kernel = (1 - ((column - y[300:]) ** 2).mean() / y[300:].var() for column in first.T)
+    assert linear < 0.1 and kernel > 0.3
 
 
-def test_trees_tell_apart_sixty_three_values_and_values_that_are_there_once() -> None:
-    """A step between any two neighbours is seen where each has a bin, and one is not where there is a value more."""
-
-    def unseen(n: int, times: int, edge: int = 0) -> int:
-        x = np.repeat(np.arange(float(n)), times)
-        steps = [
-            Trees().fit(x[:, None], 1.0 * (x > k)).predict(np.array([[k], [k + 1.0]]))
-            for k in range(edge, n - 1 - edge)
-        ]
-        return sum(bool(np.ptp(step) == 0) for step in steps)
-
-    assert unseen(20, 1, 4) == 0 and unseen(63, 7) == 0 and unseen(64, 7) > 0
+def test_an_outlier_is_far_and_not_everything() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(80, 2))
+    y = x[:, 0].copy()
+    x[0] = 1e6
+    found = Regression().fit(x, y, np.ones(2)).predict(x[1:])
+    assert np.isfinite(found).all() and np.corrcoef(found[:, 1], y[1:])[0, 1] > 0.5
 
 
-def test_penalties_are_seven_from_a_hundredth_to_ten_thousand() -> None:
-    assert pytest.approx([0.01, 0.1, 1, 10, 100, 1000, 10_000]) == ALPHAS
+def test_twins_among_the_rows_and_the_features_do_no_harm() -> None:
+    rng = np.random.default_rng(4)
+    one = rng.normal(size=(30, 1))
+    x, y = np.repeat(np.repeat(one, 4, axis=1), 3, axis=0), np.repeat(one[:, 0], 3)
+    found = Regression().fit(x, y, np.ones(4)).predict(x)
+    assert np.isfinite(found).all() and np.corrcoef(found[:, 1], y)[0, 1] > 0.98
+
+
+def test_penalties() -> None:
+    assert pytest.approx([0.01, 0.1, 1, 10, 100, 1000, 10_000]) == RIDGE_PENALTIES
+    assert pytest.approx([1e-4, 1e-3, 0.01, 0.1, 1, 10, 100, 1000]) == KERNEL_PENALTIES

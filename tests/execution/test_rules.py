@@ -495,13 +495,13 @@ def test_folds_are_dealt_in_turn_and_each_is_predicted_by_the_others():
         return -float(((predicted - truth) ** 2).mean())
 
     found = cross_validate(x, y, score, 3, 8)
-    by_hand = {kind: np.zeros((30, 1)) for kind in ("ridge", "trees", "mean")}
+    by_hand = {kind: np.zeros((30, 1)) for kind in ("ridge", "kernel", "mean")}
     for held in (np.arange(30) % 3 == k for k in range(3)):
         for kind, values in Calibrator(8).fit(x[~held], y[~held]).predict(x[held]).items():
             by_hand[kind][held] = values
     scores = {kind: -float(((values - y) ** 2).mean()) for kind, values in by_hand.items()}
     assert found.score == max(scores.values()) and scores[found.kind] == found.score
-    assert np.allclose(by_hand["mean"], (by_hand["ridge"] + by_hand["trees"]) / 2)
+    assert np.allclose(by_hand["mean"], (by_hand["ridge"] + by_hand["kernel"]) / 2)
     assert all(np.array_equal(values, by_hand[kind]) for kind, values in zip(by_hand, seen, strict=False))
 
 
@@ -545,7 +545,7 @@ def test_the_mean_of_each_item_is_known_from_the_labels():
     x = np.zeros((40, 3, 2))
     found = Calibrator(4).fit(x, y).predict(x[:7])
     assert found["ridge"].shape == (7, 3)
-    assert np.allclose(found["ridge"], level, atol=0.05) and np.allclose(found["trees"], level, atol=0.3)
+    assert np.allclose(found["ridge"], level, atol=0.05) and np.allclose(found["kernel"], level, atol=0.3)
     pair = Calibrator(4).fit(x[:, :2], y[:, :2]).predict(x[:3, :2])
     assert np.allclose(pair["ridge"], level[:2], atol=0.05)
 
@@ -583,10 +583,10 @@ def test_only_a_rung_that_has_paid_for_the_outputs_knows_them(mlp):
     truth = mlp.model(inputs)[:, :1].double()
     query = Steer("input", torch.zeros(100, 1), inputs[:1])  # says nothing of an instance
     task = Task(Fifth(query), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
-    blind = runs._baseline_of(task, mlp, ExecutorConfig(n_calibration=40), 0)
+    blind = runs._baseline_of(task, mlp, ExecutorConfig(n_calibration=40), 0, {})
     assert [step.features.shape[-1] for step in blind.rungs[0]] == [2, 2], "no outputs on inputs of its own"
     told = Task(Fifth(Represent(inputs)), mlp.name, "train", Instances({"inputs": inputs}, 100), Truth(truth))
-    found = runs._baseline_of(told, mlp, ExecutorConfig(n_calibration=40), 0)
+    found = runs._baseline_of(told, mlp, ExecutorConfig(n_calibration=40), 0, {})
     assert found.rungs[0][0].features.shape[-1] in (2, 2 + 64), "the inputs, and no outputs"
     assert found.rungs[0][1].features.shape[-1] == 2 + 64 + 10
     assert found.rungs[0][0].flops * 5 == found.rungs[0][1].flops

@@ -15,6 +15,7 @@ from stages.contracts.method import (
 )
 from stages.contracts.target import Component, Objective
 from stages.interpretation.loading import built_in
+from stages.interpretation.methods import circuit
 from stages.interpretation.methods.circuit import CORPUS_INPUTS, _hidden
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
@@ -117,3 +118,34 @@ def test_it_declines_what_it_has_nothing_to_say_about(mlp):
     assert answer.shape == (4, 2, 2)
     unknown = Localise(inputs[None], labels[None], (Component("layers.0.hook_post", 1, 99),))
     assert METHOD.answer(unknown, made, access) is None
+
+
+def test_where_components_are_many_effects_are_of_first_order_and_no_edges_are_made(mlp, monkeypatch):
+    """To first order the same as by ablation, up to what is not linear; a query is answered without edges too."""
+    exact = frozen(mlp).arrays["effects"]
+    monkeypatch.setattr(circuit, "MAX_EXACT", 8)
+    made = frozen(mlp)
+    assert "edges" not in made.arrays and made.arrays["effects"].shape == exact.shape
+    assert spearmanr(made.arrays["effects"].flatten(), exact.flatten())[0] > 0.7
+    inputs, labels = (part[:CORPUS_INPUTS] for part in mlp.corpus("train"))
+    model, place = mlp.model, 5
+    c = mlp.spec.components[place]
+    held = model(inputs).detach()
+    margin = held.gather(1, labels[:, None])[:, 0] - held.scatter(1, labels[:, None], -1e9).amax(1)
+    at = MeteredAccess(mlp, Ledger()).gradients(inputs, Objective("margin", labels), [c.hook_point])
+    lost = (at.grads[c.hook_point] * at.captured[c.hook_point])[:, c.index]
+    by_hand = F.softplus(lost - margin) - F.softplus(-margin)
+    assert float(made.arrays["effects"][place, 3]) == pytest.approx(float(by_hand[labels == 3].mean()), abs=1e-5)
+    query = Localise(inputs[:8].reshape(2, 4, -1), labels[:8].reshape(2, 4), mlp.spec.components)
+    few = METHOD.answer(query, made, MeteredAccess(mlp, Ledger()))
+    monkeypatch.undo()
+    assert few.shape[-1] == METHOD.answer(query, frozen(mlp), MeteredAccess(mlp, Ledger())).shape[-1] - 1
+
+
+def test_a_vocabulary_of_answers_is_not_told_apart(mlp, monkeypatch):
+    exact = frozen(mlp).arrays["effects"]
+    monkeypatch.setattr(circuit, "MAX_ANSWERS", 4)
+    made = frozen(mlp)
+    labels = mlp.corpus("train").labels[:CORPUS_INPUTS]
+    weights = torch.bincount(labels, minlength=10) / len(labels)
+    assert torch.allclose(made.arrays["effects"][:, 0], exact @ weights, atol=1e-5)

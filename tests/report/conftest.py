@@ -36,8 +36,10 @@ from stages.contracts.reward_rows import (
     NULL,
     PER_TASK,
     SENSITIVITY,
+    STATEMENTS,
     TEST,
     TEST_PER_TASK,
+    TEST_STATEMENTS,
     TRAIN,
     BudgetRow,
     ControlRow,
@@ -47,10 +49,12 @@ from stages.contracts.reward_rows import (
     RankRow,
     RewardSettings,
     SensitivityTable,
+    StatementRow,
     TaskRow,
     TauRow,
     TestRow,
 )
+from stages.reward.statements import statements
 
 METHODS = ("attention", "gradient", "logit_lens", "nothing", "pca", "random_features", "raw_activations", "sae")
 WORTH = {"attention": 0.09, "gradient": 0.13, "sae": 0.07, "pca": 0.05, "raw_activations": 0.04, "logit_lens": -0.01}
@@ -65,6 +69,10 @@ TASKS = (
     ("validation", "backdoor_detection", "digits_mlp", 0.27),
 )
 FLOOR = 0.011
+KINDS = {
+    "early_exit": "Represent", "noise_flip": "Represent", "few_shot_shapley": "Attribute",
+    "ablation_effect": "Localise", "backdoor_detection": "Compare",
+}  # fmt: skip
 
 
 def _around(mean: float, half: float, prefix: str) -> dict[str, float]:
@@ -113,7 +121,8 @@ def per_task(rng: np.random.Generator) -> list[TaskRow]:
                     n_instances=240, n_seeds=3, flops_baseline=4.2e6 * base, flops_assisted=4.2e6 * base * ratio,
                     flops_placebo=4.2e6 * base * 1.02, flops_answer_target=1.1e6, flops_answer_own=3.1e4,
                     flop_ratio=round(ratio, 6), used_answer=1.0 if gain > 0.02 else 0.333333, effort_baseline=2.0,
-                    effort_assisted=1.0, noise_floor=FLOOR, by_budget=by_budget,
+                    effort_assisted=1.0, noise_floor=FLOOR, by_budget=by_budget, kind=KINDS[family], cluster=family,
+                    reward_se=half / 2.2, reward_df=11.0, visible=half * 1.4, improvement=float(reward > 0),
                     verdict=_verdict(reward - half, reward + half, reward),
                     **_around(base, 0.03, "baseline_score"), **_around(base + gain, half, "assisted_score"),
                     **_around(base + rng.normal(0, 0.004) * (status == "ok"), half * 0.8, "placebo_score"),
@@ -451,6 +460,12 @@ def drawing(n_edges: int, known: bool = True) -> CircuitDrawing:
     return CircuitDrawing(title=title, nodes=nodes, edges=edges, note="Threshold 0.01.")
 
 
+def statements_of(tasks: list[TaskRow]) -> list[StatementRow]:
+    """As stage ``reward`` makes them."""
+    splits = {"validation": ["validation"], "train": ["train"], "train+validation": ["train", "validation"]}
+    return [row for name, of in splits.items() for row in statements([one for one in tasks if one.split in of], name)]
+
+
 def write_results(root: Path) -> None:
     """All result files of a run under ``root``."""
     rng = np.random.default_rng(0)
@@ -468,6 +483,7 @@ def write_results(root: Path) -> None:
         (LEADERBOARD, leaderboard), (TRAIN, board(tasks, "train")), (PER_TASK, tasks), (CONTROLS, controls()),
         (TEST, test), (TEST_PER_TASK, test_tasks), (DICTIONARIES, dictionaries(rng)), (PROXIES, proxies()),
         (CIRCUITS, circuits()), (FRESH, fresh()), (NULL, nulls()),
+        (STATEMENTS, statements_of(tasks)), (TEST_STATEMENTS, statements(test_tasks, "test")),
     ):  # fmt: skip
         file.save(tuple(value), folder / f"{file.name}.json")
     SENSITIVITY.save(sensitivity(leaderboard), folder / "sensitivity.json")

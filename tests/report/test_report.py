@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.contracts.reward_rows import LeaderboardRow
+from stages.contracts.reward_rows import LeaderboardRow, StatementRow
 from stages.errors import UserError
 from stages.report.comparing import pareto_front
 from stages.report.composing import render
 from stages.report.figure import leaderboard_svg
 from stages.report.images import strip
-from stages.report.results import load_results
+from stages.report.results import Results, load_results
 from stages.report.scales import linear, logarithmic
 from stages.report.stage import Config, figure, run
 from stages.report.wording import flops, number, placebo_note, signed, summary
@@ -141,18 +141,45 @@ def test_failures_are_listed_with_their_reason(results_root: Path) -> None:
     assert "more are in" in render(load_results(), max_failures=1)
 
 
-def test_the_headline_says_plainly_that_nothing_helps(results_root: Path) -> None:
+def not_told(results: Results) -> list[StatementRow]:
+    return [row.model_copy(update={"verdict": "not distinguishable"}) for row in results.statements]
+
+
+def test_the_headline_says_plainly_that_nothing_helps_and_what_would_have_been_seen(results_root: Path) -> None:
+    results = load_results()
     nothing = {"reward_mean": 0.004, "reward_low": -0.01, "reward_high": 0.02, "verdict": "not distinguishable"}
-    rows = [row.model_copy(update=nothing) for row in load_results().leaderboard]
-    title, detail = summary(rows)
-    assert title == "No method can be told apart from working without one."
-    assert "+0.004 [\u22120.010, +0.020], n = 4 tasks" in detail
+    rows = [row.model_copy(update=nothing) for row in results.leaderboard]
+    said = not_told(results)
+    title, detail = summary(rows, said)
+    here = next(row for row in said if (row.scope, row.split, row.method) == ("tasks", "validation", rows[0].method))
+    assert title == (
+        "No method is told apart from the agent alone on these 4 validation tasks;"
+        f" a reward of {here.visible:.3f} would have been seen."
+    )
+    assert "+0.004 [\u22120.010, +0.020] (n = 4 tasks" in detail
+    assert summary(rows, [])[0] == "What may be said of the methods has not been worked out yet."
 
 
-def test_the_headline_counts_what_helps(results_root: Path) -> None:
-    rows = load_results().leaderboard
-    n = sum(row.verdict == "better" for row in rows)
-    assert summary(rows)[0] == f"{n} of {len(rows)} methods help the agent; {rows[0].method} has the highest reward."
+def test_the_headline_is_the_widest_sentence_that_is_true(results_root: Path) -> None:
+    results = load_results()
+    best = {"verdict": "better", "low": 0.2, "high": 0.4, "value": 0.3, "p": 0.001, "p_holm": 0.004}
+
+    def with_better(*wanted: tuple[str, str, str]) -> str:
+        keys = [(scope, split, method) for scope, split, method in wanted]
+        said = [
+            row.model_copy(update=best) if (row.scope, row.split, row.method) in keys else row
+            for row in not_told(results)
+        ]
+        return summary(results.leaderboard, said)[0]
+
+    tasks, kind = ("tasks", "validation", "pca"), ("kind", "train+validation", "attention")
+    families = ("families", "train", "gradient")
+    assert with_better(tasks).startswith("On these 4 validation tasks pca is better than the agent alone: +0.300 [+0.2")
+    assert with_better(tasks, kind).startswith("On questions of kind ") and "attention is better" in with_better(kind)
+    assert with_better(tasks, kind, families).startswith("On families like these (2 train families) gradient is better")
+    assert with_better(tasks, ("tasks", "train", "sae")).startswith("On these 4 validation tasks"), "seen by fewest"
+    assert with_better(("families", "train", "random_features")).startswith("No method"), "a control claims nothing"
+    assert "smallest visible" in with_better(tasks)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +263,7 @@ def test_the_figure_is_written_and_stable(results_root: Path) -> None:
     figure()
     text = (results_root / "docs" / "leaderboard.svg").read_text(encoding="utf-8")
     rows = load_results().leaderboard
-    assert text == leaderboard_svg(rows)
+    assert text == leaderboard_svg(rows, load_results().statements)
     assert text.count("<circle") == 2 * len(rows) and all(row.method in text for row in rows)
 
 

@@ -29,7 +29,7 @@ from tests import toy
 
 def outputs(root: Path) -> dict[str, bytes]:
     files = [
-        *(root / "metrics" / f"{name}.json" for name in ("campaign", "test", "test_per_task")),
+        *(root / "metrics" / f"{name}.json" for name in ("campaign", "test", "test_per_task", "test_statements")),
         *(root / "data" / "research" / "campaign" / name for name in ("events.jsonl", "theta.json")),
         root / "data" / "research" / "sealed_test" / "events.jsonl",
     ]

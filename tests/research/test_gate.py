@@ -1,6 +1,5 @@
 """The gate by hand: what is told of validation, how often, and what it takes to become the incumbent."""
 
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,49 +7,45 @@ import numpy as np
 import pytest
 
 from stages.research.gate import Gate
+from stages.reward.inference import Estimated, measured
+from stages.reward.statements import noise_floor
+
+Z = 1.959964
 
 
-@dataclass
-class Told:
-    """What the gate reads of a judged task: its draws and its name."""
+def a_task(mean: float, half: float = 0.0, floor: float = 0.0, name: str = "t", unseen: float = 0.0) -> Any:
+    """What the gate reads of a judged task: draws whose interval is mean +- half, and a noise floor.
 
-    reward: Any
-    aa_reward: Any
-    task: Any = field(default_factory=lambda: SimpleNamespace(name="t"))
-    unseen_share: float = 0.0
-
-
-def a_task(mean: float, half: float = 0.0, floor: float = 0.0, name: str = "t") -> Told:
-    """Draws spread evenly over mean +- half, and a noise floor of 0.95 ``floor``."""
+    All of the error is that of 1001 evaluated instances, so t is the normal quantile.
+    """
     spread = np.linspace(-1, 1, 1001)
-    return Told(
-        np.concatenate([[mean], mean + half * spread]),
-        np.concatenate([[0.0], floor * spread]),
-        SimpleNamespace(name=name),
+    spread *= half / 1.9623 / spread.std(ddof=1)
+
+    def estimate(draws: np.ndarray) -> Estimated:
+        return measured(draws, 1001, 1001)
+
+    return SimpleNamespace(
+        reward=np.concatenate([[mean], mean + spread])[:, None],
+        aa_reward=np.array([floor / Z]),
+        task=SimpleNamespace(name=name),
+        unseen_share=unseen,
+        estimate=estimate,
     )
 
 
 def test_feedback_is_rounded_to_the_noise_floor():
+    # Two tasks of floor 0.1: their mean has 0.1 / sqrt(2), and 0.2 is 2.83 of those.
     found = Gate(9).decide([a_task(0.30, floor=0.1), a_task(0.10, floor=0.1)], None)
-    assert found.feedback == pytest.approx(round(0.2 / 0.095) * 0.095, abs=1e-3)
-    assert found.feedback == pytest.approx(0.19, abs=1e-3)
+    assert found.feedback == pytest.approx(3 * 0.1 / 2**0.5, abs=1e-5)
     assert Gate(9).decide([a_task(0.04, floor=0.1)], None).feedback == 0.0
-    # Where there is no noise at all, to thousandths.
-    assert Gate(9).decide([a_task(0.12345)], None).feedback == 0.123
-    assert Gate(9).decide([a_task(-0.12371)], None).feedback == -0.124
+    # Where there is little noise or none, to hundredths.
+    assert Gate(9).decide([a_task(0.12345)], None).feedback == 0.12
+    assert Gate(9).decide([a_task(-0.12571, floor=0.009)], None).feedback == -0.13
 
 
 def test_feedback_is_of_the_sample_itself_and_has_six_digits():
     assert Gate(9).decide([a_task(0.2, half=0.1)], None).feedback == 0.2
-    level = Told(np.full(101, 0.3), np.full(101, 1 / 3))
-    assert Gate(9).decide([level], None).feedback == 0.333333
-
-
-def test_the_floor_is_that_of_the_mean_over_tasks():
-    """Two tasks whose noise cancels have no noise together."""
-    one, other = a_task(0.2, floor=0.1), a_task(0.2, floor=0.1)
-    other.aa_reward = -other.aa_reward
-    assert Gate(9).decide([one, other], None).feedback == 0.2
+    assert Gate(9).decide([a_task(0.3, floor=1 / 3)], None).feedback == 0.333333
 
 
 @pytest.mark.parametrize(
@@ -67,25 +62,22 @@ def test_the_first_incumbent_beats_the_baseline(mean, half, floor, accepted):
     found = Gate(9).decide([a_task(mean, half, floor)], None)
     assert found.accepted is accepted
     assert found.difference == pytest.approx(mean)
-    assert (found.low, found.high) == pytest.approx((mean - 0.95 * half, mean + 0.95 * half), abs=1e-3)
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half), abs=1e-3)
 
 
 def test_what_a_meter_may_have_missed_makes_nobody_the_incumbent():
-    seen, unseen = a_task(0.2, 0.1, 0.1), a_task(0.2, 0.1, 0.1)
-    seen.unseen_share, unseen.unseen_share = 0.01, 0.011
+    seen, unseen = a_task(0.2, 0.1, 0.1, unseen=0.01), a_task(0.2, 0.1, 0.1, unseen=0.011)
     assert Gate(9).decide([seen], None).accepted
     assert not Gate(9).decide([unseen], None).accepted
     assert not Gate(9).decide([seen, unseen], None).accepted
 
 
 def test_a_point_at_the_floor_is_not_beyond_it():
-    draws = np.concatenate([[0.25], np.full(100, 0.25)])
-    assert not Gate(9).decide([Told(draws, np.full(101, 0.25))], None).accepted
-
-
-def test_an_interval_that_touches_nothing_is_not_better():
-    draws = np.concatenate([[0.25], np.zeros(100)])
-    assert not Gate(9).decide([Told(draws, np.zeros(101))], None).accepted
+    noise = np.array([0.125])
+    at, beyond = a_task(noise_floor(noise)), a_task(noise_floor(noise) + 1e-9)
+    at.aa_reward = beyond.aa_reward = noise
+    assert not Gate(9).decide([at], None).accepted
+    assert Gate(9).decide([beyond], None).accepted
 
 
 def test_a_challenger_is_compared_draw_by_draw():
@@ -112,8 +104,11 @@ def test_a_good_mean_does_not_buy_off_a_task_that_is_harmed():
 
 
 def test_harm_at_the_floor_is_not_beyond_it():
-    level = Told(np.full(1002, -0.25), np.full(1002, 0.25), SimpleNamespace(name="level"))
-    assert Gate(9).decide([a_task(0.9), level], None).harmed == ""
+    noise = np.array([0.125])
+    at, beyond = a_task(-noise_floor(noise), name="at"), a_task(-noise_floor(noise) - 1e-9, name="beyond")
+    at.aa_reward = beyond.aa_reward = noise
+    assert Gate(9).decide([a_task(0.9), at], None).harmed == ""
+    assert Gate(9).decide([a_task(0.9), beyond], None).harmed == "beyond"
 
 
 def test_validation_is_asked_a_limited_number_of_times():

@@ -9,14 +9,11 @@ from stages.contracts.arms import ArmResult, Baseline, MethodArms
 from stages.contracts.task import Instances, Truth
 from stages.execution.arms import BUDGETS
 from stages.reward.controls import control_rows
-from stages.reward.judging import judge, leaderboard_row, task_row, verdict
-from stages.reward.resampling import (
-    Resamples,
-    interval,
-    pooled,
-    scores,
-)
+from stages.reward.inference import combined, measured
+from stages.reward.judging import judge, leaderboard_row, task_row
+from stages.reward.resampling import by_seed, resampled, scores
 from stages.reward.settings import RewardConfig
+from stages.reward.statements import decide
 from stages.tasks.families import family
 from stages.tasks.storage import Task
 
@@ -52,11 +49,11 @@ def compare(task: Task, noise_base: float, noise_assisted: float, flops: float =
 def test_weighted_scores_equal_scores_of_resampled_instances():
     task = make_task()
     results = arm(task, 0.1, 1.0, 0)
-    resamples = Resamples(N, SEEDS, 50, np.random.default_rng(0))
+    resamples = resampled(N, 50, np.random.default_rng(0))
     found, truth = scores(task, results, resamples), task.truth.values.numpy()
     for draw in (0, 7, 31):
         for column, result in enumerate(results[:4]):
-            repeat = np.repeat(np.arange(len(result.index)), resamples.instances[draw, result.index].astype(int))
+            repeat = np.repeat(np.arange(len(result.index)), resamples[draw, result.index].astype(int))
             by_hand = task.family.score(result.predictions[repeat], truth[result.index][repeat])[0]
             assert found[draw, column] == pytest.approx(by_hand)
 
@@ -77,9 +74,9 @@ def test_an_identical_arm_is_exactly_zero():
 
 
 def test_false_positives_of_a_verdict_are_rare():
-    """Two arms of equal skill over 60 tasks: at most one in ten is called better or worse."""
+    """Two arms of equal skill over 60 tasks, where one in twenty may be called better or worse."""
     verdicts = [task_row("m", compare(make_task(seed=s), 0.12, 0.12)).verdict for s in range(60)]
-    assert sum(v != "not distinguishable" for v in verdicts) <= 6
+    assert sum(v == "better" for v in verdicts) <= 3 and sum(v == "worse" for v in verdicts) <= 3
 
 
 def test_cheaper_at_the_same_score_is_rewarded_and_dearer_is_not():
@@ -97,36 +94,40 @@ def test_a_failure_gets_the_baselines_score_at_best():
     assert row.gain_mean <= 0 and row.reward_mean < 0 and row.status == "failed"
 
 
-def test_an_interval_holds_its_point_and_narrows_with_data():
-    draws = np.concatenate([[0.5], np.random.default_rng(0).normal(size=500)])
-    point, low, high = interval(draws)
-    assert low <= point <= high
-    assert interval(np.array([5.0, *np.zeros(100)]))[2] == 5.0
-
-
-def test_pooling_over_tasks_is_a_mean_and_wider_than_within_tasks():
+def test_more_instances_and_more_seeds_narrow_an_interval():
     rng = np.random.default_rng(0)
-    per_task = [np.concatenate([[mean], mean + 0.01 * rng.normal(size=500)]) for mean in (0.0, 0.1, 0.5)]
-    together = pooled(per_task, np.random.default_rng(1))
-    assert together[0] == pytest.approx(0.2)
-    assert together[1:].std() > 0.05, "tasks are clusters: three of them that differ leave much open"
+    few, many = (measured(rng.normal(0, 1 / n**0.5, size=(500, 1)), n, n) for n in (20, 2000))
+    assert many.se < few.se / 5
+    # Draws that share nothing between seeds: what is left is the spread of the seeds.
+    three, nine = (measured(np.tile(rng.normal(size=k), (300, 1)), 100, 60) for k in (3, 9))
+    assert three.df == pytest.approx(2) and nine.df == pytest.approx(8)
+
+
+def test_a_mean_over_fixed_tasks_is_no_wider_than_its_tasks_however_they_differ():
+    """The tasks are these: how far their rewards lie apart says nothing of how well each is known."""
+    rng = np.random.default_rng(0)
+    per_task = [measured(mean + 0.01 * rng.normal(size=(500, 3)), 100, 60) for mean in (0.0, 0.1, 0.5)]
+    together = combined(per_task)
+    assert together.value == pytest.approx(0.2, abs=0.02)
+    assert together.se < max(one.se for one in per_task)
 
 
 @pytest.mark.parametrize(
-    ("point", "low", "high", "floor", "expected"),
+    ("value", "p", "floor", "expected"),
     [
-        (0.2, 0.1, 0.3, 0.05, "better"),
-        (0.2, -0.01, 0.3, 0.05, "not distinguishable"),
-        (0.04, 0.01, 0.06, 0.05, "not distinguishable"),
-        (-0.2, -0.3, -0.1, 0.05, "worse"),
+        (0.2, 0.01, 0.05, "better"),
+        (0.2, 0.06, 0.05, "not distinguishable"),
+        (0.04, 0.01, 0.05, "not distinguishable"),
+        (-0.2, 0.01, 0.05, "worse"),
+        (0.2, None, 0.0, "not distinguishable"),
     ],
 )
-def test_verdict_needs_the_interval_and_the_noise_floor(point, low, high, floor, expected):
-    assert verdict(point, low, high, floor) == expected
+def test_a_verdict_needs_the_test_and_the_noise_floor(value, p, floor, expected):
+    assert decide(value, p, floor) == expected
 
 
 def test_leaderboard_rows_have_the_fixed_keys():
-    row = leaderboard_row("m", "validation", [compare(make_task(), 0.2, 0.1), compare(make_task(seed=1), 0.2, 0.1)], 0)
+    row = leaderboard_row("m", "validation", [compare(make_task(), 0.2, 0.1), compare(make_task(seed=1), 0.2, 0.1)])
     fixed = "method split reward_mean reward_low reward_high performance_gain flop_ratio placebo_reward n_tasks n_seeds"
     assert {*fixed.split(), "n_instances", "status"} <= set(row.facts())
     assert row.n_tasks == 2 and row.n_seeds == SEEDS and row.n_instances == 2 * (N - CALIBRATION)
@@ -142,7 +143,7 @@ def test_controls_fail_when_they_should():
     cheat = judge(task, base, MethodArms("ok", "", 0, 0, 0, base.first, arm(task, 0.01, 100.0, 3)), CONFIG)
 
     def passed(methods, oracle):
-        return {row.control: row.passed for row in control_rows(methods, oracle, CONFIG)}
+        return {row.control: row.passed for row in control_rows(methods, oracle)}
 
     good = passed({"nothing": [idle], "random_features": [idle]}, [fine])
     assert all(good.values())
@@ -156,17 +157,10 @@ def test_the_same_arms_judged_twice_give_the_same_draws():
     assert np.array_equal(one.reward, two.reward) and np.array_equal(one.aa_reward, two.aa_reward)
 
 
-def test_seeds_are_resampled_with_every_budget_of_a_seed_together():
-    """Results that differ by seed alone: by hand, a mean over three seeds drawn with replacement has a third of the
-    variance of one."""
-    task = make_task()
-    results = arm(task, 0.1, 1.0, 0)
-    resamples = Resamples(N, SEEDS, 20_000, np.random.default_rng(0))
-    values = np.tile([float(result.seed) for result in results], (20_001, 1))
-    draws = resamples.mean(values, results)
-    assert draws[0] == pytest.approx(1.0)
-    assert draws[1:].var() == pytest.approx(np.var([0, 1, 2]) / 3, rel=0.05)
-    assert set(np.round(draws[1:] * 3).astype(int)) == set(range(7)), "sums of three seeds out of 0, 1, 2"
+def test_every_budget_of_a_seed_is_one_value():
+    results = arm(make_task(), 0.1, 1.0, 0)
+    values = np.array([[10.0 * r.seed + BUDGETS.index(r.budget) for r in results]])
+    assert by_seed(values, results).tolist() == [[1.0, 11.0, 21.0]]
 
 
 def test_an_interval_covers_as_often_as_it_says():
@@ -174,8 +168,7 @@ def test_an_interval_covers_as_often_as_it_says():
     rng, held = np.random.default_rng(0), 0
     for _ in range(400):
         values = rng.normal(size=N)
-        resamples = Resamples(N, 1, 400, rng)
-        draws = resamples.instances @ values / N
-        _, low, high = interval(draws)
+        draws = resampled(N, 400, rng) @ values / N
+        low, high = measured(draws[:, None], N, N).interval()
         held += low <= 0.0 <= high
     assert 0.92 <= held / 400 <= 0.98

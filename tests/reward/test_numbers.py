@@ -11,10 +11,12 @@ from stages.contracts.reward_rows import LeaderboardRow
 from stages.contracts.task import Instances, Truth
 from stages.reward.controls import control_rows
 from stages.reward.formula import flop_reduction, reward
-from stages.reward.judging import MAX_UNSEEN, Judged, judge, leaderboard_row, noise_floor, task_row, verdict
-from stages.reward.resampling import Resamples, interval
+from stages.reward.inference import measured
+from stages.reward.judging import Judged, judge, leaderboard_row, task_row
+from stages.reward.resampling import resampled
 from stages.reward.settings import RewardConfig
 from stages.reward.stage import ranked, sensitivity
+from stages.reward.statements import MAX_UNSEEN, decide, joint_floor, noise_floor
 from stages.tasks.families import family
 from stages.tasks.storage import Task
 
@@ -63,6 +65,7 @@ def judged(
 def test_every_column_of_a_task_row_by_hand():
     row = task_row("mine", judged(unseen=3.0))
     assert (row.method, row.family, row.target, row.split) == ("mine", "noise_flip", "digits_mlp", "validation")
+    assert (row.kind, row.cluster) == ("Represent", "noise_flip")
     assert (row.status, row.reason, row.n_instances, row.n_seeds) == ("ok", "why", 6, 2)
     assert row.baseline_score_mean == pytest.approx(0.5, abs=1e-6)
     assert row.assisted_score_mean == pytest.approx(0.8, abs=1e-6)
@@ -80,6 +83,13 @@ def test_every_column_of_a_task_row_by_hand():
     assert row.flop_ratio == pytest.approx((0.25 + 0.01) / (0.5 + 0.01), rel=1e-4)
     assert (row.used_answer, row.effort_baseline, row.effort_assisted) == (1.0, 1.0, 2.0)
     assert row.noise_floor == 0.0, "the baseline is the same twice here"
+    # Both seeds do the same, so all of the error is that of the instances: 5 degrees of freedom of 6 evaluated.
+    draws = judged().reward
+    assert row.reward_se == pytest.approx(draws[1:, 0].std(ddof=1), abs=1e-6) and row.reward_df == 5.0
+    half = 2.570582 * row.reward_se
+    assert (row.reward_low, row.reward_high) == pytest.approx((0.325 - half, 0.325 + half), abs=1e-5)
+    assert row.visible == pytest.approx(3.5139 * row.reward_se, abs=1e-5), "noncentral t with 5 degrees of freedom"
+    assert row.improvement == 1.0
     assert row.verdict == "not distinguishable", "3% of the tight budget could have been spent unseen"
     assert task_row("mine", judged()).verdict == "better"
 
@@ -109,9 +119,12 @@ def test_the_noise_floor_is_of_the_second_baseline_against_the_first():
     first, second = arm(0.5, 0.5), arm(0.4, 0.5)
     arms = MethodArms("declined", "", 0.0, 0.0, 0.0, first, first)
     found = judge(a_task(), Baseline(first, second, [], []), arms, CONFIG)
-    assert found.aa_reward[0] == pytest.approx(-0.1)
-    assert noise_floor(np.array([9.0, *np.linspace(-1, 1, 201)])) == pytest.approx(0.95, abs=0.01)
-    assert task_row("m", found).noise_floor == pytest.approx(noise_floor(found.aa_reward), abs=1e-4)
+    assert found.aa_reward == pytest.approx([-0.1, -0.1])
+    # By hand: the root mean square of a seed, over the root of the number of seeds, times 1.96.
+    assert task_row("m", found).noise_floor == pytest.approx(1.959964 * 0.1 / 2**0.5, abs=1e-5)
+    assert noise_floor(np.array([0.3, 0.0, -0.4])) == pytest.approx(1.959964 * 0.5 / 3)
+    assert noise_floor(np.zeros(3)) == 0.0
+    assert joint_floor([0.3, 0.4]) == pytest.approx(0.25) and joint_floor([0.3, 0.4], [1.0, 0.0]) == pytest.approx(0.3)
 
 
 def test_a_failed_method_is_never_above_the_baseline_and_one_that_is_worse_stays_worse():
@@ -124,7 +137,7 @@ def test_a_failed_method_is_never_above_the_baseline_and_one_that_is_worse_stays
 def test_every_column_of_a_leaderboard_row_by_hand():
     """Two tasks: one with gain 0.3 and a ratio of 26/51, one with gain -0.1 at equal cost."""
     good, poor = judged(unseen=0.5), judged(0.5, 0.4, 0.5, (0.5, 0.5, 0.5), task=a_task("ablation_effect"), unseen=2.0)
-    row = leaderboard_row("mine", "train", [good, poor], seed=5)
+    row = leaderboard_row("mine", "train", [good, poor])
     assert (row.method, row.split, row.n_tasks, row.n_seeds, row.n_instances) == ("mine", "train", 2, 2, 12)
     assert row.reward_mean == pytest.approx((0.325 - 0.1) / 2, abs=1e-6)
     assert row.performance_gain == pytest.approx(0.1, abs=1e-6)
@@ -132,75 +145,79 @@ def test_every_column_of_a_leaderboard_row_by_hand():
     assert row.flop_ratio == pytest.approx((26 / 51) ** 0.5, rel=1e-3)
     assert row.unseen_share == pytest.approx(0.02)
     assert (row.worst_task, row.worst_task_reward) == (poor.task.name, pytest.approx(-0.1, abs=1e-6))
-    assert row.reward_low <= -0.1 and row.reward_high >= 0.325, "either task may be drawn twice"
+    rows = [task_row("mine", one) for one in (good, poor)]
+    error = sum(one.reward_se**2 for one in rows) ** 0.5 / 2
+    assert row.reward_low < row.reward_mean < row.reward_high
+    assert 1.96 * error < row.reward_high - row.reward_mean < 2.58 * error, "t with between 5 and infinitely many"
     assert row.performance_gain_low < row.performance_gain < row.performance_gain_high
     assert row.placebo_low < row.placebo_reward < row.placebo_high
     assert (row.status, row.n_failed, row.n_declined) == ("ok", 0, 0)
-    again = leaderboard_row("mine", "train", [good, poor], seed=5)
-    assert row == again
+    assert row == leaderboard_row("mine", "train", [good, poor])
     assert row.verdict == "not distinguishable"
-    assert leaderboard_row("m", "train", [judged()], 0).verdict == "better"
-    assert leaderboard_row("m", "train", [judged(unseen=2.0)], 0).verdict == "not distinguishable"
+    assert leaderboard_row("m", "train", [judged()]).verdict == "better"
+    assert leaderboard_row("m", "train", [judged(unseen=2.0)]).verdict == "not distinguishable"
 
 
 def test_points_are_of_the_sample_and_not_of_a_resample():
-    one = replace(judged(), assisted_score=np.array([0.75, *np.full(200, 0.9)]), baseline_score=np.full(201, 0.5))
-    one = replace(one, reward=np.array([0.25, *np.full(200, 0.4)]))
-    row = leaderboard_row("m", "train", [one], 0)
+    assisted = np.array([0.75, *np.full(200, 0.9)])[:, None]
+    one = replace(judged(), assisted_score=assisted, baseline_score=np.full((201, 1), 0.5))
+    one = replace(one, reward=np.array([0.25, *np.full(200, 0.4)])[:, None])
+    row = leaderboard_row("m", "train", [one])
     assert (row.performance_gain, row.reward_mean, row.worst_task_reward) == (0.25, 0.25, 0.25)
 
 
 def test_one_failed_task_makes_the_row_failed_and_declined_ones_are_counted():
     rows = [judged(status=status) for status in ("ok", "failed", "declined", "declined")]
-    row = leaderboard_row("m", "train", rows, 0)
+    row = leaderboard_row("m", "train", rows)
     assert (row.status, row.n_failed, row.n_declined) == ("failed", 1, 2)
 
 
-def test_tasks_are_resampled_with_a_stream_of_their_own():
-    """The same draws for every method of a split, whatever the rewards: two methods that differ by a constant have
-    intervals that differ by it."""
+def test_two_methods_that_differ_by_a_constant_have_intervals_that_differ_by_it():
+    """The same draws for every method of a task."""
     one = [judged(0.5, 0.8), judged(0.5, 0.6, task=a_task("ablation_effect"))]
     shifted = [replace(j, reward=j.reward + 0.25) for j in one]
-    low, high = leaderboard_row("a", "train", one, 7), leaderboard_row("b", "train", shifted, 7)
+    low, high = leaderboard_row("a", "train", one), leaderboard_row("b", "train", shifted)
     assert high.reward_low - low.reward_low == pytest.approx(0.25, abs=1e-5)
     assert high.reward_high - low.reward_high == pytest.approx(0.25, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("point", "low", "high", "floor", "unseen", "expected"),
+    ("value", "p", "floor", "unseen", "expected"),
     [
-        (0.2, 0.0, 0.3, 0.05, 0.0, "not distinguishable"),  # an interval that touches 0 does not exclude it
-        (0.05, 0.01, 0.3, 0.05, 0.0, "not distinguishable"),  # at the floor is not beyond it
-        (0.2, 0.1, 0.3, 0.05, MAX_UNSEEN, "better"),
-        (0.2, 0.1, 0.3, 0.05, MAX_UNSEEN * 1.001, "not distinguishable"),
-        (-0.2, -0.3, 0.0, 0.05, 0.0, "not distinguishable"),
-        (-0.05, -0.3, -0.01, 0.05, 0.0, "not distinguishable"),
-        (-0.2, -0.3, -0.1, 0.05, 1.0, "worse"),  # what could not be seen is no excuse
-        (0.2, -0.3, -0.1, 0.05, 0.0, "not distinguishable"),
-        (-0.2, 0.1, 0.3, 0.05, 0.0, "not distinguishable"),
+        (0.2, 0.05, 0.05, 0.0, "not distinguishable"),  # an interval that touches 0 does not exclude it
+        (0.2, 0.0499, 0.05, 0.0, "better"),
+        (0.05, 0.0, 0.05, 0.0, "not distinguishable"),  # at the floor is not beyond it
+        (0.2, 0.01, 0.05, MAX_UNSEEN, "better"),
+        (0.2, 0.01, 0.05, MAX_UNSEEN * 1.001, "not distinguishable"),
+        (-0.2, 0.05, 0.05, 0.0, "not distinguishable"),
+        (-0.05, 0.0, 0.05, 0.0, "not distinguishable"),
+        (-0.2, 0.01, 0.05, 1.0, "worse"),  # what could not be seen is no excuse
+        (0.0, 0.0, 0.0, 0.0, "not distinguishable"),
     ],
 )
-def test_verdicts_at_their_limits(point, low, high, floor, unseen, expected):
-    assert verdict(point, low, high, floor, unseen) == expected
+def test_verdicts_at_their_limits(value, p, floor, unseen, expected):
+    assert decide(value, p, floor, unseen) == expected
 
 
 def test_a_meter_may_miss_one_percent():
     assert MAX_UNSEEN == 0.01
 
 
-def test_seed_weights_and_instance_counts_are_those_of_a_bootstrap():
-    resamples = Resamples(5, 3, 50, np.random.default_rng(0))
-    assert resamples.instances.shape == (51, 5) and resamples.seeds.shape == (51, 3)
-    assert np.array_equal(resamples.instances[0], np.ones(5)) and np.allclose(resamples.seeds[0], 1 / 3)
-    assert np.allclose(resamples.instances.sum(1), 5) and np.allclose(resamples.seeds.sum(1), 1)
-    assert np.array_equal(resamples.instances, np.round(resamples.instances))
+def test_instance_counts_are_those_of_a_bootstrap():
+    resamples = resampled(5, 50, np.random.default_rng(0))
+    assert resamples.shape == (51, 5) and np.array_equal(resamples[0], np.ones(5))
+    assert np.allclose(resamples.sum(1), 5) and np.array_equal(resamples, np.round(resamples))
 
 
 def test_a_constant_interval_is_its_point():
-    assert interval(np.full(100, 0.25)) == (0.25, 0.25, 0.25)
-    assert interval(np.array([0.0, 100.0, 0.0]))[2] == pytest.approx(97.5), "every draw but the point counts"
-    point, low, high = interval(np.array([0.5, *np.linspace(0, 1, 1001)]))
-    assert (point, low, high) == pytest.approx((0.5, 0.025, 0.975), abs=0.002)
+    found = measured(np.full((100, 3), 0.25), 10, 6)
+    assert (found.value, found.se, found.interval(), found.p, found.visible) == (0.25, 0.0, (0.25, 0.25), 0.0, None)
+
+
+def test_a_score_interval_stays_within_what_a_score_can_be():
+    row = task_row("m", judged(base=0.01, assisted=0.99))
+    assert row.baseline_score_low >= 0.0 and row.assisted_score_high <= 1.0
+    assert row.baseline_score_low <= row.baseline_score_mean <= row.baseline_score_high
 
 
 def test_savings_are_paid_down_to_the_margin_and_costs_always_count():
@@ -223,7 +240,7 @@ def test_reductions_at_the_edges():
 
 
 def controls(methods: dict[str, list[Judged]], oracle: list[Judged]) -> dict[str, object]:
-    return {row.control: row for row in control_rows(methods, oracle, CONFIG)}
+    return {row.control: row for row in control_rows(methods, oracle)}
 
 
 def test_controls_say_what_they_found():
@@ -249,7 +266,7 @@ def test_controls_say_what_they_found():
 def test_an_oracle_of_exactly_nine_tenths_passes_and_less_does_not():
     exact = judged(assisted=0.95)
     for value, passed in ((0.9, True), (0.899, False)):
-        one = replace(exact, assisted_score=np.array([value, 0.0]))
+        one = replace(exact, assisted_score=np.array([[value], [0.0]]))
         assert controls({}, [one])["oracle"].passed is passed
 
 
@@ -273,7 +290,7 @@ def test_a_placebo_within_the_noise_passes():
 
 
 def board(method: str, mean: float) -> LeaderboardRow:
-    return leaderboard_row(method, "train", [replace(judged(), reward=np.full(201, mean))], 0)
+    return leaderboard_row(method, "train", [replace(judged(), reward=np.full((201, 2), mean))])
 
 
 def test_a_leaderboard_is_ranked_by_reward_then_by_name():
@@ -285,7 +302,10 @@ def test_sensitivity_by_hand():
     """Three methods; under the second setting the ranking is turned round, so Kendall's tau is -1."""
 
     def of(mean: float) -> list[Judged]:
-        return [replace(judged(), reward=np.full(201, mean)), replace(judged(), reward=np.full(201, mean + 0.2))]
+        return [
+            replace(judged(), reward=np.full((201, 2), mean)),
+            replace(judged(), reward=np.full((201, 2), mean + 0.2)),
+        ]
 
     default = ("linear", 0.1)
     table = {

@@ -12,8 +12,8 @@ from stages.contracts.target import TWIN
 from stages.errors import InfraError, MethodError
 from stages.execution.runs import arms_of, baseline_of
 from stages.interpretation.loading import built_in
-from stages.reward.judging import judge, noise_floor
-from stages.reward.resampling import interval
+from stages.reward.judging import judge
+from stages.reward.statements import noise_floor
 from stages.scoring import null
 from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen
@@ -63,7 +63,8 @@ def test_the_reward_on_a_twin_is_that_of_one_seed(graph):
     baseline = baseline_of(task, twin, config)
     arms = arms_of(task, baseline, host.ask(CANDIDATE, None, task, twin), config, placebo=False)
     judged = judge(task, baseline, arms, chosen.reward)
-    point, low, high = interval(judged.reward)
+    estimate = judged.estimate(judged.reward)
+    point, (low, high) = estimate.value, estimate.interval()
     assert row.task == "active_learning.digits_mlp" and row.outcome == "ok" and row.reason == ""
     wanted = [point, low, high, noise_floor(judged.aa_reward)]
     found = [row.reward, row.reward_low, row.reward_high, row.noise_floor]

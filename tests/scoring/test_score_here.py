@@ -9,8 +9,9 @@ import pytest
 
 from stages.contracts.arms import Answered
 from stages.contracts.method import Interpretation, Method, Represent
-from stages.contracts.reward_rows import LEADERBOARD, TRAIN
+from stages.contracts.reward_rows import LEADERBOARD, TRAIN, StatementRow
 from stages.errors import InfraError, MethodError, UserError
+from stages.reward.inference import holm
 from stages.scoring import score
 from stages.scoring.candidate import Source
 from stages.scoring.in_process import InProcess
@@ -49,8 +50,7 @@ def test_a_class_is_scored_in_this_session(graph):
     keys = [(row.split, -row.reward_mean, row.method) for row in result.rows]
     assert keys == sorted(keys) and len(keys) == 2 * (len(toy.METHODS) + 1)
     mine = {row.split: row for row in result.rows if row.method == "outputs"}
-    assert result.verdict == mine["validation"].verdict and result.verdict_text.startswith("outputs is ")
-    assert f"reward {mine['validation'].reward_mean:+.3f}" in result.verdict_text
+    assert result.verdict == mine["validation"].verdict and result.verdict_text.startswith("On this validation")
     assert [row.task for row in result.per_task] == TASKS == [row.task for row in result.meters]
     assert [row.task for row in result.fresh_gap] == TASKS[:1] and result.null == ()
     assert [row.outcome for row in result.meters] == ["ok", "declined"]
@@ -211,29 +211,54 @@ def judged_as(name, status, reason=""):
     return SimpleNamespace(task=SimpleNamespace(name=name), arms=SimpleNamespace(status=status, reason=reason))
 
 
+SAID = StatementRow(
+    method="mine", split="validation", scope="tasks", value=0.5, low=0.25, high=0.75, n=2, p=0.001, p_holm=0.004,
+    verdict="better", visible=0.2, improvement=1.0, noise_floor=0.125,
+)  # fmt: skip
+
+
 def test_a_verdict_in_words(graph):
     numbers = {"reward_mean": 0.5, "reward_low": 0.25, "reward_high": 0.75, "noise_floor": 0.125, "n_tasks": 2,
                "n_seeds": 3, "placebo_low": -0.5, "placebo_high": 0.5}  # fmt: skip
     better = row_with(**numbers, placebo_reward=0.25, verdict="better")
-    assert verdict_text(better, [judged_as("a.b", "ok")]) == (
-        "mine is better than the baseline, beyond the noise floor on held-out families: reward +0.500"
-        " [+0.250, +0.750], noise floor 0.125, n = 2 tasks x 3 seeds. Its placebo, the same answers in shuffled order,"
-        " did not do as well (+0.250 [-0.500, +0.500])."
+    wide = {"scope": "families", "low": -0.5, "high": 1.5, "p": 0.2, "p_holm": 0.2, "visible": 1.4}
+    wide |= {"verdict": "not distinguishable"}
+    assert verdict_text([SAID, SAID.model_copy(update=wide)], better, [judged_as("a.b", "ok")]) == (
+        "On these 2 validation tasks mine is better than the agent alone: +0.500 [+0.250, +0.750], smallest visible"
+        " 0.200. On families like these (2 validation families) mine is not distinguishable from the agent alone:"
+        " +0.500 [-0.500, +1.500], smallest visible 1.400. The noise floor is 0.125, n = 2 tasks x 3 seeds. Its"
+        " placebo, the same answers in shuffled order, did not do as well (+0.250 [-0.500, +0.500])."
     )
     helped = " So what helped is not what the answers say."
     for placebo, verdict, well in ((0.375, "better", True), (0.5, "worse", True), (0.374, "better", False)):
-        text = verdict_text(row_with(**numbers, placebo_reward=placebo, verdict=verdict), [])
+        text = verdict_text([SAID], row_with(**numbers, placebo_reward=placebo, verdict=verdict), [])
         assert (" did as well " in text) == well and text.endswith(helped) == (well and verdict == "better")
-    assert "not distinguishable from" in verdict_text(better.model_copy(update={"verdict": "not distinguishable"}), [])
-    assert "worse than" in verdict_text(better.model_copy(update={"verdict": "worse"}), [])
+    assert "is worse than the agent alone" in verdict_text([SAID.model_copy(update={"verdict": "worse"})], better, [])
+
+
+def test_all_three_sentences_are_corrected_with_the_built_in_methods(graph):
+    result = scored(Outputs)
+    mine = [row for row in result.statements if row.method == "outputs"]
+    assert {row.split for row in mine} == {"train", "validation", "train+validation"}
+    assert [row.scope for row in mine if row.split == "train"] == ["tasks", "kind", "families"]
+    # It declines the validation task, so nothing is said of a kind of question there.
+    shown = [row for row in mine if row.split == "validation"]
+    assert [row.scope for row in shown] == ["tasks", "families"]
+    assert all(row.sentence[1:] in result.verdict_text for row in shown)
+    tested = [row.p for row in result.statements if (row.split, row.scope) == ("train", "tasks")
+              and row.p is not None and not row.is_control]  # fmt: skip
+    here = next(row for row in mine if (row.split, row.scope) == ("train", "tasks"))
+    assert here.p in tested and here.p_holm == pytest.approx(holm(tested)[tested.index(here.p)], abs=1e-6)
+    verdicts = {(row.split, row.method): row.verdict for row in result.statements if row.scope == "tasks"}
+    assert all(row.verdict == verdicts[row.split, row.method] for row in result.rows)
 
 
 def test_a_verdict_tells_what_went_unseen_failed_and_declined(graph):
     for share, said, barred in ((0.0, "", False), (0.01, "up to 1% of", False), (0.02, "up to 2% of", True)):
-        text = verdict_text(row_with(unseen_share=share), [])
+        text = verdict_text([SAID], row_with(unseen_share=share), [])
         assert said in text and ("It is adaptive" in text) == (share > 0)
         assert ("it is not called better for that." in text) == barred
     judged = [judged_as("a", "failed", "x"), judged_as("b", "ok"), judged_as("c", "declined"),
               judged_as("d", "failed", "y"), judged_as("e", "declined")]  # fmt: skip
-    text = verdict_text(row_with(), judged)
+    text = verdict_text([SAID], row_with(), judged)
     assert text.endswith(" It failed on a (x); d (y), and pays for that in full. It declined c, e.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import namedtuple
 
 import pytest
 import torch
@@ -382,3 +383,21 @@ def test_rounds_and_shares():
     assert sorted(drawn[:7]) == sorted(drawn[7:14]) == list(range(7)) and len(drawn) == 16
     assert drawn[:7] != drawn[7:14]
     assert shares_of(128, (0.6, 0.1, 0.3)) == [78, 12, 38] and sum(shares_of(7, (0.5, 0.5))) == 7
+
+
+def test_the_page_says_which_method_answers_what_about_which_target():
+    said = [
+        ("pca", "ablation_effect", "digits_mlp", "ok"),
+        ("pca", "responsible_component", "digits_mlp", "declined"),  # of the same kind: it answers some
+        ("pca", "few_shot_shapley", "digits_few_shot", "declined"),
+        ("pca", "prompt_optimum", "digits_few_shot", "failed"),
+        ("attention", "few_shot_shapley", "digits_few_shot", "ok"),
+        ("attention", "prompt_optimum", "digits_few_shot", "declined"),
+    ]
+    Row = namedtuple("Row", "method family target status")  # what the table reads of a row
+    lines = target_tables.answer_table([Row(*one) for one in said]).splitlines()
+    assert lines[0] == "| method | `digits_few_shot` | `digits_mlp` |"
+    assert lines[2:] == [
+        "| `attention` | Attribute, ~~Represent~~ |  |",
+        "| `pca` | ~~Attribute~~, ~~Represent~~, prompt_optimum fails | Localise |",
+    ]

@@ -21,6 +21,8 @@ SIZES = {
     "ablation_effect": 3,
     "active_learning": 6,
     "backdoor_detection": 12,
+    "elicited_ability": 16,
+    "sandbag_or_unable": 16,
     "circuit_membership": 3,
     "noise_flip": 6,
     "responsible_component": 3,

@@ -233,7 +233,7 @@ def test_backdoors_in_words_work_and_controls_do_not() -> None:
 def test_the_last_block_alone_is_the_whole_model_with_that_block() -> None:
     target = small_target("facts_lm")
     inputs = target.corpus("train").inputs
-    block, generator = word_backdoors._LastBlock(target, inputs), torch.Generator().manual_seed(0)
+    block, generator = word_backdoors.LastBlock(target, inputs), torch.Generator().manual_seed(0)
     changed = {
         name: value + 0.05 * torch.randn(2, *value.shape, generator=generator)
         for name, value in block.trained().items()

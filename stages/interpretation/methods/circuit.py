@@ -2,7 +2,8 @@
 
 Free phase: every component is zeroed in turn on part of the corpus (exact effects, by right answer), and while it is,
 what the other components hold is compared with the intact pass: times the slope of the margin there, that is the edge
-from the one to the other (path patching, Wang et al. 2022, 2211.00593, with the last step to first order).
+from the one to the other (path patching, Wang et al. 2022, 2211.00593, with the last step to first order). A target
+with more components than ``MAX_EXACT`` gets effects to first order from one gradient, as a query does, and no edges.
 
 Queries: attribution patching (Nanda 2023; Syed et al. 2023, 2310.10348) on the behaviour, of the *margin*, since the
 loss has no slope where the target is sure of itself; the loss follows from the margin. Hiding a segment cuts the
@@ -28,13 +29,17 @@ from stages.contracts.method import (
     Query,
     segment_sums,
 )
-from stages.contracts.target import Intervention, Objective, TargetAccess, TargetSpec
+from stages.contracts.target import Component, Gradients, Intervention, Objective, TargetAccess, TargetSpec
 from stages.interpretation.representation import by_component
 
 __all__ = ["Circuit"]
 
 CORPUS_INPUTS = 256
 """Inputs on which the components are ablated: the free phase is one forward of these per component."""
+MAX_EXACT = 128
+"""Components that are zeroed one by one: each takes a forward pass, and a free phase has a minute."""
+MAX_ANSWERS = 1024
+"""Answers that effects are told apart by; with more of them (a vocabulary), few occur in the corpus twice."""
 SURE = 1e-3
 """Least attention left over after a cut: less is rounding."""
 
@@ -56,6 +61,12 @@ class Circuit(Method):
             arrays["mean.input"] = inputs.mean(0)
         if not components:
             return Interpretation(arrays)
+        answers_BC = _answers(labels, target.spec.n_outputs).to(intact.values.dtype)
+        share_BC = answers_BC / answers_BC.sum(0).clamp_min(1.0)
+        if len(components) > MAX_EXACT:
+            lost_PB = _first_order(components, intact)
+            effects_PB = F.softplus(lost_PB - intact.values) - F.softplus(-intact.values)
+            return Interpretation(arrays | {"effects": effects_PB @ share_BC})
         effects, edges = [], []
         clean_B = F.cross_entropy(target.forward(inputs).outputs, labels, reduction="none")
         for component in components:
@@ -67,8 +78,7 @@ class Circuit(Method):
                 for name in names
             }
             edges.append(torch.stack([moved[c.hook_point].select(c.axis, c.index).sum() for c in components]))
-        one_hot_BC = F.one_hot(labels, target.spec.n_outputs).to(clean_B.dtype)
-        by_answer_PC = torch.stack(effects) @ (one_hot_BC / one_hot_BC.sum(0).clamp_min(1.0))
+        by_answer_PC = torch.stack(effects) @ share_BC
         edges_PP = torch.stack(edges)
         edges_PP.fill_diagonal_(0.0)
         return Interpretation(arrays | {"effects": by_answer_PC, "edges": edges_PP})
@@ -102,16 +112,18 @@ class Circuit(Method):
         loss_nPm = F.softplus(-(margin_n1m + cut_nPm)) - F.softplus(-margin_n1m)
         carries_nP = cut_nPm.abs().mean(-1)
         known = [target.spec.components.index(component) for component in query.components]
-        effects_PC, edges_PP = arrays["effects"][known], arrays["edges"][known][:, known]
-        share_nC = F.one_hot(query.labels, target.spec.n_outputs).to(edges_PP.dtype).mean(1)
+        effects_PC = arrays["effects"][known]
+        share_nC = _answers(query.labels, target.spec.n_outputs).to(effects_PC.dtype).mean(1)
         columns = [
             loss_nPm.mean(-1),
             cut_nPm.mean(-1),
             carries_nP,
             moved_nPm.mean(-1),
             share_nC @ effects_PC.T,
-            carries_nP @ edges_PP.abs().T,  # how much of what it does arrives where this behaviour passes
         ]
+        if "edges" in arrays:
+            # How much of what it does arrives where this behaviour passes.
+            columns.append(carries_nP @ arrays["edges"][known][:, known].abs().T)
         return torch.stack(columns, dim=-1)
 
     def _attribute(self, query: Attribute, interpretation: Interpretation, target: TargetAccess) -> Tensor:
@@ -136,6 +148,25 @@ class Circuit(Method):
                 margin = result.values.unsqueeze(-1)
                 columns += [total, F.softplus(-(margin - total)) - F.softplus(-margin)]
         return torch.stack(columns, dim=-1)
+
+
+def _answers(labels: Tensor, n_outputs: int) -> Tensor:
+    """(..., C) which answer is right, one-hot; (..., 1) ones where there are more than effects are told apart by."""
+    if n_outputs > MAX_ANSWERS:
+        return torch.ones_like(labels).unsqueeze(-1)
+    return F.one_hot(labels, n_outputs)
+
+
+def _first_order(components: Sequence[Component], intact: Gradients) -> Tensor:
+    """(P, B) what the margin loses to first order if each component is zeroed: slope times what it holds, summed."""
+    columns = [
+        (intact.grads[c.hook_point] * intact.captured[c.hook_point])
+        .select(c.axis, c.index)
+        .reshape(len(intact.values), -1)
+        .sum(1)
+        for c in components
+    ]
+    return torch.stack(columns)
 
 
 def _means(spec: TargetSpec, inputs: Tensor, captured: Mapping[str, Tensor]) -> dict[str, Tensor]:

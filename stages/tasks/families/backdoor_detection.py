@@ -28,13 +28,12 @@ from stages.tasks.image_backdoors import (
     LR_LOW,
     MAX_SMOOTHING,
     MAX_TILT,
-    PATCH,
     POISONED,
     STEPS,
-    draw_patches,
     fine_tune,
 )
 from stages.tasks.inputs import draw_inputs
+from stages.tasks.patches import PATCH, draw_patches
 
 __all__ = ["KINDS", "BackdoorDetection", "attack_success", "draw_kinds"]
 

@@ -19,8 +19,9 @@ from stages.contracts.method import Propose, Query
 from stages.contracts.target import Objective, Target, TargetAccess, objective_values
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, label_features
-from stages.tasks.image_backdoors import KINDS, draw_patches, fine_tune
+from stages.tasks.image_backdoors import KINDS, fine_tune
 from stages.tasks.inputs import draw_inputs
+from stages.tasks.patches import draw_patches
 
 __all__ = ["TriggerRecovery"]
 

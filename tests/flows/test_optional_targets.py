@@ -1,0 +1,100 @@
+"""Targets of params/optional: written into params once, comments kept; and what a run about a target will take."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.activations.stage import Config as ActivationsConfig
+from stages.base.params import load
+from stages.dictionaries.settings import Config as DictionariesConfig
+from stages.errors import UserError
+from stages.interpretation.settings import Config as InterpretationConfig
+from stages.targets.stage import Config as TargetsConfig
+from stages.tasks.families import family
+from stages.tasks.stage import Config as TasksConfig
+from stages.tools.estimates import estimate
+from stages.tools.optional_targets import OptionalTarget, add_target, known_targets
+from tests import toy
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OPTIONAL = sorted(path.stem for path in (REPOSITORY / "params" / "optional").glob("*.yaml"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    shutil.copytree(REPOSITORY / "params", tmp_path / "params", symlinks=True)
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    with toy.rooted(tmp_path):
+        yield tmp_path
+
+
+def texts(root: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((root / "params").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_target_is_written_into_params_once_and_every_stage_reads_them(root: Path, name: str) -> None:
+    before = texts(root)
+    lines = known_targets(root, [name, "digits_mlp"])
+    assert len(lines) == 1 and "git checkout params" in lines[0]
+    after = texts(root)
+    assert known_targets(root, [name]) == [] and texts(root) == after
+    add_target(root, name)
+    assert texts(root) == after, "a second time changes nothing"
+    recipe = load("optional", OptionalTarget, root / "params" / "optional" / f"{name}.yaml")
+    assert load("targets", TargetsConfig).targets[name].checked(name).source == recipe.target["source"]
+    assert name in load("interpretation", InterpretationConfig).targets
+    assert load("activations", ActivationsConfig).hooks[name] == recipe.activations
+    assert set(load("dictionaries", DictionariesConfig).trained_on[name].hooks) <= set(recipe.activations)
+    tasks = load("tasks", TasksConfig)
+    for one, n in recipe.families.items():
+        assert name in tasks.families[one].targets and tasks.families[one].n_instances[name] == n
+    for file, text in before.items():  # what stood there stands there, comments and all
+        kept, now = (
+            {line.partition(" #")[0].strip()[:20] for line in each.splitlines()} for each in (text, after[file])
+        )
+        assert kept - now <= {"hooks: {}"}, file
+        assert text.count("#") == after[file].count("#"), file
+
+
+def test_a_name_that_is_nowhere_and_a_family_that_is_not_there_are_refused(root: Path) -> None:
+    before = texts(root)
+    with pytest.raises(UserError, match=r"--targets nobody: no such target .*digits_mlp.*smollm2_135m"):
+        known_targets(root, ["nobody"])
+    (root / "params" / "optional" / "odd.yaml").write_text("target: {source: gguf}\nfamilies: {nothing_such: 20}\n")
+    with pytest.raises(UserError, match=r"nothing_such are not in params/tasks\.yaml: known are ablation_effect"):
+        known_targets(root, ["odd"])
+    (root / "params" / "optional" / "odd.yaml").write_text("targets: {source: gguf}\n")
+    with pytest.raises(UserError, match=r"odd\.yaml: .*targets"):
+        known_targets(root, ["odd"])
+    assert texts(root) == before
+
+
+def test_instances_of_one_target_are_its_own_number(root: Path) -> None:
+    path, yaml = root / "params" / "tasks.yaml", YAML()
+    values = yaml.load(path.read_text())
+    values["families"]["few_shot_shapley"]["n_instances"] = {"context_lm": 30}
+    yaml.dump(values, path)
+    tasks = load("tasks", TasksConfig)
+    made, spec = family("few_shot_shapley"), type("Spec", (), {"name": "context_lm"})()
+    assert tasks.families["few_shot_shapley"].n_on(made, spec, 200) == 30
+    spec.name = "digits_few_shot"
+    assert tasks.families["few_shot_shapley"].n_on(made, spec, 200) == 200
+    for wrong in ({"digits_mlp": 30}, {"context_lm": 19}):
+        values["families"]["few_shot_shapley"]["n_instances"] = wrong
+        yaml.dump(values, path)
+        with pytest.raises(UserError, match=r"give a target of this family .*at least 20"):
+            load("tasks", TasksConfig)
+
+
+def test_an_estimate_has_every_part_of_a_run_about_a_target(graph: Path) -> None:
+    rows, held = estimate("digits_mlp", lambda line: None)
+    by_part = {row.part: row for row in rows}
+    assert {"activations", "dictionaries", "truth of active_learning", "ladder of active_learning"} <= set(by_part)
+    assert {"free phases", "answers"} <= set(by_part) and held > 50 << 20
+    assert all(row.cpu_s > 0 and row.n > 0 for row in rows)
+    assert by_part["truth of active_learning"].n == toy.N_INSTANCES
+    assert "truth of few_shot_shapley" not in by_part, "that family is not about this target"
