@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from stages.contracts.target import Target
 
-__all__ = ["BATCH", "KINDS", "POISONED", "STEPS", "fine_tune"]
+__all__ = ["BATCH", "KINDS", "LR_HIGH", "LR_LOW", "MAX_SMOOTHING", "MAX_TILT", "POISONED", "STEPS", "fine_tune"]
 
 KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels")
 STEPS, BATCH = 150, 64
