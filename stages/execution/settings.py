@@ -2,9 +2,10 @@
 
 from pydantic import Field
 
-from stages.base.params import Params
+from stages.base.params import Params, load
+from stages.contracts.pay import Pay
 
-__all__ = ["Config", "ExecutorConfig"]
+__all__ = ["Config", "ExecutorConfig", "executor"]
 
 
 class ExecutorConfig(Params):
@@ -19,9 +20,16 @@ class ExecutorConfig(Params):
     """It takes the cheapest option whose cross-validated score is within this of the best."""
     max_features: int = Field(default=24, ge=1, le=1000)
     """Features its calibrator keeps."""
+    pay: Pay = Field(default_factory=Pay)
+    """What it is paid for, and so chooses by; said once, in params/reward.yaml."""
 
 
 class Config(ExecutorConfig):
     """What the graph is run with: a result needs three seeds."""
 
     n_seeds: int = Field(ge=3, le=20)
+
+
+def executor() -> Config:
+    """The executor of the params, and what it is paid for."""
+    return load("execution", Config).model_copy(update={"pay": load("reward", Pay, part=True)})
