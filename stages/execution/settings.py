@@ -8,8 +8,8 @@ from stages.contracts.pay import Pay
 __all__ = ["Config", "ExecutorConfig", "executor"]
 
 
-class ExecutorConfig(Params):
-    """Its fields have the values of params/execution.yaml unless they are given."""
+class _File(Params):
+    """Fields of params/execution.yaml, with its values."""
 
     n_seeds: int = Field(default=3, ge=1, le=20)
     """Splits into calibration and evaluation, each with its own black-box draws; at least 3 for a result."""
@@ -20,16 +20,21 @@ class ExecutorConfig(Params):
     """It takes the cheapest option whose cross-validated score is within this of the best."""
     max_features: int = Field(default=24, ge=1, le=1000)
     """Features its calibrator keeps."""
+
+
+class ExecutorConfig(_File):
+    """Its fields have the values of params/execution.yaml unless they are given."""
+
     pay: Pay = Field(default_factory=Pay)
     """What it is paid for, and so chooses by; said once, in params/reward.yaml."""
 
 
-class Config(ExecutorConfig):
+class Config(_File):
     """What the graph is run with: a result needs three seeds."""
 
     n_seeds: int = Field(ge=3, le=20)
 
 
-def executor() -> Config:
+def executor() -> ExecutorConfig:
     """The executor of the params, and what it is paid for."""
-    return load("execution", Config).model_copy(update={"pay": load("reward", Pay, part=True)})
+    return ExecutorConfig(**load("execution", Config).model_dump(), pay=load("reward", Pay, part=True))
