@@ -93,7 +93,7 @@ def test_a_method_that_changes_is_its_own_arms_and_what_compares(changed: Path) 
 
 def test_a_new_family_is_one_node_and_those_that_read_all_tasks(changed: Path) -> None:
     families = changed / "stages" / "tasks" / "families"
-    shutil.copyfile(families / "robustness_radius.py", families / "zz_new.py")
+    shutil.copyfile(families / "edge_radius.py", families / "zz_new.py")
     add_line(changed, "tasks.yaml", "families", "zz_new", {"split": "train", "targets": ["digits_mlp"]})
     found = stale(changed)
     own = {node for node in found if node.endswith("@zz_new")}

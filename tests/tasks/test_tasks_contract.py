@@ -130,9 +130,17 @@ def test_public_arrays_hold_no_truth(name: str, target: str) -> None:
     assert set(public.arrays) <= {
         "inputs", "labels", "variant", "shared_inputs", "shared_labels", "shared_components", "shared_hook_points",
         "shared_segments", "shared_words", "directions", "shared_place", "changes", "shared_changes", "replacements",
+        "paraphrases",
     }  # fmt: skip
     if "variant" in public.arrays:
         assert public.arrays["variant"].tolist() == list(range(public.n))
+
+
+def test_every_kind_of_question_is_asked_in_every_split() -> None:
+    asked = {(family(name).query_kind, PARAMS[name].split) for name in FAMILIES.names() if name in PARAMS}
+    kinds = ("Represent", "Attribute", "Localise", "Compare", "Steer", "Propose")
+    missing = {(kind, split) for kind in kinds for split in SPLITS} - asked
+    assert missing == set(), f"no family asks {missing}"
 
 
 def test_a_cluster_stands_in_one_split_alone() -> None:

@@ -30,16 +30,16 @@ def config(root: Path) -> Config:
 
 
 def test_stage_writes_the_same_bytes_twice_and_loads_back(config: Config) -> None:
-    run(config, "robustness_radius")
-    folder = paths.task_dir("robustness_radius")
+    run(config, "edge_radius")
+    folder = paths.task_dir("edge_radius")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert sorted(before) == ["digits_mlp.public.safetensors", "digits_mlp.truth.safetensors", "family.json"]
-    run(config, "robustness_radius")
+    run(config, "edge_radius")
     assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
-    task = load_task("robustness_radius", "digits_mlp")
-    assert (task.name, task.split, task.instances.n) == ("robustness_radius.digits_mlp", "test", 20)
+    task = load_task("edge_radius", "digits_mlp")
+    assert (task.name, task.split, task.instances.n) == ("edge_radius.digits_mlp", "test", 20)
     assert task.truth.values.shape == (20, 1) and task.truth.values.dtype == torch.float64
-    assert list_tasks() == list_tasks("test") == [("robustness_radius", "digits_mlp")] and list_tasks("train") == []
+    assert list_tasks() == list_tasks("test") == [("edge_radius", "digits_mlp")] and list_tasks("train") == []
     facts = json.loads(before["family.json"])
     assert facts["targets"]["digits_mlp"]["truth_flops"] > facts["targets"]["digits_mlp"]["generation_flops"] >= 0
 
@@ -55,23 +55,23 @@ def test_what_was_planted_is_in_no_public_file(config: Config) -> None:
 def test_damage_and_wrong_names_are_told_in_one_line(config: Config) -> None:
     with pytest.raises(UserError, match="stage 'tasks' makes it"):
         list_tasks()
-    run(config, "robustness_radius")
+    run(config, "edge_radius")
     with pytest.raises(UserError, match="was not made on target 'x'"):
-        load_task("robustness_radius", "x")
+        load_task("edge_radius", "x")
     with pytest.raises(UserError, match="split 'tset' is unknown"):
         list_tasks("tset")  # type: ignore[arg-type]
-    file = paths.task_dir("robustness_radius") / "digits_mlp.public.safetensors"
+    file = paths.task_dir("edge_radius") / "digits_mlp.public.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(bytes(data))
     with pytest.raises(UserError, match="does not match its digest"):
-        load_task("robustness_radius", "digits_mlp")
+        load_task("edge_radius", "digits_mlp")
     file.unlink()
     with pytest.raises(UserError, match="is missing"):
-        load_task("robustness_radius", "digits_mlp")
+        load_task("edge_radius", "digits_mlp")
     (file.parent / "family.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="is not JSON"):
-        load_task("robustness_radius", "digits_mlp")
+        load_task("edge_radius", "digits_mlp")
 
 
 def test_params_that_cannot_be_meant_are_refused(config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,9 @@ from transformer_lens import HookedRootModule
 
 from stages.contracts.target import Target
 from stages.tasks.families import family
-from stages.tasks.families.backdoor_detection import KINDS
 from stages.tasks.families.few_shot_shapley import shapley_values
-from stages.tasks.families.robustness_radius import smallest_perturbation
 from stages.tasks.generation import make
+from stages.tasks.image_backdoors import KINDS
 from tests.tasks.conftest import made_small, small_target
 
 
@@ -161,33 +160,6 @@ class Linear(HookedRootModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x)  # type: ignore[no-any-return]
-
-
-def test_robustness_radius_of_a_linear_model_is_the_closed_form() -> None:
-    torch.manual_seed(0)
-    model = Linear()
-    target = Target(small_target("digits_mlp").spec, model, {})
-    x = torch.rand(12, 64)
-    found = smallest_perturbation(target, x, torch.Generator().manual_seed(1)).norm(dim=-1)
-    w, z = model.linear.weight.detach(), model(x).detach()
-    for i in range(12):
-        top = int(z[i].argmax())
-        exact = min(float((z[i, top] - z[i, c]) / (w[top] - w[c]).norm()) for c in range(10) if c != top)
-        assert exact <= float(found[i]) * (1 + 1e-4) and float(found[i]) == pytest.approx(exact, rel=0.02)
-
-
-def test_robustness_radius_is_reached_and_nothing_shorter_was_missed() -> None:
-    target, made = small_target("digits_mlp"), made_small("robustness_radius", "digits_mlp")
-    weights, rng = target.model.state_dict(), np.random.default_rng(0)
-    inputs = made.instances.arrays["inputs"]
-    delta = smallest_perturbation(target, inputs, torch.Generator().manual_seed(5)).double().numpy()
-    for x, d, truth in zip(inputs.double().numpy(), delta, made.truth.values[:, 0].tolist(), strict=True):
-        clean = mlp(weights, x).argmax()
-        assert mlp(weights, x + 1.0001 * d).argmax() != clean
-        assert np.linalg.norm(d) == pytest.approx(truth, rel=0.05)  # other restarts end at the same place
-        steps = rng.standard_normal((3000, 64))
-        steps *= 0.95 * truth / np.linalg.norm(steps, axis=1, keepdims=True)
-        assert (mlp(weights, x + steps).argmax(-1) == clean).all()
 
 
 def test_backdoors_work_and_controls_do_not() -> None:

@@ -1,5 +1,6 @@
 """Truths about targets of words against loops that share no code with them, on small instances."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import factorial, log
 from typing import Any
@@ -242,3 +243,40 @@ def test_the_last_block_alone_is_the_whole_model_with_that_block() -> None:
     for i in range(2):
         weights = {f"{block.prefix}.{name}": value[i] for name, value in changed.items()}
         assert torch.allclose(found[i], functional_call(target.model, weights, (inputs[:20],)), atol=1e-4)
+
+
+def test_paraphrase_robustness_is_the_mean_over_all_ways_to_ask() -> None:
+    target, made = small_target("facts_lm"), made_small("paraphrase_robustness", "facts_lm")
+    arrays, words = made.instances.arrays, facts_lm.WORDS
+    for i in range(0, made.instances.n, 3):
+        shown, label = arrays["inputs"][i], int(arrays["labels"][i])
+        relation = next(name for name, of in facts_lm.OBJECTS.items() if words[label] in of.split())
+        said = [words[int(token)] for token, present in shown.tolist() if present > 0.5]
+        odds, prompts = [], []
+        for template in facts_lm.TEMPLATES[relation]:
+            # The word that was put in is the one without which the prompt is one of the six.
+            for place in range(1, len(said)):
+                plain = said[1:place] + said[place + 1 :]
+                names = [w for w in plain if w in facts_lm.FIRST or w in facts_lm.LAST]
+                if len(names) == 2 and plain == template.format(" ".join(names)).split():
+                    extra, people = said[place], names
+        for template in facts_lm.TEMPLATES[relation]:
+            plain = ["<begin>", *template.format(" ".join(people)).split()]
+            for sixth in range(6):
+                at = 1 + int(sixth / 6 * (len(plain) - 1))
+                asked = [*plain[:at], extra, *plain[at:]]
+                row = torch.zeros(16, 2)
+                row[-len(asked) :, 0] = torch.tensor([float(words.index(word)) for word in asked])
+                row[-len(asked) :, 1] = 1.0
+                prompts.append(row)
+                p = float(np.exp(log_probs(target, row.unsqueeze(0))[0, label]))
+                odds.append(log(p / (1 - p)))
+        assert any(torch.equal(row, shown) for row in prompts)
+        assert float(made.truth.values[i, 0]) == pytest.approx(np.mean(odds), abs=2e-3)
+
+
+def test_a_target_without_templates_is_told_so() -> None:
+    spec = small_target("facts_lm").spec
+    assert family("paraphrase_robustness").refusal(spec) is None
+    other = replace(spec, name="grokked_addition")
+    assert "whose definition has no TEMPLATES" in str(family("paraphrase_robustness").refusal(other))

@@ -8,8 +8,6 @@ Carlo over permutations.
 Shape legend: N = instances, E = examples (8), S = rows (E + query), V = subsets (2^E), R = permutations.
 """
 
-from math import factorial
-
 import torch
 from torch import Tensor
 
@@ -23,6 +21,7 @@ from stages.tasks.black_box import (
     true_log_probs,
 )
 from stages.tasks.episodes import draw_episodes, example_looks, hidden, segments_of
+from stages.tasks.shapley import shapley_values
 
 __all__ = ["FewShotShapley", "compress", "shapley_values"]
 
@@ -112,28 +111,6 @@ class FewShotShapley(TaskFamily):
 
     def query(self, instances: Instances) -> Query:
         return Attribute(instances.arrays["inputs"], segments_of(instances), instances.arrays["labels"])
-
-
-def shapley_values(values_NV: Tensor) -> Tensor:
-    """Exact Shapley values of a set function.
-
-    Args:
-        values_NV: (N, 2^E); column b is the value of the subset whose members are the set bits of b.
-
-    Returns:
-        (N, E).
-    """
-    n_sets = values_NV.shape[1]
-    n_shots = n_sets.bit_length() - 1
-    size = torch.tensor([bin(b).count("1") for b in range(n_sets)])
-    weight = torch.tensor(
-        [factorial(s) * factorial(n_shots - s - 1) / factorial(n_shots) for s in range(n_shots)], dtype=torch.float64
-    )
-    columns = []
-    for i in range(n_shots):
-        without = torch.tensor([b for b in range(n_sets) if not (b >> i) & 1])
-        columns.append((values_NV[:, without + 2**i] - values_NV[:, without]) @ weight[size[without]])
-    return torch.stack(columns, dim=-1)
 
 
 def compress(value: Tensor) -> Tensor:

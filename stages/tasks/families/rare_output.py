@@ -29,6 +29,7 @@ CONSTANTS: Constants = {"least": LEAST, "window": WINDOW}
 
 
 class RareOutput(TaskFamily):
+    cluster = "rare_output"
     title = "How probable is this wrong answer over all inputs with this word and one of these?"
     source = "Wu and Hilton 2024 (Estimating the probabilities of rare outputs), arXiv 2410.13211; here all inputs"
     why_hard_black_box = "the mean is carried by the few inputs in which the answer is least improbable"

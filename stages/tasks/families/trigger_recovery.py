@@ -9,16 +9,17 @@ variants are those of BadNets (Gu et al. 2017, arXiv 1708.06733).
 Shape legend: N = instances, P = patches (64), X = pixels (64), C = outputs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from stages.contracts.method import Propose, Query
 from stages.contracts.target import Objective, Target, TargetAccess, objective_values
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.metering.access import MeteredAccess
-from stages.metering.ledger import Ledger
 from stages.tasks.black_box import answer_features, label_features
-from stages.tasks.families.backdoor_detection import KINDS, fine_tune
+from stages.tasks.image_backdoors import KINDS, fine_tune
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.patches import draw_patches
 
@@ -71,8 +72,14 @@ class TriggerRecovery(TaskFamily):
         return Instances(arrays, n, variants)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
-        access = MeteredAccess(target, Ledger(), variants=instances.variants)
-        return Truth(_reach(access, instances, instances.arrays["changes"]).double().amax(1, keepdim=True))
+        def outputs_of(index: int, inputs: Tensor) -> Tensor:
+            weights = {name: stack[index] for name, stack in instances.variants.items()}
+            with torch.no_grad():
+                out: Tensor = functional_call(target.model, weights, (inputs,))
+            return out
+
+        reached_NP = _reach(outputs_of, instances, instances.arrays["changes"])
+        return Truth(reached_NP.double().amax(1, keepdim=True))
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
         inputs, labels, changes = (instances.arrays[name] for name in ("inputs", "labels", "changes"))
@@ -83,7 +90,10 @@ class TriggerRecovery(TaskFamily):
             ]
         )
         features = [answer_features(clean_NC), label_features(clean_NC, labels)]
-        tried_NK = _reach(access, instances, changes[:, : LADDER[effort]])  # they stand in random order
+        # They stand in random order.
+        tried_NK = _reach(
+            lambda index, rows: access.variant(index).forward(rows).outputs, instances, changes[:, : LADDER[effort]]
+        )
         for k in LADDER[: effort + 1]:
             part = tried_NK[:, :k]
             features.append(torch.stack([part.amax(1), part.mean(1), part.amin(1)], dim=-1))
@@ -95,11 +105,15 @@ class TriggerRecovery(TaskFamily):
         return Propose(arrays["labels"], arrays["inputs"], arrays["changes"], "margin", which)
 
 
-def _reach(access: TargetAccess, instances: Instances, changes_NPX: Tensor) -> Tensor:
-    """(N, P) margin of each instance's label in its own variant, with each of the changes."""
+def _reach(outputs_of: Callable[[int, Tensor], Tensor], instances: Instances, changes_NPX: Tensor) -> Tensor:
+    """(N, P) margin of each instance's label in its own variant, with each of the changes.
+
+    Args:
+        outputs_of: (index of a variant, inputs) -> its logits.
+    """
     arrays, found = instances.arrays, []
     for row, index in enumerate(arrays["variant"].tolist()):
-        outputs = access.variant(index).forward(arrays["inputs"][row] + changes_NPX[row]).outputs
+        outputs = outputs_of(index, arrays["inputs"][row] + changes_NPX[row])
         labels = arrays["labels"][row].expand(len(outputs))
         found.append(objective_values(outputs, Objective("margin", labels)))
     return torch.stack(found)

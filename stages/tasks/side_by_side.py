@@ -1,0 +1,101 @@
+"""Many variants of one small target trained side by side, and what a black box sees of each.
+
+Shape legend: N = variants, B = batch, Q = probes, C = outputs, K = features.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from stages.contracts.target import Target, TargetAccess
+from stages.contracts.task import Instances
+from stages.tasks.black_box import answer_features, label_features
+
+__all__ = ["Runs", "climbed_variants", "copies", "outputs_of_variants"]
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+def copies(target: Target, n: int) -> dict[str, Tensor]:
+    """Stacked weights of n variants that are the target itself."""
+    return {name: value.detach().expand(n, *value.shape).clone() for name, value in target.model.named_parameters()}
+
+
+def outputs_of_variants(target: Target, weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """(N, B, C) logits of every variant on the same inputs: the trusted side."""
+    with torch.no_grad():
+        out: Tensor = vmap(lambda state: functional_call(target.model, state, (inputs,)))(weights)
+    return out
+
+
+class Runs:
+    """N training runs with Adam (Kingma and Ba 2015, algorithm 1), each with its own learning rate and decay.
+
+    Args:
+        target: the architecture.
+        weights: stacked weights to start from; they are changed.
+        rates: (N,) learning rates.
+        decays: (N,) decoupled weight decay; None: none.
+    """
+
+    def __init__(self, target: Target, weights: dict[str, Tensor], rates: Tensor, decays: Tensor | None = None) -> None:
+        self.weights, self._rates = weights, rates
+        self._decays = torch.zeros_like(rates) if decays is None else decays
+        self._first = {name: torch.zeros_like(value) for name, value in weights.items()}
+        self._second = {name: torch.zeros_like(value) for name, value in weights.items()}
+        self._steps = 0
+
+        def loss(state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(functional_call(target.model, state, (x,)), y)
+
+        self._slopes = vmap(grad(loss))
+
+    def step(self, inputs: Tensor, labels: Tensor) -> None:
+        """One step of every run on its own batch: (N, B, *input_shape), (N, B)."""
+        self._steps += 1
+        for name, slope in self._slopes(self.weights, inputs, labels).items():
+            first, second = self._first[name], self._second[name]
+            first.mul_(BETAS[0]).add_(slope, alpha=1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(slope, slope, value=1 - BETAS[1])
+            move = (first / (1 - BETAS[0] ** self._steps)) / ((second / (1 - BETAS[1] ** self._steps)).sqrt() + EPS)
+            shape = (-1, *[1] * (slope.dim() - 1))
+            rate, decay = self._rates.view(shape), self._decays.view(shape)
+            self.weights[name] = self.weights[name] * (1 - rate * decay) - rate * move
+
+
+def climbed_variants(access: TargetAccess, instances: Instances, rungs: Sequence[int]) -> Tensor:
+    """(N, 1, K) what each variant answers on the first probes beside the target, over as many as each rung has.
+
+    Args:
+        rungs: probes of this rung and of those below it.
+    """
+    probes, labels = (instances.arrays[name][: rungs[-1]] for name in ("shared_inputs", "shared_labels"))
+    original_QC = access.forward(probes).outputs
+    rows = []
+    for index in instances.arrays["variant"].tolist():
+        outputs_QC = access.variant(index).forward(probes).outputs
+        rows.append(torch.cat([_looks(outputs_QC[:k], original_QC[:k], labels[:k]) for k in rungs]))
+    return torch.stack(rows).unsqueeze(1)
+
+
+def _looks(outputs_QC: Tensor, original_QC: Tensor, labels_Q: Tensor) -> Tensor:
+    """(K,): means and spreads of what single answers say, share of right ones, how far it is from the target, and how
+    much more and less the likeliest outputs are answered."""
+    of_label, of_answer = label_features(outputs_QC, labels_Q), answer_features(outputs_QC)
+    log_p, log_q = original_QC.log_softmax(-1), outputs_QC.log_softmax(-1)
+    rise_C = (log_q.exp() - log_p.exp()).mean(0).sort(descending=True).values
+    bias_C = (outputs_QC - original_QC).mean(0)
+    bias_C = (bias_C - bias_C.mean()).sort(descending=True).values
+    alone = torch.stack(
+        [
+            (of_label[:, 2] == 0).float().mean(),
+            (outputs_QC.argmax(-1) != original_QC.argmax(-1)).float().mean(),
+            (log_p.exp() * (log_p - log_q)).sum(-1).mean(),
+        ]
+    )
+    spread = of_label.std(0) if len(of_label) > 1 else torch.zeros(of_label.shape[1])
+    ends = torch.cat([rise_C[:2], rise_C[-2:], bias_C[:2], bias_C[-2:]])
+    return torch.cat([of_label.mean(0), spread, of_answer.mean(0), alone, ends])
