@@ -49,7 +49,7 @@ SCORING = "candidate evaluate fresh host null null_numbers review score_here sha
 ROOMS: dict[str, tuple[str, str]] = {
     # room: (files, or one function or class of a file; tests)
     "reward": (
-        "reward/formula.py reward/judging.py reward/resampling.py reward/controls.py reward/inference.py"
+        "contracts/pay.py reward/judging.py reward/resampling.py reward/controls.py reward/inference.py"
         " reward/statements.py reward/stage.py::ranked reward/stage.py::sensitivity",
         "tests/reward",
     ),

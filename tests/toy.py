@@ -53,7 +53,7 @@ def write_params(root: Path) -> None:
 def build(root: Path, targets: Path | None = None) -> None:
     """Targets, tasks, I(M), all arms and metrics under ``root``; ``targets``: the toy whose targets are taken."""
     from stages.base.params import load
-    from stages.execution.stage import Config as ExecutionConfig
+    from stages.execution.settings import executor
     from stages.execution.stage import run as execute
     from stages.interpretation.settings import Config as InterpretationConfig
     from stages.interpretation.stage import run as interpret
@@ -79,7 +79,7 @@ def build(root: Path, targets: Path | None = None) -> None:
             make_tasks(load("tasks", TasksConfig), family)
         for method in METHODS:
             interpret(load("interpretation", InterpretationConfig), method)
-        config = load("execution", ExecutionConfig)
+        config = executor()
         execute(config)
         for method in METHODS:
             score(config, method)

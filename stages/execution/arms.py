@@ -14,7 +14,8 @@ M2 may always fall back, for nothing, on the mean of its calibration labels and 
 answer that costs nothing and says nothing, or only hands on the inputs, saves nothing. A rung knows the raw outputs it
 has paid for as well, wherever that helps it. M2's rule is the same in every arm: among the options its budget allows
 take the cheapest whose cross-validated score is within a margin of the best. So an answer that adds nothing is not paid
-for, and a cheap answer replaces dear black-box work.
+for, and a cheap answer replaces dear black-box work. An answer that is chosen so but is expected to earn nothing (its
+price, at the reward's lambda, is more than the score it promises) is left: M2 does what it is paid for.
 
 Shape legend: N = instances, E = evaluation instances, I = items, K = features.
 """
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from stages.contracts.arms import ArmResult, Fit, LadderStep
+from stages.contracts.pay import flop_reduction, reward
 from stages.contracts.target import Target
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.execution.looking import look_price
@@ -143,19 +145,20 @@ def solve(
     plain = [Option(rung.flops, found, rung, False) for rung, found in zip(rungs, fits[: len(rungs)], strict=True)]
     constant = Option(0.0, Fit("mean", 0.0), None, False)
     known = [Option(0.0, found, None, False, free=True) for found in fits[len(rungs) :]]
-    options = [constant, *known, *plain]
+    black = [constant, *known, *plain]
+    with_answer: list[Option] = []
     explored = sum(rung.flops for rung in rungs)
     if answer is not None:
         # The answer alone, and beside each rung that the black box would take at some budget.
         taken = {_choose(plain, limit, config.margin).effort for limit, _ in budgets_of(rungs).values()}
         for rung in [None, *(rung for rung in rungs if rung.effort in taken)]:
             features = assemble(public if rung is None else rung.features, answer)
-            options.append(Option(answer_flops + (rung.flops if rung else 0.0), fit(features), rung, True))
+            with_answer.append(Option(answer_flops + (rung.flops if rung else 0.0), fit(features), rung, True))
         explored += answer_flops
     results = []
     models: dict[tuple[int, bool, bool], FloatArray] = {}
     for budget, (limit, amount) in budgets_of(rungs).items():
-        chosen = _choose(options, limit, config.margin)
+        chosen = _paid_for(black, with_answer, limit, amount, config)
         key = (chosen.effort, chosen.used_answer, chosen.free)
         if key not in models:
             if chosen is constant:
@@ -208,6 +211,21 @@ def _choose(options: Sequence[Option], limit: float, margin: float) -> Option:
     best = max(option.fit.score for option in affordable)
     good = [option for option in affordable if option.fit.score >= best - margin]
     return min(good, key=lambda option: (option.flops, -option.fit.score))
+
+
+def _paid_for(
+    black: Sequence[Option], with_answer: Sequence[Option], limit: float, amount: float, config: ExecutorConfig
+) -> Option:
+    """The choice among all options; but what the black box would do alone, where that choice takes the answer and is
+    expected to earn nothing by it: cross-validated gain + lambda * the compute it saves or costs."""
+    alone = _choose(black, limit, config.margin)
+    chosen = _choose([*black, *with_answer], limit, config.margin)
+    if not chosen.used_answer:
+        return chosen
+    saved = flop_reduction(chosen.flops, alone.flops, amount, config.pay.form)
+    gain = np.array(chosen.fit.score - alone.fit.score)
+    expected = reward(gain, np.array(saved), config.pay.flop_weight, config.pay.margin)
+    return chosen if float(expected) > 0.0 else alone
 
 
 def shuffle_rows(answer: FloatArray, name: str, seed: int) -> FloatArray:

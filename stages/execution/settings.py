@@ -2,13 +2,14 @@
 
 from pydantic import Field
 
-from stages.base.params import Params
+from stages.base.params import Params, load
+from stages.contracts.pay import Pay
 
-__all__ = ["Config", "ExecutorConfig"]
+__all__ = ["Config", "ExecutorConfig", "executor"]
 
 
-class ExecutorConfig(Params):
-    """Its fields have the values of params/execution.yaml unless they are given."""
+class _File(Params):
+    """Fields of params/execution.yaml, with its values."""
 
     n_seeds: int = Field(default=3, ge=1, le=20)
     """Splits into calibration and evaluation, each with its own black-box draws; at least 3 for a result."""
@@ -21,7 +22,19 @@ class ExecutorConfig(Params):
     """Features its calibrator keeps."""
 
 
-class Config(ExecutorConfig):
+class ExecutorConfig(_File):
+    """Its fields have the values of params/execution.yaml unless they are given."""
+
+    pay: Pay = Field(default_factory=Pay)
+    """What it is paid for, and so chooses by; said once, in params/reward.yaml."""
+
+
+class Config(_File):
     """What the graph is run with: a result needs three seeds."""
 
     n_seeds: int = Field(ge=3, le=20)
+
+
+def executor() -> ExecutorConfig:
+    """The executor of the params, and what it is paid for."""
+    return ExecutorConfig(**load("execution", Config).model_dump(), pay=load("reward", Pay, part=True))

@@ -9,12 +9,11 @@ import os
 from joblib import delayed
 
 from stages.base import paths
-from stages.base.params import load
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
 from stages.execution.results import save_arms, save_baseline
 from stages.execution.runs import arms_of, baseline_of
-from stages.execution.settings import Config, ExecutorConfig
+from stages.execution.settings import Config, ExecutorConfig, executor
 from stages.execution.store import prune
 from stages.targets.storage import load_target
 from stages.tasks.storage import Task, list_tasks, load_task
@@ -45,4 +44,4 @@ def run(config: ExecutorConfig, jobs: int = 1) -> None:
 
 
 def main() -> None:
-    run(load("execution", Config), os.cpu_count() or 1)  # it runs alone, so it may have every core
+    run(executor(), os.cpu_count() or 1)  # it runs alone, so it may have every core

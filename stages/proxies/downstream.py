@@ -25,7 +25,7 @@ from stages.contracts.record import Estimate
 from stages.contracts.target import Target
 from stages.dictionaries.storage import load_dictionary
 from stages.errors import UserError
-from stages.execution.settings import Config as ExecutionConfig
+from stages.execution.settings import executor
 from stages.interpretation.artifact import pack
 from stages.interpretation.methods.sae import Sae
 from stages.metering.access import MeteredAccess
@@ -95,7 +95,7 @@ def _rewarded(
         Candidate(name, method),
         tasks,
         InProcess(),
-        load("execution", ExecutionConfig).model_copy(update={"n_seeds": config.n_seeds}),
+        executor().model_copy(update={"n_seeds": config.n_seeds}),
         frozen={target.name: frozen},
         baseline=partial(_first_seeds, config.n_seeds),
         placebo=False,

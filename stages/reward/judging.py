@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.contracts.arms import ArmResult, Baseline, MethodArms
+from stages.contracts.pay import flop_reduction, reward
 from stages.contracts.reward_rows import BudgetRow, LeaderboardRow, StatementRow, TaskRow
-from stages.reward.formula import flop_reduction, reward
 from stages.reward.inference import Estimated, combined, measured
 from stages.reward.resampling import by_seed, resampled, scores
 from stages.reward.settings import RewardConfig

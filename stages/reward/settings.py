@@ -2,20 +2,14 @@
 
 from pydantic import Field
 
-from stages.base.params import Params
-from stages.reward.formula import Form
+from stages.contracts.pay import Pay
 
 __all__ = ["Config", "RewardConfig"]
 
 
-class RewardConfig(Params):
+class RewardConfig(Pay):
     """How arms become a reward."""
 
-    flop_weight: float = Field(default=0.1, ge=0, le=10)
-    """lambda: what a complete saving of compute is worth, in units of score."""
-    form: Form = "linear"
-    margin: float = Field(default=0.02, ge=0, le=1)
-    """Savings count only where assisted >= baseline - margin."""
     draws: int = Field(default=1000, ge=100, le=100_000)
     """Bootstrap resamples."""
     seed: int = Field(default=0, ge=0)

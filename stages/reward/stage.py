@@ -14,6 +14,7 @@ from stages import tracking
 from stages.base import paths
 from stages.base.params import load
 from stages.contracts.arms import MethodArms
+from stages.contracts.pay import FORMS, Form
 from stages.contracts.reward_rows import (
     CONTROLS,
     LEADERBOARD,
@@ -31,7 +32,6 @@ from stages.contracts.reward_rows import (
 )
 from stages.execution.results import load_arms, load_baseline
 from stages.reward.controls import control_rows
-from stages.reward.formula import FORMS, Form
 from stages.reward.judging import Judged, judge, leaderboard_row, task_row
 from stages.reward.settings import Config, RewardConfig
 from stages.reward.statements import BOTH, statements

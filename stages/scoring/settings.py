@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from stages.base.params import load
-from stages.execution.settings import Config as ExecutionConfig
-from stages.execution.settings import ExecutorConfig
+from stages.execution.settings import ExecutorConfig, executor
 from stages.interpretation.settings import Config as InterpretationConfig
 from stages.reward.settings import RewardConfig
 
@@ -24,6 +23,6 @@ def settings() -> Settings:
     """The stages' configurations."""
     return Settings(
         load("interpretation", InterpretationConfig),
-        load("execution", ExecutionConfig),
+        executor(),
         load("reward", RewardConfig, part=True),
     )

@@ -6,10 +6,9 @@ Writes data/execution/<method>/<family>.<target>.safetensors and .json. The test
 import sys
 
 from stages.base import paths
-from stages.base.params import load
 from stages.errors import UserError
 from stages.execution.results import save_arms
-from stages.execution.settings import Config, ExecutorConfig
+from stages.execution.settings import ExecutorConfig, executor
 from stages.interpretation.loading import built_in
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.evaluate import Evaluation, evaluate
@@ -52,4 +51,4 @@ def run(config: ExecutorConfig, method: str) -> None:
 def main() -> None:
     if len(sys.argv) != 2:
         raise UserError("one method is needed, such as `python -m stages scoring pca`")
-    run(load("execution", Config), sys.argv[1])
+    run(executor(), sys.argv[1])

@@ -16,7 +16,7 @@ from stages.contracts.arms import LadderStep
 from stages.contracts.target import Target
 from stages.dictionaries.settings import Config as DictionariesConfig
 from stages.execution.arms import run_ladder
-from stages.execution.settings import Config as ExecutionConfig
+from stages.execution.settings import executor
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.storage import load_target
@@ -58,7 +58,7 @@ def estimate(target_name: str, tell: Callable[[str], None] = print) -> tuple[lis
     seconds, rate = _pass(target)
     rows = [*_activations(target, seconds), *_dictionaries(target, rate)]
     methods, tasks = names("reward", "methods"), load("tasks", TasksConfig)
-    config, key, n_all = load("execution", ExecutionConfig), read_secret(), 0
+    config, key, n_all = executor(), read_secret(), 0
     for name, settings in tasks.families.items():
         if target_name not in settings.targets:
             continue

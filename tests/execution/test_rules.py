@@ -9,10 +9,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages.contracts.arms import Answered, Fit, LadderStep
 from stages.contracts.method import Attribute, Compare, Interpretation, Localise, Method, Propose, Represent, Steer
+from stages.contracts.pay import Pay
 from stages.contracts.target import Component
 from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.errors import MethodError
-from stages.execution import answering, runs
+from stages.execution import answering, arms, runs
 from stages.execution.answering import CHECK, MAX_FEATURES, PRICES, answer_of, ask_in_process, asked_of, checked
 from stages.execution.arms import (
     BUDGETS,
@@ -635,3 +636,24 @@ def test_arms_without_a_placebo_have_the_baseline_in_its_place(mlp):
         )
     alone = runs.seed_of(baseline, 1)
     assert {r.seed for r in alone.first + alone.second} == {1} and alone.rungs == [baseline.rungs[1]]
+
+
+@pytest.mark.parametrize(
+    ("promised", "price", "weight", "taken"),
+    [
+        (0.55, 10.0, 0.1, True),  # dearer by a tenth of the amount: .05 promised for .01
+        (0.53, 90.0, 0.1, False),  # .03 promised for .09
+        (0.53, 90.0, 0.01, True),  # the same where compute is cheap
+        (0.50, 10.0, 0.1, False),  # nothing promised
+        (0.495, -9.0, 0.1, True),  # a little less, and most of a pass saved
+        (0.49, -5.0, 0.1, False),  # less than the saving is worth
+    ],
+)
+def test_an_answer_is_taken_where_it_is_expected_to_be_paid_for(promised, price, weight, taken):
+    rung = LadderStep(0, np.zeros((1, 1, 1)), 10.0)
+    black = [arms.Option(0.0, Fit("mean", 0.0), None, False), arms.Option(10.0, Fit("ridge", 0.5), rung, False)]
+    answer = arms.Option(10.0 + price, Fit("ridge", promised), None, True)
+    config = ExecutorConfig(pay=Pay(flop_weight=weight))
+    chosen = arms._paid_for(black, [answer], float("inf"), 100.0, config)
+    assert chosen.used_answer == taken and (taken or chosen is black[1])
+    assert arms._paid_for(black, [answer], 10.0, 100.0, config).used_answer == (taken and price < 0)

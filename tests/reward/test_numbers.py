@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from stages.contracts.arms import ArmResult, Baseline, MethodArms
+from stages.contracts.pay import flop_reduction, reward
 from stages.contracts.reward_rows import LeaderboardRow
 from stages.contracts.task import Instances, Truth
 from stages.reward.controls import control_rows
-from stages.reward.formula import flop_reduction, reward
 from stages.reward.inference import measured
 from stages.reward.judging import Judged, judge, leaderboard_row, task_row
 from stages.reward.resampling import resampled

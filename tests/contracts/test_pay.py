@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.reward.formula import FORMS, flop_reduction, reward
+from stages.contracts.pay import FORMS, flop_reduction, reward
 
 costs = st.floats(0, 1e15)
 

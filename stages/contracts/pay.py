@@ -18,14 +18,27 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-__all__ = ["FORMS", "Form", "flop_reduction", "reward"]
+from stages.base.params import Params
+
+__all__ = ["FORMS", "Form", "Pay", "flop_reduction", "reward"]
 
 FloatArray = npt.NDArray[np.float64]
 Form = Literal["linear", "log", "polynomial"]
 FORMS: tuple[Form, ...] = ("linear", "log", "polynomial")
 LOG_SPAN = 64.0
 """A 64-fold saving is a reduction of 1 in the log form."""
+
+
+class Pay(Params):
+    """What an arm is paid; of params/reward.yaml."""
+
+    flop_weight: float = Field(default=0.1, ge=0, le=10)
+    """lambda: what a complete saving of compute is worth, in units of score."""
+    form: Form = "linear"
+    margin: float = Field(default=0.02, ge=0, le=1)
+    """Savings count only where assisted >= baseline - margin."""
 
 
 def flop_reduction(assisted: float, baseline: float, budget: float, form: Form = "linear") -> float:
