@@ -11,11 +11,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from joblib import delayed
 
 from stages.base.params import load, names
+from stages.base.processes import process_pool
 from stages.contracts.target import Target
 from stages.contracts.task import Instances, TaskFamily
 from stages.errors import UserError
+from stages.scoring.cached import jobs
 from stages.targets.storage import load_target
 from stages.tasks.families import FAMILIES, family
 from stages.tasks.generation import Made, instance_keys, make, pool_of, stream
@@ -40,6 +43,7 @@ class AuditRow(Hints):
     family: str
     target: str
     split: Split
+    version: int
     n: int
     n_items: int
     truth_mean: float
@@ -89,7 +93,6 @@ def audit(
     if not 0 < share <= 1:
         raise UserError(f"share = {share}: use a number above 0 and at most 1")
     config = load("tasks", Config)
-    torch.set_num_threads(1)
     tried = names("reward", "methods") if methods is None else tuple(methods)
     tasks = [
         (family(name), target_name)
@@ -100,13 +103,19 @@ def audit(
     if not tasks:
         raise UserError(f"no family asked for is run on {', '.join(targets or ())}: see `lensmith tasks list`")
     tasks.sort(key=lambda task: task[1])  # a target is loaded and interpreted once
+    work = (delayed(_on_target)(made, target_name, config, share, tried) for made, target_name in tasks)
     rows = []
-    for i, (made, target_name) in enumerate(tasks, start=1):
-        progress(f"{made.name} on {target_name}, {i} of {len(tasks)}")
-        of_family, target = settings_of(config, made.name), load_target(target_name)
-        n = max(LEAST, round(share * of_family.n_on(made, target.spec, config.n_instances)))
-        rows.append(audit_family(made, target, of_family.split, n, config.seed, tried))
+    for row in process_pool(min(jobs(), len(tasks)), return_as="generator")(work):
+        rows.append(row)
+        progress(f"{row['family']} on {row['target']}, {len(rows)} of {len(tasks)}")
     return sorted(rows, key=lambda row: (row["family"], row["target"]))
+
+
+def _on_target(made: TaskFamily, target_name: str, config: Config, share: float, tried: Sequence[str]) -> AuditRow:
+    torch.set_num_threads(1)
+    of_family, target = settings_of(config, made.name), load_target(target_name)
+    n = max(LEAST, round(share * of_family.n_on(made, target.spec, config.n_instances)))
+    return audit_family(made, target, of_family.split, n, config.seed, tried)
 
 
 def audit_family(made: TaskFamily, target: Target, split: Split, n: int, seed: int, methods: Sequence[str]) -> AuditRow:
@@ -145,6 +154,7 @@ def audit_family(made: TaskFamily, target: Target, split: Split, n: int, seed: i
         "family": made.name,
         "target": target.name,
         "split": split,
+        "version": made.version,
         "n": n,
         "n_items": values.shape[1],
         "truth_mean": round(float(values.mean()), 6),

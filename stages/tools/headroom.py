@@ -5,14 +5,17 @@ where a tight budget explains most of the truth already, where knowing the truth
 budget buys nothing, or where the truth does not repeat itself.
 """
 
-from collections.abc import Sequence
-from typing import TypedDict
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
+from stages.base import paths
 from stages.contracts.arms import Answered, Baseline
 from stages.contracts.method import Interpretation
+from stages.contracts.reward_rows import CONTROL_METHODS
 from stages.contracts.target import Target
 from stages.contracts.task import Instances
 from stages.errors import MethodError
@@ -27,9 +30,20 @@ from stages.reward.judging import Judged, judge
 from stages.reward.resampling import resampled, scores
 from stages.scoring.settings import Settings, settings
 from stages.tasks.generation import pool_of, stream
-from stages.tasks.storage import Task
+from stages.tasks.storage import Split, Task
 
-__all__ = ["LEAST_GAIN", "LEAST_RETEST", "MOST_EXPLAINED", "Headroom", "headroom", "retest", "shortfalls"]
+__all__ = [
+    "LEAST_GAIN",
+    "LEAST_RETEST",
+    "MOST_EXPLAINED",
+    "Headroom",
+    "Known",
+    "headroom",
+    "known",
+    "retest",
+    "shortfalls",
+    "slim",
+]
 
 MOST_EXPLAINED = 0.7
 """Of the truth's variance, by what a tight budget pays for."""
@@ -82,6 +96,32 @@ class Headroom(TypedDict):
     """See ``LEAST_RETEST``; None: the truth draws nothing."""
 
 
+class Known(TypedDict):
+    """What results/headroom.json keeps of an audited family on one target."""
+
+    family: str
+    target: str
+    split: Split
+    version: int
+    n: int
+    truth_flops_per_instance: float
+    headroom: Headroom
+    fails: list[str]
+
+
+def known() -> list[Known]:
+    """Rows of the last audit that was kept; none where there is none."""
+    file = paths.result_file("headroom")
+    rows: list[Known] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return rows
+
+
+def slim(row: Mapping[str, Any]) -> Known:
+    """What is kept of an audit's row."""
+    kept: Known = {name: row[name] for name in Known.__annotations__}  # type: ignore[assignment]  # checked by its keys
+    return kept
+
+
 def headroom(task: Task, target: Target, methods: Sequence[str], retested: float | None) -> Headroom:
     """Judge a task.
 
@@ -105,7 +145,8 @@ def headroom(task: Task, target: Target, methods: Sequence[str], retested: float
         if answered is not None:
             done = judged(answered)
             earned[name] = done.estimate(done.reward)
-    best = max(earned, key=lambda name: earned[name].value, default="")
+    known_methods = [name for name in earned if name not in CONTROL_METHODS]
+    best = max(known_methods, key=lambda name: earned[name].value, default="")
     of_oracle = oracle.estimate(oracle.reward)
     seen = earned.get(best, of_oracle)
     rule, rule_score = _cheap_rule(baseline)
@@ -156,10 +197,15 @@ def retest(task: Task, target: Target, planted: Instances, key: bytes) -> float 
         rng = stream(key, "truth", "retest", task.name, which)
         return task.family.ground_truth(pool, instances, rng).values
 
-    few = planted.select(torch.arange(min(N_LOOK, planted.n)))
+    def first(k: int) -> Instances:
+        # What was planted together, such as variants that share a secret or are compared at once, is not taken apart.
+        apart = not planted.variants and all(len(value) == planted.n for value in planted.planted.values())
+        return planted.select(torch.arange(min(k, planted.n))) if apart else planted
+
+    few = first(N_LOOK)
     if torch.equal(drawn(few, 0), drawn(few, 1)):
         return None
-    some = planted.select(torch.arange(min(N_RETEST, planted.n)))
+    some = first(N_RETEST)
     both = torch.stack([drawn(some, which).flatten() for which in (0, 1)])
     return float(torch.corrcoef(both)[0, 1])
 

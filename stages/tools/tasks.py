@@ -4,7 +4,7 @@ Nothing here opens the files of stage ``tasks``: instances are drawn anew from s
 held-out family shows no instance that a result is computed on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Required, TypedDict
 
 import torch
@@ -22,8 +22,19 @@ from stages.tasks.generation import (
 from stages.tasks.secret import read_secret
 from stages.tasks.stage import Config, FamilyConfig, settings_of
 from stages.tasks.storage import Split
+from stages.tools.headroom import Known, known
 
 __all__ = ["list_families", "make_instances", "show_family"]
+
+
+class Room(TypedDict):
+    """What the last audit that was kept says of a family on a target; see ``stages.tools.headroom``."""
+
+    tight: float
+    oracle_gain: float
+    best_method: str
+    best_reward: float
+    fails: list[str]
 
 
 class ListedFamily(TypedDict):
@@ -34,8 +45,12 @@ class ListedFamily(TypedDict):
     version: int
     question: str
     query: str
+    cluster: str
+    """Families of one cluster count once; a family that stands alone is its own."""
     targets: list[str]
     n_efforts: int
+    headroom: dict[str, Room]
+    """By target, from results/headroom.json; only where it was audited in this version."""
 
 
 class ShownFamily(ListedFamily):
@@ -76,23 +91,35 @@ class ShownInstances(TypedDict, total=False):
 
 
 def list_families() -> list[ListedFamily]:
-    """One row per family: name, split, version, question, query, targets, rungs."""
-    config = load("tasks", Config)
-    rows: list[ListedFamily] = []
-    for name in FAMILIES.names():
-        made, settings = family(name), settings_of(config, name)
-        rows.append(
-            {
-                "name": name,
-                "split": settings.split,
-                "version": made.version,
-                "question": made.title,
-                "query": made.query_kind,
-                "targets": list(settings.targets),
-                "n_efforts": made.n_efforts,
+    """One row per family: name, split, version, question, query, cluster, targets, rungs, headroom."""
+    config, audited = load("tasks", Config), known()
+    return [_listed_family(name, config, audited) for name in FAMILIES.names()]
+
+
+def _listed_family(name: str, config: Config, audited: Sequence[Known]) -> ListedFamily:
+    made, settings = family(name), settings_of(config, name)
+    rooms: dict[str, Room] = {}
+    for row in audited:
+        if (row["family"], row["version"]) == (name, made.version) and row["target"] in settings.targets:
+            found = row["headroom"]
+            rooms[row["target"]] = {
+                "tight": found["tight"],
+                "oracle_gain": found["oracle_gain"],
+                "best_method": found["best_method"],
+                "best_reward": found["best_reward"],
+                "fails": row["fails"],
             }
-        )
-    return rows
+    return {
+        "name": name,
+        "split": settings.split,
+        "version": made.version,
+        "question": made.title,
+        "query": made.query_kind,
+        "cluster": made.cluster or name,
+        "targets": list(settings.targets),
+        "n_efforts": made.n_efforts,
+        "headroom": rooms,
+    }
 
 
 def show_family(name: str) -> ShownFamily:
@@ -101,15 +128,9 @@ def show_family(name: str) -> ShownFamily:
     Raises:
         UserError: there is no family of that name.
     """
-    made, settings = family(name), settings_of(load("tasks", Config), name)
+    made = family(name)
     return {
-        "name": name,
-        "split": settings.split,
-        "version": made.version,
-        "question": made.title,
-        "query": made.query_kind,
-        "targets": list(settings.targets),
-        "n_efforts": made.n_efforts,
+        **_listed_family(name, load("tasks", Config), known()),
         "source": made.source,
         "how_truth_is_made": made.truth_recipe,
         "constants": dict(made.constants),
