@@ -39,7 +39,7 @@ def small_target(name: str) -> Target:
     definition, generator = ZOO.find(name)(), torch.Generator().manual_seed(3)
     data = definition.data(3)
     model = definition.build(generator)
-    if name == "digits_mlp":
+    if name in ("digits_mlp", "cued_digits"):
         definition.fit(model, data, 600, generator, lambda metrics, step: None)
     elif name == "small_cnn":
         definition.fit(model, data, 150, generator, lambda metrics, step: None)
