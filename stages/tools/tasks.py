@@ -24,7 +24,7 @@ from stages.tasks.stage import Config, FamilyConfig, settings_of
 from stages.tasks.storage import Split
 from stages.tools.headroom import Known, known
 
-__all__ = ["list_families", "make_instances", "show_family"]
+__all__ = ["line_of", "list_families", "make_instances", "show_family"]
 
 
 class Room(TypedDict):
@@ -119,6 +119,19 @@ def _listed_family(name: str, config: Config, audited: Sequence[Known]) -> Liste
         "targets": list(settings.targets),
         "n_efforts": made.n_efforts,
         "headroom": rooms,
+    }
+
+
+def line_of(row: ListedFamily) -> dict[str, str]:
+    """One line of a terminal's table."""
+    return {
+        "name": row["name"],
+        "split": row["split"],
+        "query": row["query"],
+        "cluster": row["cluster"],
+        "targets": ", ".join(row["targets"]),
+        "explained at tight": ", ".join(f"{room['tight']:.2f}" for room in row["headroom"].values()),
+        "question": row["question"],
     }
 
 
