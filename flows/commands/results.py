@@ -20,6 +20,9 @@ def leaderboard(
     against: Annotated[
         str, typer.Option("--against", metavar="METHOD", help="Compare with this method instead of the agent alone.")
     ] = "",
+    order: Annotated[
+        bool, typer.Option("--order", help="Instead: does the order of the methods carry over from split to split?")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print which methods help, and what that says of other tasks; the rows are those of metrics/leaderboard.json.
@@ -38,6 +41,11 @@ def leaderboard(
     chosen: Split | None = next((one for one in get_args(Split) if one == split), None)
     if chosen is None:
         raise UserError(f"--split {split} is unknown: use validation, test or train")
+    if order:
+        if against or split != "validation":
+            raise UserError("--order is about all splits and all methods: leave out --split and --against")
+        _show_order(as_json)
+        return
     rows, console = leaderboard_rows(split), Console()
     if against:
         from stages.reward.against import against as compared
@@ -53,6 +61,23 @@ def leaderboard(
         said = known(split)
         print_leaderboard(console, rows, f"leaderboard, {split} families", said=said)
         print_statements(console, said, split)
+
+
+def _show_order(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from flows.terminal import print_json, print_rows
+    from stages.contracts.reward_rows import PER_TASK, TEST_PER_TASK
+    from stages.reward.order import order_agreement
+
+    found = order_agreement([*PER_TASK.load(), *(TEST_PER_TASK.load() if TEST_PER_TASK.path().is_file() else ())])
+    if as_json:
+        print_json([asdict(row) for row in found])
+        return
+    rows = [{key: "" if value is None else value for key, value in asdict(row).items()} for row in found]
+    print_rows(Console(), rows, "Spearman's rho of the methods' rewards on two splits")
 
 
 def score(
