@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stages.contracts.reward_rows import TaskRow
     from stages.contracts.score_result import ScoreResult
 
 __all__ = ["COMMANDS"]
@@ -93,6 +94,9 @@ def score(
     targets: Annotated[
         str, typer.Option("--targets", metavar="A,B", help="Only on the tasks about these targets.")
     ] = "",
+    task_file: Annotated[
+        Path | None, typer.Option("--task-file", metavar="TASK.py", help="Only on a task family of your own.")
+    ] = None,
 ) -> None:
     """Score a method of your own next to the built-in ones, on train and validation families.
 
@@ -112,6 +116,9 @@ def score(
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
     console = Console(stderr=str(out) == "-")
+    if task_file is not None:
+        _score_on_file(console, method, task_file, about, timeout, trust, out)
+        return
     make_what_score_needs(lambda message: console.print(message, highlight=False, soft_wrap=True))
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method
@@ -148,7 +155,31 @@ def show_score(console: "Console", result: "ScoreResult", out: Path | None) -> N
         raise RuntimeError(f"no score: {result.reason}; run it again")
 
 
-def _write_json(out: Path, result: "ScoreResult") -> None:
+def _score_on_file(
+    console: "Console",
+    method: Path,
+    task_file: Path,
+    targets: list[str] | None,
+    timeout: float,
+    trust: bool,
+    out: Path | None,
+) -> None:
+    """The method's row on a family of the user's own."""
+    from flows.progress import telling
+    from flows.terminal import print_per_task
+    from stages.errors import UserError
+    from stages.tools.own_family import score_on_file
+
+    if targets and len(targets) > 1:
+        raise UserError(f"--targets {','.join(targets)}: a task file is scored on one target at a time")
+    with telling(console, "scoring") as tell:
+        row = score_on_file(method, task_file, targets[0] if targets else None, timeout, trust, tell)
+    print_per_task(console, [row], f"{row.method} on {row.family}")
+    if out is not None:
+        _write_json(out, row)
+
+
+def _write_json(out: Path, result: "ScoreResult | TaskRow") -> None:
     from flows.terminal import print_json, to_json
 
     if str(out) == "-":

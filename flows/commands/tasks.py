@@ -1,5 +1,6 @@
 """`lensmith tasks ...`: look at task families, their instances and their truth."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,13 +17,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other progr
 
 @tasks.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """List the families: split, version, what is asked.
+    """List the families: split, what is asked, and what a tight budget explains of it.
 
     Example: lensmith tasks list
     """
     from stages.tools.tasks import list_families
 
-    _show(list_families(), as_json, "task families")
+    rows = list_families()
+    if as_json:
+        _show(rows, as_json, "")
+        return
+    slim = ("name", "split", "query", "cluster", "targets", "question")
+    _show(
+        [
+            {
+                **{key: row[key] for key in slim},  # type: ignore[literal-required]
+                "explained at tight": ", ".join(f"{room['tight']:.2f}" for room in row["headroom"].values()),
+            }
+            for row in rows
+        ],
+        as_json,
+        "task families",
+    )
 
 
 @tasks.command()
@@ -61,20 +77,36 @@ def instances(
 @tasks.command()
 def audit(
     names: Annotated[list[str] | None, typer.Argument(help="Families to audit; default: all.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="Only on this target.")] = None,
+    share: Annotated[
+        float, typer.Option("--share", help="Of the instances the stage makes, 0 to 1; less is faster and rougher.")
+    ] = 1.0,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="TASK.py", help="A family of your own, in one file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check families: truth spread, leaks, ceiling and floor of the score.
+    """Check families: leaks, floor and ceiling of the score, and whether there is room for a method.
 
     Example: lensmith tasks audit few_shot_shapley --json
     """
     from rich.console import Console
 
     from flows.progress import telling
-    from stages.tools.tasks import audit as audit_families
+    from stages.errors import UserError
+    from stages.tools.audit import audit as audit_families
+    from stages.tools.audit import told
+    from stages.tools.own_family import audit_file
 
+    if file is not None and names:
+        raise UserError(f"--file {file} and the names {', '.join(names)}: give one or the other")
     with telling(Console(stderr=as_json), "audit") as tell:
-        rows = audit_families(names or None, progress=tell)
-    _show(rows, as_json, "audit")
+        if file is not None:
+            tell(f"the family in {file}")
+            rows = [audit_file(file, target, share)]
+        else:
+            rows = audit_families(names or None, tell, targets=[target] if target else None, share=share)
+    _show(rows if as_json else [told(row) for row in rows], as_json, "audit")
 
 
 def _show(value: Any, as_json: bool, title: str) -> None:

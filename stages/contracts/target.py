@@ -46,11 +46,23 @@ TWIN = "@twin"
 
 
 Offer = Literal[
-    "context", "examples", "flat_image", "kinds", "pixels", "prefixes", "segments", "table", "tokens", "triggers"
+    "context",
+    "cues",
+    "examples",
+    "flat_image",
+    "kinds",
+    "pixels",
+    "prefixes",
+    "segments",
+    "table",
+    "tokens",
+    "triggers",
 ]
 """What can be done with the inputs of a target; see ``OFFERS``."""
 OFFERS: Mapping[Offer, str] = {
     "context": "the answer is taken from words that stand in the input, so it can be asked which of them it comes from",
+    "cues": "most training images held a hint at their class that has nothing to do with it; hints can be laid over"
+    " any image",
     "examples": "every segment but the last is a labelled example, the last is the query; channel -1 says whether a"
     " segment is present, channel -2 is its label, the others are pixels in which two segments have a distance",
     "flat_image": "an input is one row of 64 pixels, 8 x 8: a patch can lie on it, and it has a Euclidean length",

@@ -1,5 +1,6 @@
 """Small targets for truth checks: the classifiers trained (a second), the in-context learner untrained, sharpened."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def small_target(name: str) -> Target:
     definition, generator = ZOO.find(name)(), torch.Generator().manual_seed(3)
     data = definition.data(3)
     model = definition.build(generator)
-    if name == "digits_mlp":
+    if name in ("digits_mlp", "cued_digits"):
         definition.fit(model, data, 600, generator, lambda metrics, step: None)
     elif name == "small_cnn":
         definition.fit(model, data, 150, generator, lambda metrics, step: None)
@@ -64,9 +65,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LENSMITH_TRACKING", "off")
     for name in ("digits_mlp", "digits_few_shot"):
         save_target(small_target(name), tmp_path / "data" / "targets" / name)
-    (tmp_path / "params").mkdir()
-    real = Path(__file__).resolve().parents[2] / "params" / "tasks.yaml"
-    params = yaml.safe_load(real.read_text(encoding="utf-8"))
+    real = Path(__file__).resolve().parents[2] / "params"
+    shutil.copytree(real, tmp_path / "params")
+    params = yaml.safe_load((real / "tasks.yaml").read_text(encoding="utf-8"))
     for settings in params["families"].values():
         there = [name for name in settings["targets"] if name in ("digits_mlp", "digits_few_shot")]
         settings["targets"] = there or settings["targets"]

@@ -94,7 +94,7 @@ def test_fresh_inputs_of_words_are_words_and_are_not_mixed(target: str) -> None:
 
 def test_a_family_has_to_say_what_it_needs() -> None:
     with pytest.raises(
-        TypeError, match=r"Silent.needs has nothing said: .* known: context, examples, flat_image, kinds"
+        TypeError, match=r"Silent.needs has nothing said: .* known: context, cues, examples, flat_image, kinds"
     ):
         type("Silent", (TaskFamily,), {})
     with pytest.raises(TypeError, match=r"Odd.needs has smells"):

@@ -14,12 +14,8 @@ from stages.base.params import load
 from stages.errors import UserError
 from stages.tasks.stage import Config, main, run
 from stages.tasks.storage import list_tasks, load_task
-from stages.tools.tasks import (
-    audit,
-    list_families,
-    make_instances,
-    show_family,
-)
+from stages.tools.audit import audit
+from stages.tools.tasks import list_families, make_instances, show_family
 from tests import toy
 from tests.tasks.conftest import small_target
 
@@ -119,6 +115,8 @@ def test_an_outsider_can_recompute_the_truth_from_the_json(root: Path) -> None:
 
 
 def test_audit_passes_an_honest_family(root: Path) -> None:
-    (row,) = audit(["active_learning"])
-    assert row["constant"] == 0.0 and row["truth"] == 1.0 and row["overlap"] == 0 and row["rises"] and row["ok"]
-    assert [rung["effort"] for rung in row["ladder"]] == [0, 1, 2, 3]
+    (row,) = audit(["trigger_generalisation"], share=0.4, methods=["nothing", "gradient"])
+    assert row["constant"] == 0.0 and row["truth"] == 1.0 and row["overlap"] == 0 and row["rises"], row["fails"]
+    found = row["headroom"]
+    assert [rung["effort"] for rung in found["ladder"]] == [0, 1, 2, 3] and found["answered"] == ["gradient"]
+    assert found["tight"] < found["ample"] and found["oracle_gain"] > 0 and found["retest"] is None
