@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from pydantic import JsonValue
 
 from stages.contracts.journal import Choices
-from stages.research.researcher import Trial
+from stages.research.view import Seen, View
 from stages.scoring.composed import Spec
 
 __all__ = ["Chooser", "draw_spec", "new_spec"]
@@ -50,20 +50,19 @@ def draw_spec(trial: Chooser) -> Spec:
     return Spec.model_validate(values)
 
 
-def new_spec(
-    learned: Sequence[Trial], tried: Sequence[Trial], kind: str, seed: int, iteration: int
-) -> tuple[Spec, Choices]:
+def new_spec(view: View, kind: str, seed: int, slot: int) -> tuple[Spec, Choices]:
     """A proposal that has not been tried and that answers something; a repeat would spend an iteration on nothing."""
-    seen = [trial.choices for trial in tried]
+    tried = [one.choices for one in view.tried]
+    learned = [] if kind == "random" else view.seen
     for attempt in range(MAX_ATTEMPTS):
-        # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
-        spec, choices = _ask(learned, kind, 1_000_003 * seed + MAX_ATTEMPTS * iteration + attempt)
-        if choices not in seen and spec != Spec():
+        # The sampler is seeded by the slot, so a resumed campaign proposes what an uninterrupted one would have.
+        spec, choices = _ask(learned, kind, 1_000_003 * seed + MAX_ATTEMPTS * slot + attempt)
+        if choices not in tried and spec != Spec():
             break
     return spec, choices
 
 
-def _ask(trials: Sequence[Trial], kind: str, seed: int) -> tuple[Spec, Choices]:
+def _ask(trials: Sequence[Seen], kind: str, seed: int) -> tuple[Spec, Choices]:
     import optuna  # seconds of import, wanted by nobody who only reads this module
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -79,7 +78,7 @@ def _ask(trials: Sequence[Trial], kind: str, seed: int) -> tuple[Spec, Choices]:
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for past in trials:
             if past.value is not None:
-                study.enqueue_trial(past.choices)
+                study.enqueue_trial(dict(past.choices))
                 replayed = study.ask()
                 draw_spec(replayed)
                 study.tell(replayed, past.value)
