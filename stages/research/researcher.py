@@ -48,6 +48,7 @@ class Researcher(ABC):
 
     Args:
         seed: of its random choices. Same seed and same results, same proposals.
+        space: what is proposed, where a researcher can do more than one: ``specs`` or ``programs``.
     """
 
     name: ClassVar[str]
@@ -61,8 +62,8 @@ class Researcher(ABC):
         super().__init_subclass__()
         cls.name = cls.__module__.rpartition(".")[2]
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, space: str = "specs") -> None:
+        self.seed, self.space = seed, space
         self.trials: list[Trial] = []
 
     @abstractmethod

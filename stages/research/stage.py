@@ -59,10 +59,14 @@ class Config(Params):
         return name
 
 
+def _whom(researcher: Researcher) -> list[str | int]:
+    return [researcher.name, researcher.code, researcher.space, researcher.batch, researcher.seed]
+
+
 def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
     """What a campaign depends on: its settings, the targets, and the baseline arm it is measured against."""
     sha = hashlib.sha256()
-    sha.update(json.dumps([researcher.name, researcher.code, researcher.batch, researcher.seed, budget]).encode())
+    sha.update(json.dumps([*_whom(researcher), budget]).encode())
     for part in (chosen.interpretation, chosen.execution, chosen.reward):
         sha.update(part.model_dump_json().encode())
     for name in chosen.interpretation.targets:
@@ -143,7 +147,13 @@ def summary(one: Campaign, name: str) -> CampaignSummary:
 
 
 def campaign(
-    researcher: str, budget: int, seed: int, name: str, progress: Progress = print, methods: Path | None = None
+    researcher: str,
+    budget: int,
+    seed: int,
+    name: str,
+    progress: Progress = print,
+    methods: Path | None = None,
+    space: str = "specs",
 ) -> CampaignSummary:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
@@ -151,15 +161,18 @@ def campaign(
         researcher: by name, or by the path of its file; taken for ``files`` where ``methods`` is given.
         budget: iterations; with ``methods`` at most one per file.
         methods: folder of method files to hand in; each runs in the sandbox.
+        space: what ``random`` and ``search`` propose: ``specs`` or ``programs``.
 
     Raises:
         UserError: no such researcher or folder, no sandbox for the files, or a campaign of that name with other
             settings.
     """
-    author = make_researcher(researcher, seed) if methods is None else FilesResearcher(seed, methods)
+    author = make_researcher(researcher, seed, space) if methods is None else FilesResearcher(seed, methods)
     if isinstance(author, FilesResearcher):
         budget = min(budget, len(author.files))
         require_sandbox(f"{methods} holds code nobody has reviewed")
+    elif author.space == "programs":
+        require_sandbox("programs are source, and source runs nowhere else")
     chosen = settings()
     key = fingerprint(author, 1, chosen)  # a larger budget continues the same campaign
     one = _conduct(author, budget, paths.campaign_dir(name), progress, key)

@@ -1,14 +1,18 @@
 """Researchers are functions of seed and results, and ``search`` learns."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from stages.errors import UserError
+from stages.research.programs.emitting import source_of
+from stages.research.programs.grammar import Uniform, choices_of, draw, genome_of
 from stages.research.researcher import Researcher
 from stages.research.researchers import RESEARCHERS, make_researcher
-from stages.research.view import Pending, Seen, View, batch_start
+from stages.research.researchers.programs import ProgramsResearcher, ranking
+from stages.research.view import Pending, Seen, TaskSeen, View, batch_start
 from stages.scoring.composed import Spec
 from stages.scoring.proposals import as_json
 
@@ -92,7 +96,7 @@ def test_a_batch_is_proposed_from_the_same_results():
 
 
 def test_unknown_researcher_is_refused_by_name():
-    with pytest.raises(UserError, match=r"'oracle' is unknown; known: .*random, search.*path of a file"):
+    with pytest.raises(UserError, match=r"'oracle' is unknown; known: .*programs, random, search.*path of a file"):
         make_researcher("oracle", 0)
     assert set(OVER_SPECS) <= set(RESEARCHERS.names())
 
@@ -122,3 +126,57 @@ def test_a_researcher_is_given_by_the_path_of_its_file(tmp_path: Path):
         make_researcher(str(file), 7)
     with pytest.raises(UserError, match="is not a file"):
         make_researcher(str(tmp_path / "absent.py"), 7)
+
+
+def gain(proposal) -> float:
+    """Of a program: every kind's fragment is worth something of its own."""
+    text = proposal.text
+    return 0.3 * ("activations roles=mlp" in text) + 0.2 * ("Localise slopes" in text) + 0.1 * ("count=8" in text)
+
+
+@pytest.mark.parametrize("name", ["random", "search", "programs"])
+def test_programs_are_proposed_once_and_the_same_by_the_same_seed(name):
+    moves, seen = campaign(make_researcher(name, 2, "programs"), 24, gain)
+    again, _ = campaign(make_researcher(name, 2, "programs"), 24, gain)
+    assert moves == again and len({str(sorted(move.choices.items())) for move in moves}) == 24
+    assert all(move.proposal == source_of(genome_of(move.choices)) for move in moves)
+    view = View(slot=24, seen=tuple(seen), pending=())
+    assert make_researcher(name, 2, "programs").propose(view, 24) == make_researcher(name, 2, "programs").propose(
+        view, 24
+    )
+
+
+def with_tasks(slot: int, choices, rewards: dict[str, float]) -> Seen:
+    numbers = {"low": 0.0, "high": 0.0, "noise_floor": 0.0, "gain": 0.0, "flops": 0.0, "used_answer": 0.0}
+    tasks = tuple(
+        TaskSeen(task=kind, kind=kind, status="ok", reason="", reward=reward, **numbers)
+        for kind, reward in rewards.items()
+    )
+    mean = sum(rewards.values()) / len(rewards)
+    pending = Pending(slot=slot, spec={}, choices=choices, operator="draw", parents=())
+    return outcome(pending, mean).model_copy(update={"tasks": tasks})
+
+
+def test_programs_keeps_a_ranking_for_every_kind_and_composes_the_best_of_each():
+    genomes = [draw(Uniform(random.Random(i))) for i in range(8)]
+    seen = tuple(
+        with_tasks(i, choices_of(genome), {"Represent": float(i), "Localise": float(-i)})
+        for i, genome in enumerate(genomes)
+    )
+    view = View(slot=8, seen=seen, pending=())
+    ranks = ranking(view)
+    assert set(ranks) == {"Represent", "Localise"}
+    assert ranks["Represent"][0].fragment == genomes[7]["Represent"] and ranks["Localise"][0].slot == 0
+    found = {}
+    for slot in range(8, 400):
+        move = ProgramsResearcher(0).propose(view, slot)
+        found.setdefault(move.operator, move)
+        assert set(move.parents) <= set(range(8)) and (move.operator == "draw") == (move.parents == ())
+    assert set(found) == {"draw", "compose", "mutate", "cross", "graft"}
+    composed = genome_of(found["compose"].choices)
+    assert composed["Represent"] == genomes[7]["Represent"] and composed["Localise"] == genomes[0]["Localise"]
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(ValueError, match="space 'words' is unknown; use specs or programs"):
+        make_researcher("random", 0, "words").propose(View(slot=0, seen=(), pending=()), 0)

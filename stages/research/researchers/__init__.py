@@ -22,13 +22,16 @@ def is_path(name: str) -> bool:
     return name.endswith(".py")
 
 
-def make_researcher(name: str, seed: int) -> Researcher:
+def make_researcher(name: str, seed: int, space: str = "specs") -> Researcher:
     """A researcher by name, or by the path of its file, which runs with the user's own rights.
+
+    Args:
+        space: what ``random`` and ``search`` propose.
 
     Raises:
         UserError: no such researcher, or the file does not define exactly one.
     """
-    made = _from_file(Path(name))(seed) if is_path(name) else RESEARCHERS.find(name)(seed)
+    made = _from_file(Path(name))(seed) if is_path(name) else RESEARCHERS.find(name)(seed, space)
     assert isinstance(made, Researcher)
     if is_path(name):
         made.code = hashlib.sha256(Path(name).read_bytes()).hexdigest()

@@ -1,7 +1,7 @@
 """Random search: the control that every other researcher must beat."""
 
 from stages.research.researcher import Move, Researcher
-from stages.research.search_space import new_spec
+from stages.research.search_space import new_proposal
 from stages.research.view import View
 
 __all__ = ["RandomResearcher"]
@@ -9,4 +9,4 @@ __all__ = ["RandomResearcher"]
 
 class RandomResearcher(Researcher):
     def propose(self, view: View, slot: int) -> Move:
-        return Move(*new_spec(view, "random", self.seed, slot))
+        return Move(*new_proposal(view, self.space, "random", self.seed, slot))
