@@ -135,7 +135,7 @@ def _write_json(out: Path, result: "ScoreResult") -> None:
 def research(
     context: typer.Context,
     researcher: Annotated[
-        str, typer.Option("--researcher", help="Who proposes: random, search, programs, or FILE.py.")
+        str, typer.Option("--researcher", help="Who proposes: random, search, programs, policy or FILE.py.")
     ] = "search",
     budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,

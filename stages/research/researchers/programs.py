@@ -1,9 +1,9 @@
 """Evolution over programs of a grammar, fragment by fragment.
 
 A task sees the fragment of its kind alone, so a proposal is several experiments at once: every kind has a ranking of
-its own, and the product space becomes a sum. Operators: ``draw``; ``compose`` the best fragment of each kind; ``mutate``
-fragments, each chosen by a small tournament within its kind; ``cross`` two parents of the Pareto front over train
-tasks; ``graft`` what a kind does onto another, so that kinds which no train task asks are reached.
+its own, and the product space becomes a sum. Operators: ``draw``; ``compose`` the best fragment of each kind;
+``mutate`` fragments, each chosen by a small tournament within its kind; ``cross`` two parents of the Pareto front over
+train tasks; ``graft`` what a kind does onto another, so that kinds which no train task asks are reached.
 """
 
 import random
