@@ -190,12 +190,15 @@ def _write_json(out: Path, result: "ScoreResult | TaskRow") -> None:
 
 def research(
     context: typer.Context,
-    researcher: Annotated[str, typer.Option("--researcher", help="Who proposes: random or search.")] = "search",
+    researcher: Annotated[
+        str, typer.Option("--researcher", help="Who proposes: random, search, programs, policy or FILE.py.")
+    ] = "search",
     budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,
     name: Annotated[
         str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
     ] = "",
+    space: Annotated[str, typer.Option("--space", help="What random and search propose: specs or programs.")] = "specs",
     methods: Annotated[
         Path | None,
         typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
@@ -219,8 +222,11 @@ def research(
     if methods is not None and not methods.is_dir():
         raise UserError(f"{methods} is not a folder: give one with one method per Python file")
     if methods is not None:
-        refuse(context, "researcher seed", "--methods hands in files in their order, and nobody proposes")
-    name = name or f"{researcher if methods is None else 'files'}-{seed}"
+        refuse(context, "researcher seed space", "--methods hands in files in their order, and nobody proposes")
+    if space not in ("specs", "programs"):
+        raise UserError(f"--space {space} is unknown: use specs or programs")
+    who = Path(researcher).stem + ("-programs" if space == "programs" else "")
+    name = name or f"{who if methods is None else 'files'}-{seed}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
         raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
     console = Console()
@@ -235,6 +241,7 @@ def research(
                 name=name,
                 progress=lambda message: console.print(str(message), markup=False, highlight=False),
                 methods=methods,
+                space=space,
             )
     print_iterations(console, result.iterations, f"campaign {name}")
     for key in ("campaign", "researcher", "seed"):
