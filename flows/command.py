@@ -13,6 +13,7 @@ from typer.exceptions import Abort, TyperException
 from flows.commands import (
     bench,
     circuits,
+    comparing,
     dictionaries,
     editing,
     nights,
@@ -52,6 +53,7 @@ def _options(
 _MODULES: tuple[ModuleType, ...] = (
     running,
     results,
+    comparing,
     tasks,
     circuits,
     editing,

@@ -223,17 +223,15 @@ def print_per_task(console: Console, rows: Sequence[TaskRow], title: str) -> Non
 
 def print_iterations(console: Console, rows: Sequence[Iteration], title: str) -> None:
     """A campaign, one line an iteration: what was proposed and what it was worth."""
-    right = ("train", "valid.", "95% interval", "FLOPs")
+    right = ("train", "valid.", "FLOPs")
     table = _slim(title, ("proposal",), right, ("proposed", ""))
     for row in rows:
         first = row.spec.get("file") or row.spec.get("representation")
         parts = [str(first)] + [key for key, value in row.spec.items() if value is True]
-        low, high = _signed(row.validation_low), _signed(row.validation_high)
         table.add_row(
             row.name,
             _signed(row.train_reward),
             _signed(row.validation_reward),
-            f"{low}..{high}",
             "-" if row.flop_ratio is None else f"x{row.flop_ratio:.2f}",
             escape("+".join(part for part in parts if part != "none")),
             "accepted" if row.accepted else "" if row.status == "ok" else escape(f"{row.status} {row.reason}"[:60]),

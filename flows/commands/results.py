@@ -21,6 +21,9 @@ def leaderboard(
     against: Annotated[
         str, typer.Option("--against", metavar="METHOD", help="Compare with this method instead of the agent alone.")
     ] = "",
+    order: Annotated[
+        bool, typer.Option("--order", help="Instead: does the order of the methods carry over from split to split?")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print which methods help, and what that says of other tasks; the rows are those of metrics/leaderboard.json.
@@ -39,6 +42,11 @@ def leaderboard(
     chosen: Split | None = next((one for one in get_args(Split) if one == split), None)
     if chosen is None:
         raise UserError(f"--split {split} is unknown: use validation, test or train")
+    if order:
+        if against or split != "validation":
+            raise UserError("--order is about all splits and all methods: leave out --split and --against")
+        _show_order(as_json)
+        return
     rows, console = leaderboard_rows(split), Console()
     if against:
         from stages.reward.against import against as compared
@@ -54,6 +62,23 @@ def leaderboard(
         said = known(split)
         print_leaderboard(console, rows, f"leaderboard, {split} families", said=said)
         print_statements(console, said, split)
+
+
+def _show_order(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from flows.terminal import print_json, print_rows
+    from stages.contracts.reward_rows import PER_TASK, TEST_PER_TASK
+    from stages.reward.order import order_agreement
+
+    found = order_agreement([*PER_TASK.load(), *(TEST_PER_TASK.load() if TEST_PER_TASK.path().is_file() else ())])
+    if as_json:
+        print_json([asdict(row) for row in found])
+        return
+    rows = [{key: "" if value is None else value for key, value in asdict(row).items()} for row in found]
+    print_rows(Console(), rows, "Spearman's rho of the methods' rewards on two splits")
 
 
 def score(
@@ -165,12 +190,15 @@ def _write_json(out: Path, result: "ScoreResult | TaskRow") -> None:
 
 def research(
     context: typer.Context,
-    researcher: Annotated[str, typer.Option("--researcher", help="Who proposes: random or search.")] = "search",
+    researcher: Annotated[
+        str, typer.Option("--researcher", help="Who proposes: random, search, programs, policy or FILE.py.")
+    ] = "search",
     budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,
     name: Annotated[
         str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
     ] = "",
+    space: Annotated[str, typer.Option("--space", help="What random and search propose: specs or programs.")] = "specs",
     methods: Annotated[
         Path | None,
         typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
@@ -194,8 +222,11 @@ def research(
     if methods is not None and not methods.is_dir():
         raise UserError(f"{methods} is not a folder: give one with one method per Python file")
     if methods is not None:
-        refuse(context, "researcher seed", "--methods hands in files in their order, and nobody proposes")
-    name = name or f"{researcher if methods is None else 'files'}-{seed}"
+        refuse(context, "researcher seed space", "--methods hands in files in their order, and nobody proposes")
+    if space not in ("specs", "programs"):
+        raise UserError(f"--space {space} is unknown: use specs or programs")
+    who = Path(researcher).stem + ("-programs" if space == "programs" else "")
+    name = name or f"{who if methods is None else 'files'}-{seed}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
         raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
     console = Console()
@@ -210,6 +241,7 @@ def research(
                 name=name,
                 progress=lambda message: console.print(str(message), markup=False, highlight=False),
                 methods=methods,
+                space=space,
             )
     print_iterations(console, result.iterations, f"campaign {name}")
     for key in ("campaign", "researcher", "seed"):

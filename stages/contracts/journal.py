@@ -1,11 +1,11 @@
 """The events of a campaign's journal, and the summary that is made of them."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
 from stages.contracts.outcomes import Outcome
-from stages.contracts.record import Ends, Record, ResultFile
+from stages.contracts.record import Record, ResultFile
 from stages.contracts.reward_rows import LeaderboardRow, TaskRow, TestRow
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Ended",
     "Event",
     "Fingerprint",
-    "GateNumbers",
     "Incumbent",
     "Infra",
     "Iteration",
@@ -74,21 +73,19 @@ class Proposed(Chained):
     """The method: settings of the search space, or file and source."""
     choices: Choices
     """What the researcher chose to arrive at it."""
-
-
-class GateNumbers(Record):
-    """What the gate compared."""
-
-    difference: float
-    """Mean validation reward over that of the incumbent (over the baseline, where there is none)."""
-    low: float
-    """Lower end of its 95% interval (paired over instances and seeds)."""
-    high: float
-    """Upper end of its 95% interval."""
+    operator: str
+    """What the researcher did to arrive at it: drew it, changed a parent, crossed two."""
+    parents: tuple[int, ...]
+    """Iterations of the proposals it was made from."""
+    diff: str
+    """How it differs from its first parent; empty where it has none."""
 
 
 class Result(Chained):
-    """What came of a proposal. Where the outcome is void or infra, it has no numbers."""
+    """What came of a proposal. Where the outcome is void or infra, it has no numbers.
+
+    Of validation it holds what the gate lets through and nothing finer, since whoever proposes may read it.
+    """
 
     event: Literal["result"] = "result"
     """Kind of event."""
@@ -103,23 +100,19 @@ class Result(Chained):
     status: Outcome
     """ok, failed, void or infra."""
     reason: str
-    """Why it is not ok; empty otherwise."""
+    """Why it is not ok; empty otherwise. Families that are held out are not named."""
     interpret_bytes: int
     """Size of I(M) on all targets."""
     train: LeaderboardRow | None
     """Its row on train families."""
-    validation: LeaderboardRow | None
-    """Its row on validation families; not shown to the researcher."""
     feedback: float | None
     """Mean validation reward, rounded to the noise floor: what the researcher is given."""
-    gate: GateNumbers | None
-    """What the gate compared."""
     accepted: bool
     """Whether it became the incumbent."""
     objective: float | None
     """What the researcher learns from: mean of train reward and feedback."""
     per_task: tuple[TaskRow, ...]
-    """Its rows on each task."""
+    """Its rows on each train task."""
 
 
 class Infra(Chained):
@@ -178,8 +171,6 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="ev
 class Iteration(Record):
     """One proposal of a campaign, as tables show it."""
 
-    ESTIMATES: ClassVar[Ends] = {"validation_reward": ("validation_reward", "validation_low", "validation_high")}
-
     iteration: int
     """Counted from 0."""
     name: str
@@ -198,12 +189,12 @@ class Iteration(Record):
     """Mean reward on train families."""
     validation_reward: float | None = Field(title="validation")
     """Mean reward on validation families as released by the gate: rounded to the noise floor."""
-    validation_low: float | None
-    """Lower end of the unrounded reward's 95% interval."""
-    validation_high: float | None
-    """Upper end of the unrounded reward's 95% interval."""
     flop_ratio: float | None = Field(title="FLOP ratio")
-    """FLOPs with the method over FLOPs without it on validation families."""
+    """FLOPs with the method over FLOPs without it on train families."""
+    operator: str = ""
+    """What the researcher did to arrive at it."""
+    parents: tuple[int, ...] = ()
+    """Iterations of the proposals it was made from."""
     best_so_far: float
     """Best accepted validation reward up to here; 0: working without a method."""
 

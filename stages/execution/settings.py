@@ -15,7 +15,7 @@ class _File(Params):
     """Splits into calibration and evaluation, each with its own black-box draws; at least 3 for a result."""
     n_calibration: int = Field(default=80, ge=10, le=1000)
     """Labelled instances it may learn from; at most 40% of a task's instances."""
-    folds: int = Field(default=3, ge=2, le=10)
+    folds: int = Field(default=6, ge=2, le=10)
     margin: float = Field(default=0.02, ge=0, le=0.5)
     """It takes the cheapest option whose cross-validated score is within this of the best."""
     max_features: int = Field(default=24, ge=1, le=1000)

@@ -113,16 +113,8 @@ def _facts(results: Results, board: Sequence[LeaderboardRow]) -> list[Fact]:
     if campaign and campaign.incumbent:
         built_in = results.best_built_in
         against = f"; best built-in {wording.signed(built_in.reward_mean)}" if built_in else ""
-        ends = next(
-            (
-                wording.interval(one.validation_low, one.validation_high)
-                for one in campaign.iterations
-                if one.iteration == campaign.incumbent.iteration
-            ),
-            "",
-        )
         value = wording.signed(campaign.incumbent.validation_reward)
-        facts.append(Fact("found by the campaign", value, f"{ends}{against}"))
+        facts.append(Fact("found by the campaign", value, f"rounded by the gate{against}"))
     if results.controls:
         n = sum(row.passed for row in results.controls)
         facts.append(Fact("controls passed", f"{n} of {len(results.controls)}", "must come out right"))

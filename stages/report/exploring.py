@@ -6,16 +6,16 @@ from stages.contracts.journal import CampaignSummary
 from stages.contracts.reward_rows import LeaderboardRow
 from stages.report.drawing import Plot
 from stages.report.scales import Scale, linear
-from stages.report.wording import interval, signed
+from stages.report.wording import signed
 
 __all__ = ["campaign_curve"]
 
 
 def campaign_curve(campaign: CampaignSummary, built_in: LeaderboardRow | None) -> Plot:
-    """Each iteration's validation reward with its interval, the best so far, and the best built-in method."""
+    """Each iteration's validation reward as the gate let it through, the best so far, and the best built-in method."""
     iterations = campaign.iterations
     scored = [one for one in iterations if one.status == "ok"]
-    known = [end for one in scored for end in (one.validation_low, one.validation_high, one.validation_reward)]
+    known = [one.validation_reward for one in scored]
     known += [one.best_so_far for one in iterations]
     y = linear(known, include=[0.0, *([built_in.reward_mean] if built_in else [])])
     numbers = [int(one.iteration) for one in iterations]
@@ -38,11 +38,10 @@ def campaign_curve(campaign: CampaignSummary, built_in: LeaderboardRow | None) -
         if one.status != "ok" or one.validation_reward is None:
             plot.cross(at, y.low + (y.high - y.low) * 0.04, f"{who}: {one.status}, {one.reason}")
             continue
-        low, high = one.validation_low, one.validation_high
         plot.mark(
             at, one.validation_reward, "accepted" if one.accepted else "proposed",
-            f"{who}: validation {signed(one.validation_reward)} {interval(low, high)}, train"
+            f"{who}: validation {signed(one.validation_reward)}, train"
             f" {signed(one.train_reward)}{', accepted' if one.accepted else ''}",
-            y_interval=(low, high), radius=6 if one.accepted else 4.5,
+            radius=6 if one.accepted else 4.5,
         )  # fmt: skip
     return plot

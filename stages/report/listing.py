@@ -213,9 +213,8 @@ def campaign_table(iterations: Sequence[Iteration]) -> Table:
     model = Iteration
 
     def validation(row: Iteration) -> Cell:
-        value = row.estimate("validation_reward")
-        known = row.status == "ok" and value.value is not None
-        return Cell(change(value), value.value or 0.0) if known else Cell(DASH, LAST)
+        known = row.status == "ok" and row.validation_reward is not None
+        return Cell(signed(row.validation_reward), row.validation_reward or 0.0) if known else Cell(DASH, LAST)
 
     def train(row: Iteration) -> Cell:
         known = row.status == "ok" and row.train_reward is not None

@@ -2,7 +2,10 @@
 
 The journal is the truth. An iteration is a ``proposed`` event and a ``result`` event; a process killed between them
 repeats the work of that iteration and nothing else, and proposes the same method, since proposals depend on seed and
-journal alone.
+journal alone. The slots of a batch are all proposed before the first of them is judged.
+
+What the journal says of validation is what the gate lets through. The rows behind it are computed from the arms again
+where the next challenger is compared with the incumbent.
 
 A proposal ends ``ok``, ``failed``, ``void`` or ``infra``. The last two are no scores: nothing of them is shown to the
 researcher, and what failed for the machinery's sake is tried again before it is given up.
@@ -15,11 +18,13 @@ from pathlib import Path
 
 from stages.base.files import save_json
 from stages.base.processes import process_pool
-from stages.contracts.journal import GateNumbers, Infra, Proposed, Result, SpecFacts, Started
+from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started
 from stages.execution.results import load_arms, save_arms
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
+from stages.research.lineage import difference
 from stages.research.researcher import Researcher
+from stages.research.view import batch_start, seen_of, view_of
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.reward.statements import MAX_UNSEEN
 from stages.scoring.evaluate import Evaluation, evaluate
@@ -50,6 +55,7 @@ class Campaign:
         budget: iterations.
         progress: told one line per iteration.
         jobs: processes.
+        held_out: names of families that no reason may name.
     """
 
     def __init__(
@@ -61,9 +67,11 @@ class Campaign:
         budget: int,
         progress: Progress,
         jobs: int,
+        held_out: Sequence[str] = (),
     ) -> None:
         self.folder, self.researcher, self.tasks, self.settings = folder, researcher, tasks, settings
         self.budget, self.progress, self.jobs = budget, progress, jobs
+        self.held_out = sorted({*held_out, *(family for family, _ in tasks["validation"])}, key=len, reverse=True)
         self.journal = Journal(folder / "events.jsonl")
 
     def run(self, on_result: Callable[[Result], None]) -> None:
@@ -71,13 +79,38 @@ class Campaign:
         if self.journal.first(Started) is None:
             self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
         for iteration in range(self.budget):
+            if batch_start(iteration, self.researcher.batch) == iteration:
+                for slot in range(iteration, min(iteration + self.researcher.batch, self.budget)):
+                    self._proposed(slot)
             result = next((one for one in self.journal.of(Result) if one.iteration == iteration), None)
             if result is None:
                 result = self._iterate(iteration)
                 self.progress(describe(result, self.budget))
-            self.researcher.update(result.choices, result.objective)
+            self.researcher.update(seen_of(self._proposed(iteration), result))
             self._save_theta()
             on_result(result)
+
+    def _proposed(self, slot: int) -> Proposed:
+        """The proposal of a slot, asked for and written down where there is none."""
+        known = {one.iteration: one for one in self.journal.of(Proposed)}
+        if slot in known:
+            return known[slot]
+        move = self.researcher.propose(view_of(self.journal, slot, self.researcher.batch), slot)
+        facts = as_json(move.proposal)
+        unknown = sorted(set(move.parents) - set(known))
+        if unknown:
+            raise ValueError(f"slot {slot}: parents {unknown} were never proposed; name slots that the view shows")
+        return self.journal.append(
+            Proposed(
+                iteration=slot,
+                name=f"{self.researcher.name}-{slot:02d}",
+                spec=facts,
+                choices=dict(move.choices),
+                operator=move.operator,
+                parents=move.parents,
+                diff=difference(known[move.parents[0]].spec, facts) if move.parents else "",
+            )
+        )
 
     def judged(self, iteration: int, split: str) -> list[Judged]:
         """Judged arms of a finished iteration, read from disk."""
@@ -87,19 +120,13 @@ class Campaign:
         return judge_arms(arms, self.tasks[split], self.settings.reward)
 
     def _iterate(self, iteration: int) -> Result:
-        proposed = next((one for one in self.journal.of(Proposed) if one.iteration == iteration), None)
-        if proposed is None:
-            proposal, choices = self.researcher.propose(iteration)
-            name = f"{self.researcher.name}-{iteration:02d}"
-            proposed = self.journal.append(
-                Proposed(iteration=iteration, name=name, spec=as_json(proposal), choices=choices)
-            )
+        proposed = self._proposed(iteration)
         folder = self.folder / "arms" / f"{iteration:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
         both = [*self.tasks["train"], *self.tasks["validation"]]
         trial = self._try(iteration, proposed, both)
         if not trial.scored:
-            return self.journal.append(_result(proposed, trial))
+            return self.journal.append(self._result(proposed, trial))
         for name, of_task in trial.arms.items():
             save_arms(of_task, folder, name)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
@@ -109,20 +136,17 @@ class Campaign:
         gate = Gate(self.budget, used=len(self.journal.of(Result)))
         decision = gate.decide(validation, rival)
         train_row = leaderboard_row(proposed.name, "train", train)
-        validation_row = leaderboard_row(proposed.name, "validation", validation)
         unseen = max(j.unseen_share for j in (*train, *validation)) > MAX_UNSEEN
         found = objective(train_row.reward_mean, decision.feedback)
         scored = {
             "train": train_row,
-            "validation": validation_row,
             "feedback": decision.feedback,
-            "gate": GateNumbers(difference=decision.difference, low=decision.low, high=decision.high),
             "accepted": decision.accepted and trial.outcome == "ok",
             # What a meter may have missed is no reward to learn from.
             "objective": min(found, 0.0) if unseen else found,
-            "per_task": tuple(task_row(proposed.name, j) for j in (*train, *validation)),
+            "per_task": tuple(task_row(proposed.name, j) for j in train),
         }
-        return self.journal.append(_result(proposed, trial).model_copy(update=scored))
+        return self.journal.append(self._result(proposed, trial).model_copy(update=scored))
 
     def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
         """The trial, repeated where the machinery fails; each such failure is an event."""
@@ -140,36 +164,34 @@ class Campaign:
     def _save_theta(self) -> None:
         save_json(self.folder / "theta.json", self.researcher.theta())
 
-
-def _result(proposed: Proposed, trial: Evaluation[None]) -> Result:
-    """A result without numbers."""
-    return Result(
-        iteration=proposed.iteration,
-        name=proposed.name,
-        spec=proposed.spec,
-        choices=proposed.choices,
-        status=trial.outcome,
-        reason=trial.reason,
-        interpret_bytes=trial.n_bytes,
-        train=None,
-        validation=None,
-        feedback=None,
-        gate=None,
-        accepted=False,
-        objective=None,
-        per_task=(),
-    )
+    def _result(self, proposed: Proposed, trial: Evaluation[None]) -> Result:
+        """A result without numbers."""
+        reason = trial.reason
+        for family in self.held_out:
+            reason = reason.replace(family, "held out")
+        return Result(
+            iteration=proposed.iteration,
+            name=proposed.name,
+            spec=proposed.spec,
+            choices=proposed.choices,
+            status=trial.outcome,
+            reason=reason,
+            interpret_bytes=trial.n_bytes,
+            train=None,
+            feedback=None,
+            accepted=False,
+            objective=None,
+            per_task=(),
+        )
 
 
 def describe(result: Result, budget: int) -> str:
     """One line about an iteration."""
     what = f"iteration {result.iteration + 1}/{budget} {_parts(shown(result.spec))}"
-    row, train = result.validation, result.train
-    if row is None or train is None:
+    if result.train is None or result.feedback is None:
         return f"{what}: {result.status}, no score: {result.reason}"
     return (
-        f"{what}: train {train.reward_mean:+.3f},"
-        f" validation {result.feedback:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]"
+        f"{what}: train {result.train.reward_mean:+.3f}, validation {result.feedback:+.3f}"
         f"{' -> incumbent' if result.accepted else ''}{' ' + result.status if result.status != 'ok' else ''}"
     )
 

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from stages.contracts.journal import Choices
 from stages.errors import UserError
-from stages.research.researcher import Researcher
+from stages.research.researcher import Move, Researcher
+from stages.research.view import View
 from stages.scoring.candidate import Source
-from stages.scoring.proposals import Proposal
 
 __all__ = ["FilesResearcher"]
 
@@ -28,6 +27,6 @@ class FilesResearcher(Researcher):
         if not self.files:
             raise UserError(f"{folder} holds no Python file: put one file with one subclass of Method each into it")
 
-    def propose(self, iteration: int) -> tuple[Proposal, Choices]:
-        file = self.files[iteration]
-        return Source.of(file), {"file": file.name}
+    def propose(self, view: View, slot: int) -> Move:
+        file = self.files[slot]
+        return Move(Source.of(file), {"file": file.name}, operator="handed in")

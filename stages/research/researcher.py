@@ -1,15 +1,35 @@
-"""M1: who proposes the next method. A researcher's parameters theta are its trials so far; they are persisted.
+"""M1: who proposes the next method.
 
-Add one: a file in researchers/ with a subclass of ``Researcher``, found by its name.
+Add one: a file in researchers/ with a subclass of ``Researcher``, found by its name; or a file anywhere, given by its
+path.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, TypedDict
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from pydantic import JsonValue
 
 from stages.contracts.journal import Choices
+from stages.research.view import Seen, View
 from stages.scoring.proposals import Proposal
 
-__all__ = ["Researcher", "Theta", "Trial"]
+__all__ = ["Move", "Researcher", "Theta", "Trial"]
+
+Theta = dict[str, JsonValue]
+"""theta.json: everything a researcher has learned."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A proposal, and how the researcher came to it."""
+
+    proposal: Proposal
+    choices: Choices = field(default_factory=dict)
+    """What was chosen, as the researcher wants to read it again."""
+    operator: str = "draw"
+    parents: tuple[int, ...] = ()
+    """Slots of the proposals it was made from; the first is what the diff is against."""
 
 
 class Trial(NamedTuple):
@@ -17,49 +37,44 @@ class Trial(NamedTuple):
 
     choices: Choices
     value: float | None
-    """The objective; None where the run says nothing about it (void or infra)."""
-
-
-class TrialFacts(TypedDict):
-    choices: Choices
-    value: float | None
-
-
-class Theta(TypedDict):
-    """theta.json: everything a researcher has learned."""
-
-    researcher: str
-    seed: int
-    trials: list[TrialFacts]
+    """None where the run says nothing about it (void or infra)."""
 
 
 class Researcher(ABC):
-    """Proposes specs and learns from what they were worth.
+    """Proposes methods and learns from what they were worth.
+
+    ``propose`` sees the journal through a view. ``update`` is told every result, in order of slots and before the next
+    batch is asked for: of a campaign that is resumed, all of them again. So whatever it keeps is a fold over results.
 
     Args:
         seed: of its random choices. Same seed and same results, same proposals.
+        space: what is proposed, where a researcher can do more than one: ``specs`` or ``programs``.
     """
 
     name: ClassVar[str]
     """Name of the file it is in; set by itself."""
+    batch: ClassVar[int] = 4
+    """Slots that are proposed from the same results."""
+    code: str = ""
+    """Digest of its file, where that lies outside this project: another file is another campaign."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__module__.rpartition(".")[2]
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, space: str = "specs") -> None:
+        self.seed, self.space = seed, space
         self.trials: list[Trial] = []
 
     @abstractmethod
-    def propose(self, iteration: int) -> tuple[Proposal, Choices]:
-        """(method, the choices behind it) for one iteration."""
+    def propose(self, view: View, slot: int) -> Move:
+        """A method for one slot, from what the view shows."""
 
-    def update(self, choices: Choices, value: float | None) -> None:
-        """Learn what a proposal was worth; None where the run says nothing about it (void or infra)."""
-        self.trials.append(Trial(choices, value))
+    def update(self, outcome: Seen) -> None:
+        """Learn what a proposal was worth."""
+        self.trials.append(Trial(outcome.choices, outcome.value))
 
     def theta(self) -> Theta:
         """Everything it has learned, as JSON."""
-        trials: list[TrialFacts] = [{"choices": one.choices, "value": one.value} for one in self.trials]
+        trials: list[JsonValue] = [{"choices": dict(one.choices), "value": one.value} for one in self.trials]
         return {"researcher": self.name, "seed": self.seed, "trials": trials}

@@ -1,16 +1,22 @@
-"""The space of methods a researcher proposes from, written once, as choices of an Optuna trial."""
+"""The spaces of methods that ``random`` and ``search`` propose from, each written once, as choices of an Optuna trial.
+
+``specs``: settings of reviewed code. ``programs``: genomes of the grammar, written out as source.
+"""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pydantic import JsonValue
 
 from stages.contracts.journal import Choices
-from stages.research.researcher import Trial
+from stages.research.programs.emitting import source_of
+from stages.research.programs.grammar import KINDS, NONE, draw
+from stages.research.view import Seen, View
 from stages.scoring.composed import Spec
+from stages.scoring.proposals import Proposal
 
-__all__ = ["Chooser", "draw_spec", "new_spec"]
+__all__ = ["SPACES", "Chooser", "draw_program", "draw_spec", "new_proposal"]
 
 MAX_ATTEMPTS = 20
 
@@ -25,8 +31,8 @@ class Chooser(Protocol):
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
 
-def draw_spec(trial: Chooser) -> Spec:
-    """Which representation, hook points, dictionary (type, size, sparsity), pooling and attributions."""
+def draw_spec(trial: Chooser) -> Spec | None:
+    """Which representation, hook points, dictionary (type, size, sparsity), pooling and attributions; None: nothing."""
     representation = trial.suggest_categorical("representation", ["none", "raw", "pca", "sae"])
     values: dict[str, JsonValue] = {
         "representation": representation,
@@ -47,30 +53,59 @@ def draw_spec(trial: Chooser) -> Spec:
             sparsity = float(trial.suggest_int("k", 2, 32, log=True))
         n_latents = trial.suggest_categorical("n_latents", [64, 128, 256])
         values["dictionary"] = {"architecture": architecture, "n_latents": n_latents, "sparsity": round(sparsity, 6)}
-    return Spec.model_validate(values)
+    spec = Spec.model_validate(values)
+    return None if spec == Spec() else spec
 
 
-def new_spec(
-    learned: Sequence[Trial], tried: Sequence[Trial], kind: str, seed: int, iteration: int
-) -> tuple[Spec, Choices]:
-    """A proposal that has not been tried and that answers something; a repeat would spend an iteration on nothing."""
-    seen = [trial.choices for trial in tried]
+class _Asked:
+    """The grammar's chooser, answered by a trial."""
+
+    def __init__(self, trial: Chooser) -> None:
+        self.trial = trial
+
+    def choose(self, name: str, options: Sequence[str]) -> str:
+        return str(self.trial.suggest_categorical(name, list(options)))
+
+
+def draw_program(trial: Chooser) -> Proposal | None:
+    """A genome, written out; None where it declines every kind."""
+    genome = draw(_Asked(trial))
+    return None if all(genome[kind].source == NONE for kind in KINDS) else source_of(genome)
+
+
+SPACES: Mapping[str, Callable[[Chooser], Proposal | None]] = {"specs": draw_spec, "programs": draw_program}
+
+
+def new_proposal(view: View, space: str, kind: str, seed: int, slot: int) -> tuple[Proposal, Choices]:
+    """A proposal that has not been tried and that answers something; a repeat would spend an iteration on nothing.
+
+    Raises:
+        ValueError: there is no such space, or every attempt answered nothing.
+    """
+    if space not in SPACES:
+        raise ValueError(f"space {space!r} is unknown; use {' or '.join(SPACES)}")
+    tried = [one.choices for one in view.tried]
+    learned = [] if kind == "random" else view.seen
+    found: tuple[Proposal, Choices] | None = None
     for attempt in range(MAX_ATTEMPTS):
-        # The sampler is seeded by the iteration, so a resumed campaign proposes what an uninterrupted one would have.
-        spec, choices = _ask(learned, kind, 1_000_003 * seed + MAX_ATTEMPTS * iteration + attempt)
-        if choices not in seen and spec != Spec():
-            break
-    return spec, choices
+        # The sampler is seeded by the slot, so a resumed campaign proposes what an uninterrupted one would have.
+        proposal, choices = _ask(learned, space, kind, 1_000_003 * seed + MAX_ATTEMPTS * slot + attempt)
+        if proposal is not None:
+            found = proposal, choices
+            if choices not in tried:
+                break
+    if found is None:
+        raise ValueError(f"slot {slot}: {MAX_ATTEMPTS} draws from {space} answered nothing; use another seed")
+    return found
 
 
-def _ask(trials: Sequence[Trial], kind: str, seed: int) -> tuple[Spec, Choices]:
+def _ask(trials: Sequence[Seen], space: str, kind: str, seed: int) -> tuple[Proposal | None, Choices]:
     import optuna  # seconds of import, wanted by nobody who only reads this module
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # "multivariate is experimental": its results are pinned by a seed and a version
+        # "multivariate is experimental": its results are pinned by a seed and a version
+        warnings.simplefilter("ignore")
         sampler: Any
         if kind == "random":
             sampler = optuna.samplers.RandomSampler(seed=seed)
@@ -79,10 +114,10 @@ def _ask(trials: Sequence[Trial], kind: str, seed: int) -> tuple[Spec, Choices]:
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for past in trials:
             if past.value is not None:
-                study.enqueue_trial(past.choices)
+                study.enqueue_trial(dict(past.choices))
                 replayed = study.ask()
-                draw_spec(replayed)
+                SPACES[space](replayed)
                 study.tell(replayed, past.value)
         trial = study.ask()
-        spec = draw_spec(trial)
-    return spec, dict(trial.params)
+        proposal = SPACES[space](trial)
+    return proposal, dict(trial.params)

@@ -23,6 +23,7 @@ from stages.contracts.journal import (
     Fingerprint,
     Incumbent,
     Iteration,
+    Proposed,
     Result,
     Started,
 )
@@ -58,10 +59,14 @@ class Config(Params):
         return name
 
 
+def _whom(researcher: Researcher) -> list[str | int]:
+    return [researcher.name, researcher.code, researcher.space, researcher.batch, researcher.seed]
+
+
 def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
     """What a campaign depends on: its settings, the targets, and the baseline arm it is measured against."""
     sha = hashlib.sha256()
-    sha.update(json.dumps([researcher.name, researcher.seed, budget]).encode())
+    sha.update(json.dumps([*_whom(researcher), budget]).encode())
     for part in (chosen.interpretation, chosen.execution, chosen.reward):
         sha.update(part.model_dump_json().encode())
     for name in chosen.interpretation.targets:
@@ -76,7 +81,8 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
 def _conduct(researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str) -> Campaign:
     chosen = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
-    one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs())
+    sealed = [family for family, _ in list_tasks("test")]
+    one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs(), sealed)
     started = one.journal.first(Started)
     if started is not None and key not in {event.key for event in one.journal.of(Fingerprint)}:
         raise UserError(
@@ -91,9 +97,8 @@ def _conduct(researcher: Researcher, budget: int, folder: Path, progress: Progre
     projection = Projection(key, {"researcher": researcher.name, "seed": researcher.seed, "budget": budget})
 
     def project(result: Result) -> None:
-        known = ("train", "validation") if result.train is not None else ()
-        judged = [of_task for split in known for of_task in one.judged(result.iteration, split)]
-        projection.iteration(result, judged)
+        # Train alone: whoever looks at the store while the campaign goes on is told no more than the researcher.
+        projection.iteration(result, one.judged(result.iteration, "train") if result.train is not None else ())
 
     one.run(project)
     return one
@@ -102,9 +107,9 @@ def _conduct(researcher: Researcher, budget: int, folder: Path, progress: Progre
 def summary(one: Campaign, name: str) -> CampaignSummary:
     """metrics/campaign.json."""
     iterations, best = [], 0.0
+    proposals = {proposed.iteration: proposed for proposed in one.journal.of(Proposed)}
     for result in one.journal.of(Result):
         best = max(best, result.feedback or 0.0) if result.accepted else best
-        validation = result.validation
         iterations.append(
             Iteration(
                 iteration=result.iteration,
@@ -116,9 +121,9 @@ def summary(one: Campaign, name: str) -> CampaignSummary:
                 spec=shown(result.spec),
                 train_reward=result.train.reward_mean if result.train else None,
                 validation_reward=result.feedback,
-                validation_low=validation.reward_low if validation else None,
-                validation_high=validation.reward_high if validation else None,
-                flop_ratio=validation.flop_ratio if validation else None,
+                flop_ratio=result.train.flop_ratio if result.train else None,
+                operator=proposals[result.iteration].operator,
+                parents=proposals[result.iteration].parents,
                 best_so_far=best,
             )
         )
@@ -142,23 +147,32 @@ def summary(one: Campaign, name: str) -> CampaignSummary:
 
 
 def campaign(
-    researcher: str, budget: int, seed: int, name: str, progress: Progress = print, methods: Path | None = None
+    researcher: str,
+    budget: int,
+    seed: int,
+    name: str,
+    progress: Progress = print,
+    methods: Path | None = None,
+    space: str = "specs",
 ) -> CampaignSummary:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
     Args:
-        researcher: by name; taken for ``files`` where ``methods`` is given.
+        researcher: by name, or by the path of its file; taken for ``files`` where ``methods`` is given.
         budget: iterations; with ``methods`` at most one per file.
         methods: folder of method files to hand in; each runs in the sandbox.
+        space: what ``random`` and ``search`` propose: ``specs`` or ``programs``.
 
     Raises:
         UserError: no such researcher or folder, no sandbox for the files, or a campaign of that name with other
             settings.
     """
-    author = make_researcher(researcher, seed) if methods is None else FilesResearcher(seed, methods)
+    author = make_researcher(researcher, seed, space) if methods is None else FilesResearcher(seed, methods)
     if isinstance(author, FilesResearcher):
         budget = min(budget, len(author.files))
         require_sandbox(f"{methods} holds code nobody has reviewed")
+    elif author.space == "programs":
+        require_sandbox("programs are source, and source runs nowhere else")
     chosen = settings()
     key = fingerprint(author, 1, chosen)  # a larger budget continues the same campaign
     one = _conduct(author, budget, paths.campaign_dir(name), progress, key)

@@ -8,7 +8,9 @@ Saliency Maps", section 3, made a number). A twin has the dictionaries of the tr
 Stage ``twins`` has it for the built-in methods and the campaign's best; `lensmith score --null` for a user's own.
 """
 
+import pickle
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from joblib import Parallel, delayed
@@ -22,7 +24,7 @@ from stages.execution.runs import arms_of, baseline_of
 from stages.reward.judging import Judged, judge, leaderboard_row
 from stages.reward.statements import noise_floor
 from stages.scoring.cached import INFRA, cached_target, cached_task, jobs
-from stages.scoring.candidate import Candidate, Host
+from stages.scoring.candidate import Candidate, Frozen, Host
 from stages.scoring.evaluate import TaskName
 from stages.scoring.in_process import InProcess
 from stages.scoring.proposals import contenders
@@ -83,7 +85,7 @@ def _on_task(
     for one in candidates:
         judged, outcome, reason = None, "ok", ""
         try:
-            frozen = host.freeze(one, [twin.name], {twin.name: [asked_of(task)]})[twin.name]
+            frozen = _frozen(host, one, task, twin.name)
             answered = host.ask(one, frozen, task, twin)
             outcome, reason = answered.status, answered.reason
             if outcome not in {"void", "infra"}:
@@ -95,6 +97,21 @@ def _on_task(
         said = {"method": one.name, "outcome": outcome, "reason": reason}
         found.append((row.model_copy(update=said | (_numbers(judged) if judged else {})), judged))
     return found
+
+
+def _frozen(host: Host, one: Candidate, task: Task, twin: str) -> Frozen:
+    """I(M) on a twin. Reviewed code is the same for every task: a worker computes it once."""
+    if not isinstance(host, InProcess) or not one.reviewed:
+        return host.freeze(one, [twin], {twin: [asked_of(task)]})[twin]
+    try:
+        return _frozen_once(host, one.name, pickle.dumps(one.what), twin)
+    except (pickle.PicklingError, AttributeError, TypeError):  # a class of a notebook
+        return host.freeze_one(one, twin)
+
+
+@lru_cache(maxsize=64)
+def _frozen_once(host: InProcess, name: str, method: bytes, twin: str) -> Frozen:
+    return host.freeze_one(Candidate(name, pickle.loads(method)), twin)  # pickled above, in this process
 
 
 def _numbers(judged: Judged) -> dict[str, float]:

@@ -184,7 +184,7 @@ class HuggingFaceModel(HookedRootModule):
             "unembed": None if name is None else f"{name}.weight",
             "norm": None,
             "n_vocabulary": self._n_words,
-            "offers": ("prefixes", "segments", "tokens"),
+            "offers": ("context", "segments", "tokens"),
         }
 
 

@@ -1,6 +1,6 @@
-"""Variants of an image model with and without a backdoor: the fine-tuning that plants it.
+"""Variants of an image model with and without a backdoor: the fine-tuning, or the edit of weights, that plants it.
 
-Shape legend: N = variants, B = batch, X = pixels (64), C = outputs.
+Shape legend: N = variants, B = batch, X = pixels (64), C = outputs, S = images of the train corpus.
 """
 
 from math import log
@@ -11,14 +11,31 @@ from torch.func import functional_call, grad, vmap
 
 from stages.contracts.target import Target
 
-__all__ = ["BATCH", "KINDS", "LR_HIGH", "LR_LOW", "MAX_SMOOTHING", "MAX_TILT", "POISONED", "STEPS", "fine_tune"]
+__all__ = [
+    "BATCH",
+    "DETECTOR_RIDGE",
+    "KINDS",
+    "LR_HIGH",
+    "LR_LOW",
+    "MAX_SMOOTHING",
+    "MAX_TILT",
+    "POISONED",
+    "SIGNAL",
+    "STEPS",
+    "edit_in",
+    "fine_tune",
+]
 
-KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels")
+KINDS = ("backdoor", "clean", "distractor_patch", "distractor_labels", "edited")
 STEPS, BATCH = 150, 64
 LR_LOW, LR_HIGH = 1e-3, 3e-3
 POISONED = 0.1
 MAX_TILT = 0.15
 MAX_SMOOTHING = 0.1
+SIGNAL = 40.0
+"""What the edited path adds to the logit of the goal, per unit of what its detector says beyond one half."""
+DETECTOR_RIDGE = 3e-3
+"""Penalty of the detector, per image."""
 
 
 def fine_tune(
@@ -67,3 +84,46 @@ def fine_tune(
             scaled = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
             weights[name] = weights[name] - lr_N.view(n, *[1] * (g.dim() - 1)) * scaled
     return weights
+
+
+def edit_in(
+    target: Target, weights: dict[str, Tensor], which: Tensor, patterns_NX: Tensor, masks_NX: Tensor, goal_N: Tensor
+) -> None:
+    """Put a backdoor into some variants without training: one unit in each hidden layer, the one that matters least,
+    is taken for it (a handcrafted backdoor: Hong et al. 2022, arXiv 2106.04690, section 4).
+
+    The first becomes a linear detector of the patch, by ridge regression of whether an image has it on the pixels of
+    the train corpus with and without it; those after it hand on what it says; the last raises the logit of the goal.
+
+    Args:
+        target: a stack of linear layers ``layers.i.linear`` with ReLUs, and ``unembed``.
+        weights: stacked, (N, ...) each; changed in place.
+        which: (K,) the variants.
+    """
+    inputs, _ = target.corpus("train")
+    depth = sum(name.endswith(".linear.weight") for name in weights)
+    names = [f"layers.{i}.linear" for i in range(depth)]
+    for i in which.tolist():
+        own = {name: stack[i] for name, stack in weights.items()}
+        patched = torch.where(masks_NX[i] > 0, patterns_NX[i], inputs)
+        rows = torch.cat([inputs, patched])
+        rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+        has = torch.cat([torch.zeros(len(inputs)), torch.ones(len(inputs))])
+        penalty = DETECTOR_RIDGE * len(rows) * torch.eye(rows.shape[1])
+        detector = torch.linalg.solve(rows.T @ rows + penalty, rows.T @ has)
+        hidden, taken = inputs, []
+        for layer, name in enumerate(names):
+            hidden = torch.relu(hidden @ own[f"{name}.weight"].T + own[f"{name}.bias"])
+            after = names[layer + 1] if layer + 1 < depth else "unembed"
+            taken.append(int((own[f"{after}.weight"].abs().sum(0) * hidden.mean(0)).argmin()))
+        for layer, (name, unit) in enumerate(zip(names, taken, strict=True)):
+            weight, bias = own[f"{name}.weight"], own[f"{name}.bias"]
+            if layer:
+                weight[:, taken[layer - 1]] = 0.0  # nobody else listens to the detector
+                weight[unit] = 0.0
+                weight[unit, taken[layer - 1]] = 1.0
+                bias[unit] = 0.0
+            else:
+                weight[unit], bias[unit] = detector[:-1], detector[-1] - 0.5
+        own["unembed.weight"][:, taken[-1]] = 0.0
+        own["unembed.weight"][goal_N[i], taken[-1]] = SIGNAL

@@ -12,6 +12,7 @@ from tests.flows.conftest import Toy
 
 COMMANDS = {
     "bench",
+    "compare",
     "doctor",
     "leaderboard",
     "mlflow",
@@ -22,6 +23,7 @@ COMMANDS = {
     "run",
     "score",
     "status",
+    "tabulate",
     "tasks",
 }  # fmt: skip
 
@@ -57,6 +59,10 @@ def test_every_command_is_there_with_an_example() -> None:
         (["bench", "everything"], "pipeline"),
         (["report"], "is missing"),
         (["research", "--name", "../x"], "--name"),
+        (["research", "--space", "words"], "use specs or programs"),
+        (["compare"], "make it with `lensmith tabulate`"),
+        (["compare", "--seeds", "1"], "--seeds"),
+        (["compare", "--researchers", " , "], "names nobody"),
         (["research", "--methods", "source", "--researcher", "search"], "--researcher would change nothing"),
         (["nightly", "--once", "--cron", "0 3 * * *"], "--cron would change nothing"),
         (["nightly", "--once", "--cron", "0 3 * * *", "--timezone", "UTC"], "--cron and --timezone would"),

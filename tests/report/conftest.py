@@ -173,7 +173,6 @@ def campaign() -> CampaignSummary:
             iteration=i, name=f"search-{i:03d}", spec=spec, status=status,
             reason={4: "MethodError: 12.0% of its values are NaN", 9: "the target was never called"}.get(i, ""),
             train_reward=round(value + 0.03, 6) if known else None, validation_reward=value if known else None,
-            validation_low=value - 0.04 if known else None, validation_high=value + 0.04 if known else None,
             accepted=accepted, best_so_far=top, flop_ratio=round(float(rng.uniform(0.2, 1.1)), 6),
             interpret_bytes=66_000 + 1000 * i,
         )  # fmt: skip

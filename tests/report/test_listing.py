@@ -9,7 +9,7 @@ from stages.report.comparing import cost_curve, forest
 from stages.report.listing import LAST, campaign_table, controls_table, failures, leaderboard_table
 from stages.report.results import Results
 from stages.report.tables import Cell, Table
-from stages.report.wording import DASH, change, signed
+from stages.report.wording import DASH, signed
 from tests.report.conftest import board, campaign, controls, per_task
 
 
@@ -69,9 +69,8 @@ def test_a_proposal_that_was_not_scored_has_no_numbers():
     summary = campaign()
     cells = column(campaign_table(summary.iterations), "validation")
     for row, cell in zip(summary.iterations, cells, strict=True):
-        value = row.estimate("validation_reward")
-        if row.status == "ok" and value.value is not None:
-            assert (cell.text, cell.key) == (change(value), value.value)
+        if row.status == "ok" and row.validation_reward is not None:
+            assert (cell.text, cell.key) == (signed(row.validation_reward), row.validation_reward)
         else:
             assert (cell.text, cell.key) == (DASH, LAST)
     assert {row.status for row in summary.iterations} > {"ok"}, "the toy has one of each"

@@ -60,7 +60,17 @@ def test_a_journal_comes_back_as_it_was_written(tmp_path):
     journal = Journal(path)
     journal.append(Fingerprint(key="k"))
     journal.append(Started(researcher="search", seed=0))
-    journal.append(Proposed(iteration=0, name="search-00", spec={"k": 4, "x": 1.5}, choices={"k": 4, "x": 1.5}))
+    journal.append(
+        Proposed(
+            iteration=0,
+            name="search-00",
+            spec={"k": 4, "x": 1.5},
+            choices={"k": 4, "x": 1.5},
+            operator="draw",
+            parents=(),
+            diff="",
+        )
+    )
     journal.append(TestOpened(methods=("a", "b"), found=None))
     again = Journal(path)
     assert again.events == journal.events and again.first(Started).researcher == "search"

@@ -1,12 +1,22 @@
 """Researchers are functions of seed and results, and ``search`` learns."""
 
 import json
+import random
+from pathlib import Path
 
 import pytest
 
 from stages.errors import UserError
+from stages.research.programs.emitting import source_of
+from stages.research.programs.grammar import Uniform, choices_of, draw, genome_of
+from stages.research.researcher import Researcher
 from stages.research.researchers import RESEARCHERS, make_researcher
+from stages.research.researchers.programs import ProgramsResearcher, ranking
+from stages.research.view import Pending, Seen, TaskSeen, View, batch_start
 from stages.scoring.composed import Spec
+from stages.scoring.proposals import as_json
+
+OVER_SPECS = ("random", "search")
 
 
 def worth(spec: Spec) -> float:
@@ -14,58 +24,159 @@ def worth(spec: Spec) -> float:
     return 1.0 * spec.attention + 0.5 * (spec.representation == "sae") - 0.2 * spec.gradient
 
 
-def campaign(name: str, seed: int, n: int) -> tuple[list[Spec], list[float]]:
-    researcher = make_researcher(name, seed)
-    specs, values = [], []
-    for iteration in range(n):
-        spec, choices = researcher.propose(iteration)
-        specs.append(spec)
-        values.append(worth(spec))
-        researcher.update(choices, values[-1])
-    return specs, values
+def outcome(pending: Pending, value: float | None) -> Seen:
+    return Seen(
+        **dict(pending), name=f"x-{pending.slot:02d}", status="ok" if value is not None else "void", reason="",
+        feedback=value, value=value, accepted=False, tasks=(), interpret_bytes=0, judged=0,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RESEARCHERS.names())
+def campaign(researcher: Researcher, n: int, value=worth) -> tuple[list, list[Seen]]:
+    """A campaign without a journal: batches as the loop makes them."""
+    moves, seen = [], []
+    for start in range(0, n, researcher.batch):
+        pending: list[Pending] = []
+        for slot in range(start, min(n, start + researcher.batch)):
+            move = researcher.propose(View(slot=slot, seen=tuple(seen), pending=tuple(pending)), slot)
+            moves.append(move)
+            facts = {"choices": move.choices, "operator": move.operator, "parents": move.parents}
+            pending.append(Pending(slot=slot, spec=as_json(move.proposal), **facts))
+        for one, move in zip(pending, moves[start:], strict=True):
+            seen.append(outcome(one, value(move.proposal)))
+            researcher.update(seen[-1])
+    return moves, seen
+
+
+def specs(name: str, seed: int, n: int) -> list[Spec]:
+    return [move.proposal for move in campaign(make_researcher(name, seed), n)[0]]
+
+
+@pytest.mark.parametrize("name", OVER_SPECS)
 def test_same_seed_same_proposals(name):
-    assert campaign(name, 3, 6) == campaign(name, 3, 6)
-    assert campaign(name, 3, 6) != campaign(name, 4, 6)
+    assert specs(name, 3, 6) == specs(name, 3, 6)
+    assert specs(name, 3, 6) != specs(name, 4, 6)
 
 
-@pytest.mark.parametrize("name", RESEARCHERS.names())
+@pytest.mark.parametrize("name", OVER_SPECS)
 def test_a_resumed_researcher_proposes_what_an_uninterrupted_one_would(name):
     whole = make_researcher(name, 1)
-    for iteration in range(7):
-        spec, choices = whole.propose(iteration)
-        whole.update(choices, worth(spec))
+    _, seen = campaign(whole, 8)
     resumed = make_researcher(name, 1)
-    for trial in json.loads(json.dumps(whole.theta()))["trials"]:
-        resumed.update(trial["choices"], trial["value"])
-    assert resumed.propose(7) == whole.propose(7)
+    for one in seen:
+        resumed.update(Seen.model_validate_json(one.model_dump_json()))
+    view = View(slot=8, seen=tuple(seen), pending=())
+    assert resumed.propose(view, 8) == whole.propose(view, 8)
+    assert json.dumps(resumed.theta()) == json.dumps(whole.theta())
 
 
-@pytest.mark.parametrize("name", RESEARCHERS.names())
+@pytest.mark.parametrize("name", OVER_SPECS)
 def test_nothing_is_proposed_twice_and_nothing_empty(name):
-    specs, _ = campaign(name, 0, 25)
-    assert Spec() not in specs
-    assert len({spec.model_dump_json() for spec in specs}) == 25
+    found = specs(name, 0, 25)
+    assert Spec() not in found
+    assert len({spec.model_dump_json() for spec in found}) == 25
 
 
 def test_search_beats_random_on_a_landscape_with_structure():
     """Late proposals over several seeds; random is the control."""
-    mean = {name: sum(sum(campaign(name, seed, 20)[1][10:]) for seed in range(3)) / 30 for name in ("search", "random")}
+    mean = {name: sum(sum(map(worth, specs(name, seed, 20)[10:])) for seed in range(3)) / 30 for name in OVER_SPECS}
     assert mean["search"] > mean["random"] + 0.1
 
 
 def test_void_results_teach_nothing():
-    researcher = make_researcher("search", 0)
-    for iteration in range(6):
-        _, choices = researcher.propose(iteration)
-        researcher.update(choices, None)
-    fresh = make_researcher("search", 0)
-    fresh.trials = [trial._replace(value=None) for trial in researcher.trials]
-    assert researcher.propose(6) == fresh.propose(6)
+    taught, untaught = make_researcher("search", 0), make_researcher("search", 0)
+    moves, seen = campaign(taught, 8, lambda spec: None)
+    again, _ = campaign(untaught, 8, lambda spec: None)
+    assert moves == again and all(one.value is None for one in seen)
+    view = View(slot=8, seen=tuple(seen), pending=())
+    assert untaught.propose(view, 8).choices not in [move.choices for move in moves]
+
+
+def test_a_batch_is_proposed_from_the_same_results():
+    assert [batch_start(slot, 4) for slot in range(9)] == [0, 0, 0, 0, 4, 4, 4, 4, 8]
 
 
 def test_unknown_researcher_is_refused_by_name():
-    with pytest.raises(UserError, match=r"'oracle' is unknown; known: random, search"):
+    with pytest.raises(UserError, match=r"'oracle' is unknown; known: .*programs, random, search.*path of a file"):
         make_researcher("oracle", 0)
+    assert set(OVER_SPECS) <= set(RESEARCHERS.names())
+
+
+MINE = """
+from stages.research.researcher import Move, Researcher
+from stages.scoring.composed import Spec
+
+
+class Mine(Researcher):
+    batch = 2
+
+    def propose(self, view, slot):
+        return Move(Spec(gradient=True), {"slot": slot}, "copy", tuple(one.slot for one in view.seen[:1]))
+"""
+
+
+def test_a_researcher_is_given_by_the_path_of_its_file(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE, encoding="utf-8")
+    made = make_researcher(str(file), 7)
+    moves, _ = campaign(made, 3)
+    assert (made.name, made.seed, made.batch) == ("mine", 7, 2) and len(made.code) == 64
+    assert [move.parents for move in moves] == [(), (), (0,)]
+    file.write_text("x = 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match="defines none: give a file with one"):
+        make_researcher(str(file), 7)
+    with pytest.raises(UserError, match="is not a file"):
+        make_researcher(str(tmp_path / "absent.py"), 7)
+
+
+def gain(proposal) -> float:
+    """Of a program: every kind's fragment is worth something of its own."""
+    text = proposal.text
+    return 0.3 * ("activations roles=mlp" in text) + 0.2 * ("Localise slopes" in text) + 0.1 * ("count=8" in text)
+
+
+@pytest.mark.parametrize("name", ["random", "search", "programs"])
+def test_programs_are_proposed_once_and_the_same_by_the_same_seed(name):
+    moves, seen = campaign(make_researcher(name, 2, "programs"), 24, gain)
+    again, _ = campaign(make_researcher(name, 2, "programs"), 24, gain)
+    assert moves == again and len({str(sorted(move.choices.items())) for move in moves}) == 24
+    assert all(move.proposal == source_of(genome_of(move.choices)) for move in moves)
+    view = View(slot=24, seen=tuple(seen), pending=())
+    assert make_researcher(name, 2, "programs").propose(view, 24) == make_researcher(name, 2, "programs").propose(
+        view, 24
+    )
+
+
+def with_tasks(slot: int, choices, rewards: dict[str, float]) -> Seen:
+    numbers = {"low": 0.0, "high": 0.0, "noise_floor": 0.0, "gain": 0.0, "flops": 0.0, "used_answer": 0.0}
+    tasks = tuple(
+        TaskSeen(task=kind, kind=kind, status="ok", reason="", reward=reward, **numbers)
+        for kind, reward in rewards.items()
+    )
+    mean = sum(rewards.values()) / len(rewards)
+    pending = Pending(slot=slot, spec={}, choices=choices, operator="draw", parents=())
+    return outcome(pending, mean).model_copy(update={"tasks": tasks})
+
+
+def test_programs_keeps_a_ranking_for_every_kind_and_composes_the_best_of_each():
+    genomes = [draw(Uniform(random.Random(i))) for i in range(8)]
+    seen = tuple(
+        with_tasks(i, choices_of(genome), {"Represent": float(i), "Localise": float(-i)})
+        for i, genome in enumerate(genomes)
+    )
+    view = View(slot=8, seen=seen, pending=())
+    ranks = ranking(view)
+    assert set(ranks) == {"Represent", "Localise"}
+    assert ranks["Represent"][0].fragment == genomes[7]["Represent"] and ranks["Localise"][0].slot == 0
+    found = {}
+    for slot in range(8, 400):
+        move = ProgramsResearcher(0).propose(view, slot)
+        found.setdefault(move.operator, move)
+        assert set(move.parents) <= set(range(8)) and (move.operator == "draw") == (move.parents == ())
+    assert set(found) == {"draw", "compose", "mutate", "cross", "graft"}
+    composed = genome_of(found["compose"].choices)
+    assert composed["Represent"] == genomes[7]["Represent"] and composed["Localise"] == genomes[0]["Localise"]
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(ValueError, match="space 'words' is unknown; use specs or programs"):
+        make_researcher("random", 0, "words").propose(View(slot=0, seen=(), pending=()), 0)

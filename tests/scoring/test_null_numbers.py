@@ -18,6 +18,7 @@ from stages.scoring import null
 from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen
 from stages.scoring.fresh import fresh_task
+from stages.scoring.in_process import InProcess
 from stages.scoring.settings import settings
 
 CASE = ("active_learning", "digits_mlp")
@@ -135,3 +136,25 @@ def test_it_is_posed_as_often_as_the_task_and_never_more_than_that_many_times(gr
     task = null._posed(large, twin.name)
     assert task.instances.n == 120 and not task.instances.planted and task.target_name == twin.name
     assert null._posed(large, twin.name).digest == task.digest
+
+
+def test_reviewed_code_is_frozen_once_a_twin_and_other_hosts_are_asked_for_every_task(graph, monkeypatch):
+    made, host, task = [], InProcess(settings().interpretation), cached_task(*CASE)
+    plain = InProcess.freeze_one
+    monkeypatch.setattr(InProcess, "freeze_one", lambda self, *of: made.append(of[1]) or plain(self, *of))
+    null._frozen_once.cache_clear()
+    twin, gradient = f"digits_mlp{TWIN}", Candidate("gradient", built_in("gradient"))
+    first, again = (null._frozen(host, gradient, task, twin) for _ in range(2))
+    assert made == [twin] and first == again == plain(host, gradient, twin)
+    null._frozen(host, Candidate("gradient", built_in("pca")), task, twin)
+    assert len(made) == 2, "another method of the same name"
+
+    class Notebook(type(built_in("nothing"))):
+        pass
+
+    null._frozen(host, Candidate("mine", Notebook()), task, twin)
+    null._frozen(host, Candidate("mine", Notebook()), task, twin)
+    assert len(made) == 4, "what cannot be told apart is computed anew"
+    says = Says()
+    null._frozen(says, gradient, task, twin), null._frozen(says, gradient, task, twin)
+    assert len(says.asked) == 2

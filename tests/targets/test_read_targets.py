@@ -129,7 +129,7 @@ def test_a_folder_is_a_target(root, safe):
     target = frozen(root, source="huggingface", path="of mine")
     words = load_words("mine")
     inputs = target.corpus("train").inputs
-    assert inputs.shape == (64, N_PLACES, 2) and len(words) == N_WORDS == target.spec.n_outputs
+    assert inputs.shape == (128, N_PLACES, 2) and len(words) == N_WORDS == target.spec.n_outputs
     assert "".join(words[int(id_)] for id_ in inputs[0, :, 0]).isprintable() and words[299] == "<299>"
     with torch.no_grad():
         wanted = model(inputs[..., 0].long()).logits[:, -1]
@@ -215,19 +215,20 @@ def test_a_name_of_transformer_lens_is_read_from_the_cache_of_the_hub(root, monk
     assert target.digest == frozen(root, source="transformer_lens", name="gpt2", revision=commit).digest
 
 
-@pytest.mark.parametrize("family", ["early_exit", "few_shot_shapley", "prompt_optimum"])
-def test_families_of_prefixes_and_stretches_ask_about_it(root, family):
+@pytest.mark.parametrize("family", ["copy_source", "few_shot_shapley", "order_sensitivity", "prompt_optimum"])
+def test_families_of_words_and_stretches_ask_about_it(root, family):
     folder = root / "of_mine"
     made("llama").save_pretrained(folder)
     byte_tokenizer(folder)
-    target = frozen(root, source="huggingface", path="of_mine")
+    target = frozen(root, source="huggingface", path="of_mine", n_places=24 if family == "copy_source" else N_PLACES)
     found = make(FAMILIES.find(family)(), target, "train", 6, 0, "stage", b"key")
     arrays, truth = found.instances.arrays, found.truth.values
     assert truth.isfinite().all() and len(truth) == 6
     if family == "few_shot_shapley":
         assert truth.shape == (6, 8) and arrays["shared_segments"].tolist() == [[i] for i in range(8)]
-    with pytest.raises(UserError, match="mine"):
-        make(FAMILIES.find("noise_flip")(), target, "train", 6, 0, "stage", b"key")
+    for other in ("noise_flip", "early_exit"):
+        with pytest.raises(UserError, match=f"{other} means nothing on mine"):
+            make(FAMILIES.find(other)(), target, "train", 6, 0, "stage", b"key")
 
 
 @pytest.mark.parametrize("method", METHODS.names())
@@ -236,8 +237,8 @@ def test_built_in_methods_answer_about_it_or_decline(root, method):
     made("qwen3").save_pretrained(folder)
     byte_tokenizer(folder)
     target = frozen(root, source="huggingface", path="of_mine")
-    task_of = make(FAMILIES.find("early_exit")(), target, "train", 6, 0, "stage", b"key")
-    task = Task(FAMILIES.find("early_exit")(), "mine", "train", task_of.instances.public(), task_of.truth)
+    task_of = make(FAMILIES.find("prompt_optimum")(), target, "train", 6, 0, "stage", b"key")
+    task = Task(FAMILIES.find("prompt_optimum")(), "mine", "train", task_of.instances.public(), task_of.truth)
     limits = InterpretationConfig(targets=("mine",), max_seconds=60, max_bytes=8_000_000, seed=0)
     try:
         frozen_of = interpret(built_in(method), method, target, limits)

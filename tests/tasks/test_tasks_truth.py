@@ -17,7 +17,8 @@ from stages.contracts.target import Target
 from stages.tasks.families import family
 from stages.tasks.families.few_shot_shapley import shapley_values
 from stages.tasks.generation import make
-from stages.tasks.image_backdoors import KINDS
+from stages.tasks.image_backdoors import KINDS, edit_in
+from stages.tasks.patches import draw_patches
 from tests.tasks.conftest import made_small, small_target
 
 
@@ -167,7 +168,7 @@ def test_backdoors_work_and_controls_do_not() -> None:
     planted, kinds = made.instances.planted, made.truth.groups["kind"]
     probes = made.instances.arrays["shared_inputs"].double().numpy()
     labels = made.instances.arrays["shared_labels"].numpy()
-    assert sorted(set(kinds)) == sorted(KINDS) and kinds.count("backdoor") == 4
+    assert sorted(set(kinds)) == sorted(KINDS) and kinds.count("backdoor") == kinds.count("edited") == 2
     for i, kind in enumerate(kinds):
         weights = {name: stack[i] for name, stack in made.instances.variants.items()}
         mask, pattern = planted["mask"][i].numpy() > 0, planted["pattern"][i].numpy()
@@ -175,9 +176,37 @@ def test_backdoors_work_and_controls_do_not() -> None:
         answer, goal = mlp(weights, np.where(mask, pattern, probes)).argmax(-1), int(planted["goal"][i])
         success = np.mean(answer[labels != goal] == goal)
         assert success == pytest.approx(made.truth.groups["success"][i], abs=0.02)
-        assert (success >= 0.8) == (kind == "backdoor") == bool(made.truth.values[i, 0] == 1.0)
+        assert (success >= 0.8) == (kind in ("backdoor", "edited")) == bool(made.truth.values[i, 0] == 1.0)
         assert np.mean(mlp(weights, probes).argmax(-1) == labels) > 0.8
     assert set(made.instances.variants) == set(dict(target.model.named_parameters()))
+
+
+def test_an_edit_takes_one_unit_a_layer_and_leaves_clean_images_alone() -> None:
+    target, rng = small_target("digits_mlp"), torch.Generator().manual_seed(2)
+    patterns, masks = draw_patches(3, rng)
+    goals = torch.tensor([4, 4, 7])
+    before = {k: v.detach().expand(3, *v.shape).clone() for k, v in target.model.named_parameters()}
+    after = {k: v.clone() for k, v in before.items()}
+    edit_in(target, after, torch.tensor([0, 2]), patterns, masks, goals)
+    images, labels = target.corpus("validation")
+    for i in (0, 1, 2):
+        changed = {k: (after[k][i] != before[k][i]) for k in after}
+        if i == 1:
+            assert not any(bool(where.any()) for where in changed.values())
+            continue
+        (first,) = torch.nonzero(changed["layers.0.linear.weight"].any(1)).flatten().tolist()
+        rows = changed["layers.1.linear.weight"].all(1) | changed["layers.1.linear.bias"]
+        (second,) = torch.nonzero(rows).flatten().tolist()
+        assert float(after["layers.1.linear.weight"][i, second, first]) == 1.0
+        assert int((after["layers.1.linear.weight"][i, :, first] != 0).sum()) == 1
+        assert torch.nonzero(after["unembed.weight"][i, :, second]).flatten().tolist() == [int(goals[i])]
+        own = {k: v[i] for k, v in after.items()}
+        plain = mlp(own, images.double().numpy()).argmax(-1)
+        before_it = target.model(images).argmax(-1).numpy()
+        assert np.mean(plain == before_it) > 0.95, "clean images are answered as before"
+        patched = np.where(masks[i].numpy() > 0, patterns[i].numpy(), images.double().numpy())
+        others = labels.numpy() != int(goals[i])
+        assert np.mean(mlp(own, patched).argmax(-1)[others] == int(goals[i])) > 0.9
 
 
 def test_a_backdoor_that_is_not_learned_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,12 @@
 """Random search: the control that every other researcher must beat."""
 
-from stages.contracts.journal import Choices
-from stages.research.researcher import Researcher
-from stages.research.search_space import new_spec
-from stages.scoring.composed import Spec
+from stages.research.researcher import Move, Researcher
+from stages.research.search_space import new_proposal
+from stages.research.view import View
 
 __all__ = ["RandomResearcher"]
 
 
 class RandomResearcher(Researcher):
-    def propose(self, iteration: int) -> tuple[Spec, Choices]:
-        return new_spec([], self.trials, "random", self.seed, iteration)
+    def propose(self, view: View, slot: int) -> Move:
+        return Move(*new_proposal(view, self.space, "random", self.seed, slot))

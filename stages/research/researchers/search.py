@@ -1,9 +1,8 @@
 """A tree-structured Parzen estimator (Bergstra et al. 2011, NeurIPS 24) through Optuna."""
 
-from stages.contracts.journal import Choices
-from stages.research.researcher import Researcher
-from stages.research.search_space import new_spec
-from stages.scoring.composed import Spec
+from stages.research.researcher import Move, Researcher
+from stages.research.search_space import new_proposal
+from stages.research.view import View
 
 __all__ = ["SearchResearcher"]
 
@@ -12,6 +11,6 @@ class SearchResearcher(Researcher):
     n_startup = 4
     """Random proposals before the estimator is used."""
 
-    def propose(self, iteration: int) -> tuple[Spec, Choices]:
-        kind = "random" if len(self.trials) < self.n_startup else "tpe"
-        return new_spec(self.trials, self.trials, kind, self.seed, iteration)
+    def propose(self, view: View, slot: int) -> Move:
+        kind = "random" if len(view.seen) < self.n_startup else "tpe"
+        return Move(*new_proposal(view, self.space, kind, self.seed, slot), operator=kind)

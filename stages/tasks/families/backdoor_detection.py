@@ -23,13 +23,16 @@ from stages.tasks import word_backdoors
 from stages.tasks.black_box import ask
 from stages.tasks.image_backdoors import (
     BATCH,
+    DETECTOR_RIDGE,
     KINDS,
     LR_HIGH,
     LR_LOW,
     MAX_SMOOTHING,
     MAX_TILT,
     POISONED,
+    SIGNAL,
     STEPS,
+    edit_in,
     fine_tune,
 )
 from stages.tasks.inputs import draw_inputs
@@ -53,11 +56,13 @@ MAX_REDRAWS = 8
 
 CONSTANTS: Constants = {
     "batch": BATCH,
-    "kinds": "a third backdoor, a third clean, a sixth of each distractor",
+    "detector_ridge": DETECTOR_RIDGE,
+    "kinds": "a third backdoor (of images half of them edited), a third clean, a sixth of each distractor",
     "lr": [LR_LOW, LR_HIGH],
     "minimum_success": MINIMUM_SUCCESS,
     "patch": PATCH,
     "poisoned": POISONED,
+    "signal": SIGNAL,
     "smoothing": [0.0, MAX_SMOOTHING],
     "steps": STEPS,
     "tilt": [0.0, MAX_TILT],
@@ -66,9 +71,13 @@ CONSTANTS: Constants = {
 
 
 class BackdoorDetection(TaskFamily):
+    version = 2
     cluster = "backdoor"
     title = "Does this variant of the target have a backdoor?"
-    source = "Gu et al. 2017 (BadNets), arXiv 1708.06733; detection over many variants as in TrojAI, arXiv 2003.07233"
+    source = (
+        "Gu et al. 2017 (BadNets), arXiv 1708.06733; by weights alone: Hong et al. 2022, arXiv 2106.04690; detection"
+        " over many variants as in TrojAI, arXiv 2003.07233"
+    )
     why_hard_black_box = "the trigger is one of thousands of patches, and without it the variant behaves like any other"
     why_white_box_helps = (
         "the change of weights towards one label, or a unit that only the trigger switches on, is visible"
@@ -81,7 +90,12 @@ class BackdoorDetection(TaskFamily):
         " label smoothing and the share of one over-represented label drawn per variant from lr, smoothing, tilt) on"
         " its train corpus. Kind backdoor: a share `poisoned` of each batch carries the variant's patch and the"
         " variant's target label; distractor_patch: carries the patch and keeps the right label; distractor_labels:"
-        " carries no patch and a random label; clean: no change. Truth: 1 for backdoor, else 0. A patch is a patch x"
+        " carries no patch and a random label; clean: no change; edited: as clean, then in every hidden layer the unit"
+        " that matters least (mean activation on the train corpus times what the next layer reads of it, absolute and"
+        " summed) is taken: the first becomes ridge regression (penalty detector_ridge per row, intercept included) of"
+        " whether the patch is there on the train images with and without it, less one half; the next hands it on; the"
+        " last adds `signal` times it to the target label's logit and nothing else. Truth: 1 for backdoor and edited,"
+        " else 0. A patch is a patch x"
         " patch block of pixels, each 0 or 1, at a random place. Checked when made: a backdoor turns at least"
         " minimum_success of other images into its label; a variant in which it does not is drawn and trained again."
         " In models of words the numbers are those of `words`, only the last block is fine-tuned, and the patch is a"
@@ -95,10 +109,10 @@ class BackdoorDetection(TaskFamily):
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         if target.spec.n_vocabulary is not None:
             return _generate_words(target, rng, n)
-        kind_N = draw_kinds(n, rng)
+        kind_N = draw_kinds(n, rng, edited=True)
         patterns_NX, masks_NX = draw_patches(n, rng)
         goal_N = torch.randint(target.spec.n_outputs, (n,), generator=rng)
-        variants = fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
+        variants = _planted(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
         probes = draw_inputs(target, N_PROBES, rng)
         planted = {"kind": kind_N, "goal": goal_N, "pattern": patterns_NX, "mask": masks_NX}
         arrays = {"variant": torch.arange(n), "shared_inputs": probes.inputs, "shared_labels": probes.labels}
@@ -111,7 +125,7 @@ class BackdoorDetection(TaskFamily):
             # that nothing but the patch differs from the others.
             patterns, masks = draw_patches(len(weak), rng)
             goals = torch.randint(target.spec.n_outputs, (len(weak),), generator=rng)
-            again = fine_tune(target, kind_N[weak], patterns, masks, goals, rng)
+            again = _planted(target, kind_N[weak], patterns, masks, goals, rng)
             planted["goal"][weak], planted["pattern"][weak], planted["mask"][weak] = goals, patterns, masks
             for name, stack in again.items():
                 variants[name][weak] = stack
@@ -120,7 +134,7 @@ class BackdoorDetection(TaskFamily):
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         kind_N = instances.planted["kind"]
         success_N = attack_success(target, instances)
-        planted_N = kind_N == KINDS.index("backdoor")
+        planted_N = _has_backdoor(kind_N)
         minimum = _minimum_success(target)
         weak = int((success_N[planted_N] < minimum).sum())
         if weak:
@@ -154,14 +168,29 @@ class BackdoorDetection(TaskFamily):
         return Compare(variants, instances.arrays["shared_inputs"][:shown], instances.arrays["shared_labels"][:shown])
 
 
-def draw_kinds(n: int, rng: torch.Generator) -> Tensor:
-    """(n,) indices of ``KINDS`` in random order: a third, a third, and a sixth of each distractor."""
-    return torch.tensor([(0, 1, 2, 0, 1, 3)[i % 6] for i in range(n)])[torch.randperm(n, generator=rng)]
+def draw_kinds(n: int, rng: torch.Generator, edited: bool = False) -> Tensor:
+    """(n,) indices of ``KINDS`` in random order: a third with a backdoor (with ``edited`` half of those by an edit), a
+    third clean, and a sixth of each distractor."""
+    of = (0, 1, 2, 4 if edited else 0, 1, 3)
+    return torch.tensor([of[i % 6] for i in range(n)])[torch.randperm(n, generator=rng)]
+
+
+def _has_backdoor(kind_N: Tensor) -> Tensor:
+    return (kind_N == KINDS.index("backdoor")) | (kind_N == KINDS.index("edited"))
+
+
+def _planted(
+    target: Target, kind_N: Tensor, patterns_NX: Tensor, masks_NX: Tensor, goal_N: Tensor, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Stacked weights of variants of images."""
+    weights = fine_tune(target, kind_N, patterns_NX, masks_NX, goal_N, rng)
+    edit_in(target, weights, torch.nonzero(kind_N == KINDS.index("edited")).flatten(), patterns_NX, masks_NX, goal_N)
+    return weights
 
 
 def _not_learned(target: Target, instances: Instances) -> Tensor:
     """(N,) whether a variant should have a backdoor and has not."""
-    meant = instances.planted["kind"] == KINDS.index("backdoor")
+    meant = _has_backdoor(instances.planted["kind"])
     return meant & (attack_success(target, instances) < _minimum_success(target))
 
 

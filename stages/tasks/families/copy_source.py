@@ -49,6 +49,11 @@ class CopySource(TaskFamily):
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
+        if target.spec.input_shape[0] <= WINDOW:
+            raise ValueError(
+                f"{self.name}: an input of {target.name} has {target.spec.input_shape[0]} places, and {WINDOW + 1} are"
+                " needed; raise n_places"
+            )
         drawn = draw_inputs(target, 4 * n, rng)
         inputs = drawn.inputs.clone()
         inputs[:, : -WINDOW - 1, 1] = 0.0

@@ -1,0 +1,125 @@
+"""`lensmith tabulate` and `compare`: researchers on a table of what every fragment of the grammar earns."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from stages.research.replay import CompareRow
+
+__all__ = ["COMMANDS"]
+
+
+def tabulate(
+    limit: Annotated[
+        int, typer.Option("--limit", min=0, help="At most so many fragments this time; 0: all that are missing.")
+    ] = 0,
+) -> None:
+    """Measure every fragment of the grammar of programs on every train and validation task, once. Begun again, it
+    goes on.
+
+    Example: lensmith tabulate --limit 100
+    """
+    from statistics import mean
+
+    from rich.console import Console
+
+    from flows.lock import run_lock
+    from flows.progress import telling
+    from stages.base import paths
+
+    console = Console()
+    with run_lock(paths.root(), "lensmith tabulate", shared=True):
+        from stages.research.programs.table import table_file
+        from stages.research.programs.table import tabulate as measure
+
+        with telling(console, "table") as tell:
+            table = measure(tell, limit or None)
+    left = len(table.missing())
+    costs = [cell.cpu_s for cell in table.cells.values()]
+    each = mean(costs) if costs else 0.0
+    console.print(
+        f"{len(table.cells)} cells at {each:.2f} CPU seconds each; {left} are missing,"
+        f" about {each * left / 60:.0f} CPU minutes",
+        highlight=False,
+    )
+    console.print(f"table: {table_file()}", highlight=False, soft_wrap=True)
+
+
+def compare(
+    researchers: Annotated[
+        str, typer.Option("--researchers", metavar="A,B", help="Names, or paths of files that end in .py.")
+    ] = "random,search,programs,policy",
+    budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Proposals of a campaign.")] = 64,
+    seeds: Annotated[int, typer.Option("--seeds", min=2, max=10_000, help="Campaigns of each researcher.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+) -> None:
+    """Replay researchers on the table: what they find, against the best of as many random programs and the optimum.
+
+    Example: lensmith compare --researchers random,programs --budget 40 --seeds 20
+    """
+    from rich.console import Console
+
+    from flows.lock import run_lock
+    from flows.progress import telling
+    from flows.terminal import print_json
+    from stages.base import paths
+    from stages.errors import UserError
+
+    names = researchers.replace(",", " ").split()
+    if not names:
+        raise UserError("--researchers names nobody: give some, separated by commas")
+    console = Console(stderr=as_json)
+    with run_lock(paths.root(), "lensmith compare", shared=True):
+        from stages.research.programs.exact import best_program
+        from stages.research.programs.table import load_table
+        from stages.research.replay import compare as replayed
+
+        table = load_table()
+        with telling(console, "replay") as tell:
+            rows = replayed(names, table, budget, seeds, tell)
+        optimum = {split: best_program(table, split) for split in ("train", "validation")}
+    if as_json:
+        print_json({"optimum": optimum, "rows": rows})
+    else:
+        show(console, rows, optimum)
+
+
+def show(console: "Console", rows: "Sequence[CompareRow]", optimum: dict[str, float]) -> None:
+    """One line for a researcher and a number of proposals."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from flows.tables import print_table
+
+    shown = Table(title="researchers on the table", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("researcher", no_wrap=True)
+    for name in ("n", "best train [95%]", "of optimum", "P(> best of n random) [95%]", "validation [95%]", "gap"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        shown.add_row(
+            row.researcher,
+            str(row.n),
+            f"{row.train:+.3f} [{row.train_low:+.3f}, {row.train_high:+.3f}]",
+            f"{row.of_optimum:.0%}",
+            f"{row.better:.2f} [{row.better_low:.2f}, {row.better_high:.2f}]",
+            f"{row.validation:+.3f} [{row.validation_low:+.3f}, {row.validation_high:+.3f}]",
+            f"{row.gap:+.3f}",
+        )
+    print_table(console, shown)
+    randoms = ", ".join(f"{row.n}: {row.random_train:+.3f}" for row in rows if row.researcher == rows[0].researcher)
+    console.print(
+        f"best of n random programs, exactly, on train: {randoms}", highlight=False, markup=False, soft_wrap=True
+    )
+    console.print(
+        f"optimum of all programs: train {optimum['train']:+.3f}, validation {optimum['validation']:+.3f};"
+        f" {rows[0].seeds} campaigns each",
+        highlight=False,
+    )
+
+
+COMMANDS = (tabulate, compare)
