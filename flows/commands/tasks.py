@@ -21,24 +21,10 @@ def list_(as_json: AsJson = False) -> None:
 
     Example: lensmith tasks list
     """
-    from stages.tools.tasks import list_families
+    from stages.tools.tasks import list_families, short
 
     rows = list_families()
-    if as_json:
-        _show(rows, as_json, "")
-        return
-    slim = ("name", "split", "query", "cluster", "targets", "question")
-    _show(
-        [
-            {
-                **{key: row[key] for key in slim},  # type: ignore[literal-required]
-                "explained at tight": ", ".join(f"{room['tight']:.2f}" for room in row["headroom"].values()),
-            }
-            for row in rows
-        ],
-        as_json,
-        "task families",
-    )
+    _show(rows if as_json else short(rows), as_json, "" if as_json else "task families")
 
 
 @tasks.command()
