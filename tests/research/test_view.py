@@ -75,7 +75,7 @@ def told(built: Path, tmp_path_factory: pytest.TempPathFactory):
 def test_no_view_and_no_line_of_the_journal_holds_a_validation_number_or_a_held_out_family(told):
     one, said, fine = told
     views = [view_of(one.journal, slot, 2).model_dump_json() for slot in range(5)]
-    assert len(fine) >= 4, "the toy's validation scores are not all round"
+    assert len(fine) >= 3, "the toy's validation scores are not all round"
     texts = [*views, one.journal.path.read_text(encoding="utf-8"), *said]
     for text in texts:
         assert not [family for family in HELD_OUT if family in text]
