@@ -327,6 +327,43 @@ def targets(*, jobs: int, as_json: bool) -> None:
     print_table(console, table)
 
 
+def truth(*, jobs: int, as_json: bool) -> None:
+    """How long truths take beside a loop of single questions, and what their FLOPs would take at the
+    machine's dense speed."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.progress import telling
+    from flows.tables import print_table
+    from flows.terminal import print_json
+    from stages.benchmarks.truth import bench_truth, median_ratio
+
+    console = Console(stderr=as_json)
+    with telling(console, "truths") as tell:
+        rows = bench_truth(tell)
+    if as_json:
+        print_json([asdict(row) | {"ratio": row.ratio, "share_of_peak": row.share_of_peak} for row in rows])
+        return
+    titles = ("family", "target", "together", "loop", "ratio", "inputs a pass", "bound", "of dense peak")
+    table = Table(*titles, title="truth, CPU time per instance, one thread")
+    for row in rows:
+        table.add_row(
+            row.family,
+            row.target,
+            f"{row.ms:.2f} ms",
+            f"{row.loop_ms:.2f} ms",
+            f"{row.ratio:.1f}x",
+            f"{row.inputs_per_pass:.0f}, loop {row.loop_inputs_per_pass:.0f}",
+            f"{row.bound_ms:.3f} ms",
+            f"{row.share_of_peak:.1%}",
+        )
+    print_table(console, table)
+    said = f"median ratio where the loop has one input a pass: {median_ratio(rows):.1f}x; {len(rows)} truths in all"
+    console.print(said, highlight=False)
+
+
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "cache": dictionaries.measure_cache,
     "calibrator": calibrator,
@@ -336,6 +373,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "pipeline": pipeline,
     "synthetic": dictionaries.measure_synthetic,
     targets.__name__: targets,
+    "truth": truth,
 }
 
 
@@ -352,7 +390,8 @@ def bench(
     one-method runs; `calibrator` compares the executor's with scikit-learn's; `metering` measures
     what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
     reads and writes activations; `synthetic` trains dictionaries where the features are known;
-    `circuits` looks for circuits that are known; `targets` runs every target that was made.
+    `circuits` looks for circuits that are known; `targets` runs every target that was made; `truth`
+    times the brute-force truth of every family beside a loop of single questions.
 
     Example: lensmith bench pipeline
     """

@@ -21,10 +21,10 @@ def list_(as_json: AsJson = False) -> None:
 
     Example: lensmith tasks list
     """
-    from stages.tools.tasks import list_families, short
+    from stages.tools.tasks import line_of, list_families
 
     rows = list_families()
-    _show(rows if as_json else short(rows), as_json, "" if as_json else "task families")
+    _show(rows if as_json else [line_of(row) for row in rows], as_json, "task families")
 
 
 @tasks.command()

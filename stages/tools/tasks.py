@@ -24,7 +24,7 @@ from stages.tasks.stage import Config, FamilyConfig, settings_of
 from stages.tasks.storage import Split
 from stages.tools.headroom import Known, known
 
-__all__ = ["list_families", "make_instances", "short", "show_family"]
+__all__ = ["line_of", "list_families", "make_instances", "show_family"]
 
 
 class Room(TypedDict):
@@ -122,20 +122,17 @@ def _listed_family(name: str, config: Config, audited: Sequence[Known]) -> Liste
     }
 
 
-def short(rows: Sequence[ListedFamily]) -> list[dict[str, JsonValue]]:
-    """What fits into a line of a terminal."""
-    return [
-        {
-            "name": row["name"],
-            "split": row["split"],
-            "query": row["query"],
-            "cluster": row["cluster"],
-            "targets": [*row["targets"]],
-            "question": row["question"],
-            "explained at tight": ", ".join(f"{room['tight']:.2f}" for room in row["headroom"].values()),
-        }
-        for row in rows
-    ]
+def line_of(row: ListedFamily) -> dict[str, str]:
+    """One line of a terminal's table."""
+    return {
+        "name": row["name"],
+        "split": row["split"],
+        "query": row["query"],
+        "cluster": row["cluster"],
+        "targets": ", ".join(row["targets"]),
+        "explained at tight": ", ".join(f"{room['tight']:.2f}" for room in row["headroom"].values()),
+        "question": row["question"],
+    }
 
 
 def show_family(name: str) -> ShownFamily:

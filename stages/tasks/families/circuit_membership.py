@@ -32,7 +32,7 @@ POOL = 4096
 GRAIN = 0.3
 MAX_BLEND = 0.45
 TOLERANCE = 0.1
-ORDERS = 4
+ORDERS = 6
 LADDER = (0, 1, 4)
 """Inputs each component is zeroed on at the first rungs; the last rung eliminates on as many as the one before."""
 
@@ -56,6 +56,7 @@ class CircuitMembership(TaskFamily):
     why_hard_black_box = "components stand in for each other, so cutting them one at a time does not tell"
     why_white_box_helps = "slopes rank the components, and which feed which can be known beforehand"
     query_kind = "Localise"
+    version = 2
     needs = frozenset({"kinds"})
     n_efforts = len(LADDER) + 1
     cost_factor = 0.5
