@@ -199,6 +199,9 @@ def research(
         str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
     ] = "",
     space: Annotated[str, typer.Option("--space", help="What random and search propose: specs or programs.")] = "specs",
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Ask validation only about what earns more on train than the incumbent.")
+    ] = False,
     methods: Annotated[
         Path | None,
         typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
@@ -242,8 +245,13 @@ def research(
                 progress=lambda message: console.print(str(message), markup=False, highlight=False),
                 methods=methods,
                 space=space,
+                cascade=cascade,
             )
     print_iterations(console, result.iterations, f"campaign {name}")
+    from stages.research.cascade import survivors
+
+    came = survivors((row.reached for row in result.iterations), sum(row.accepted for row in result.iterations))
+    console.print("came to: " + ", ".join(f"{stage} {n}" for stage, n in came), highlight=False)
     for key in ("campaign", "researcher", "seed"):
         console.print(f"{key}: {getattr(result, key)}", markup=False, highlight=False)
     console.print(f"events: {paths.campaign_dir(name) / 'events.jsonl'}", markup=False, highlight=False, soft_wrap=True)

@@ -20,6 +20,7 @@ __all__ = [
     "Infra",
     "Iteration",
     "Proposed",
+    "Reached",
     "Result",
     "SpecFacts",
     "Started",
@@ -31,6 +32,10 @@ SpecFacts = dict[str, JsonValue]
 """A method as its author wrote it: settings of the search space, or a file with its source or its digest."""
 Choices = dict[str, bool | int | float | str]
 """What a researcher chose to arrive at a method."""
+
+
+Reached = Literal["import", "train", "validation"]
+"""How far a proposal was taken; without a cascade always to validation."""
 
 
 class Chained(Record):
@@ -113,6 +118,8 @@ class Result(Chained):
     """What the researcher learns from: mean of train reward and feedback."""
     per_task: tuple[TaskRow, ...]
     """Its rows on each train task."""
+    reached: Reached = "validation"
+    """How far it was taken; validation was not asked before that."""
 
 
 class Infra(Chained):
@@ -195,6 +202,8 @@ class Iteration(Record):
     """What the researcher did to arrive at it."""
     parents: tuple[int, ...] = ()
     """Iterations of the proposals it was made from."""
+    reached: Reached = "validation"
+    """How far it was taken: import, train, validation."""
     best_so_far: float
     """Best accepted validation reward up to here; 0: working without a method."""
 

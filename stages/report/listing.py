@@ -209,6 +209,11 @@ def task_table(rows: Sequence[TaskRow], kinds: Mapping[str, str] | None = None) 
     return table("Every method on every task", columns, rows, tags)
 
 
+def _bred(row: Iteration) -> str:
+    """What was done to arrive at a proposal, and the iterations it was done to."""
+    return " ".join([row.operator or DASH, *([f"of {', '.join(map(str, row.parents))}"] if row.parents else [])])
+
+
 def campaign_table(iterations: Sequence[Iteration]) -> Table:
     model = Iteration
 
@@ -223,6 +228,7 @@ def campaign_table(iterations: Sequence[Iteration]) -> Table:
     columns: list[Column[Iteration]] = [
         Column("#", lambda row: Cell(str(row.iteration), row.iteration), True, model.hint("iteration")),
         _text(model, "name", "name"),
+        _column(model, "operator", lambda row: Cell(_bred(row))),
         _column(model, "validation_reward", validation, True, True),
         _column(model, "train_reward", train, True),
         _column(model, "accepted", lambda row: Cell("accepted", "a", "good") if row.accepted else Cell(DASH, "b")),

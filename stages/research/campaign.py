@@ -19,7 +19,9 @@ from pathlib import Path
 from stages.base.files import save_json
 from stages.base.processes import process_pool
 from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started
+from stages.contracts.outcomes import worst
 from stages.execution.results import load_arms, save_arms
+from stages.research.cascade import promising, static_fault
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
 from stages.research.lineage import difference
@@ -39,9 +41,12 @@ ATTEMPTS = 3
 Progress = Callable[[str], None]
 
 
-def objective(train_reward: float, feedback: float) -> float:
-    """What theta is updated with: train results in full, validation as the gate lets it through."""
-    return (train_reward + feedback) / 2
+def objective(train_reward: float, feedback: float | None) -> float:
+    """What theta is updated with: train results in full, validation as the gate lets it through.
+
+    A cascade does not ask validation about everything; what was not asked counts as nothing gained there.
+    """
+    return (train_reward + (feedback or 0.0)) / 2
 
 
 class Campaign:
@@ -56,6 +61,7 @@ class Campaign:
         progress: told one line per iteration.
         jobs: processes.
         held_out: names of families that no reason may name.
+        cascade: ask validation only about what earns more on train than the incumbent.
     """
 
     def __init__(
@@ -68,9 +74,11 @@ class Campaign:
         progress: Progress,
         jobs: int,
         held_out: Sequence[str] = (),
+        *,
+        cascade: bool = False,
     ) -> None:
         self.folder, self.researcher, self.tasks, self.settings = folder, researcher, tasks, settings
-        self.budget, self.progress, self.jobs = budget, progress, jobs
+        self.budget, self.progress, self.jobs, self.cascade = budget, progress, jobs, cascade
         self.held_out = sorted({*held_out, *(family for family, _ in tasks["validation"])}, key=len, reverse=True)
         self.journal = Journal(folder / "events.jsonl")
 
@@ -121,32 +129,54 @@ class Campaign:
 
     def _iterate(self, iteration: int) -> Result:
         proposed = self._proposed(iteration)
-        folder = self.folder / "arms" / f"{iteration:04d}"
-        shutil.rmtree(folder, ignore_errors=True)  # half an iteration's arms, if it was killed
-        both = [*self.tasks["train"], *self.tasks["validation"]]
+        # Half an iteration's arms, if it was killed.
+        shutil.rmtree(self.folder / "arms" / f"{iteration:04d}", ignore_errors=True)
+        fault = static_fault(str(proposed.spec["source"])) if self.cascade and "source" in proposed.spec else ""
+        if fault:
+            nothing: Evaluation[None] = Evaluation("failed", fault, "import", [])
+            told = {"objective": 0.0, "reached": "import"}
+            return self.journal.append(self._result(proposed, nothing).model_copy(update=told))
+        both = [*self.tasks["train"], *(() if self.cascade else self.tasks["validation"])]
         trial = self._try(iteration, proposed, both)
         if not trial.scored:
             return self.journal.append(self._result(proposed, trial))
-        for name, of_task in trial.arms.items():
-            save_arms(of_task, folder, name)
+        self._save_arms(iteration, trial)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
-        validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
         best = incumbent(self.journal)
+        if self.cascade:
+            row = leaderboard_row(proposed.name, "train", train)
+            if not promising(row.reward_mean, best):
+                return self.journal.append(
+                    self._result(proposed, trial).model_copy(
+                        update={
+                            "train": row,
+                            "objective": _seen_by_meter(objective(row.reward_mean, None), train),
+                            "per_task": tuple(task_row(proposed.name, j) for j in train),
+                            "reached": "train",
+                        }
+                    )
+                )
+            trial = _both(trial, self._try(iteration, proposed, self.tasks["validation"]))
+            if not trial.scored:
+                return self.journal.append(self._result(proposed, trial))
+        self._save_arms(iteration, trial)
+        validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
         rival = None if best is None else self.judged(best.iteration, "validation")
-        gate = Gate(self.budget, used=len(self.journal.of(Result)))
+        gate = Gate(self.budget, used=sum(one.feedback is not None for one in self.journal.of(Result)))
         decision = gate.decide(validation, rival)
         train_row = leaderboard_row(proposed.name, "train", train)
-        unseen = max(j.unseen_share for j in (*train, *validation)) > MAX_UNSEEN
-        found = objective(train_row.reward_mean, decision.feedback)
         scored = {
             "train": train_row,
             "feedback": decision.feedback,
             "accepted": decision.accepted and trial.outcome == "ok",
-            # What a meter may have missed is no reward to learn from.
-            "objective": min(found, 0.0) if unseen else found,
+            "objective": _seen_by_meter(objective(train_row.reward_mean, decision.feedback), (*train, *validation)),
             "per_task": tuple(task_row(proposed.name, j) for j in train),
         }
         return self.journal.append(self._result(proposed, trial).model_copy(update=scored))
+
+    def _save_arms(self, iteration: int, trial: Evaluation[None]) -> None:
+        for name, of_task in trial.arms.items():
+            save_arms(of_task, self.folder / "arms" / f"{iteration:04d}", name)
 
     def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
         """The trial, repeated where the machinery fails; each such failure is an event."""
@@ -157,25 +187,28 @@ class Campaign:
                 trial: Evaluation[None] = evaluate(candidate, tasks, host, self.settings.execution, pool=pool)
             if trial.outcome != "infra":
                 return trial
-            self.journal.append(Infra(iteration=iteration, reason=trial.reason[:300]))
-            self.progress(f"iteration {iteration + 1}/{self.budget}: {trial.reason[:120]}")
+            reason = self._without_names(trial.reason)
+            self.journal.append(Infra(iteration=iteration, reason=reason[:300]))
+            self.progress(f"iteration {iteration + 1}/{self.budget}: {reason[:120]}")
         return replace(trial, reason=f"the machinery failed {ATTEMPTS} times: {trial.reason}")
+
+    def _without_names(self, reason: str) -> str:
+        for family in self.held_out:
+            reason = reason.replace(family, "held out")
+        return reason
 
     def _save_theta(self) -> None:
         save_json(self.folder / "theta.json", self.researcher.theta())
 
     def _result(self, proposed: Proposed, trial: Evaluation[None]) -> Result:
         """A result without numbers."""
-        reason = trial.reason
-        for family in self.held_out:
-            reason = reason.replace(family, "held out")
         return Result(
             iteration=proposed.iteration,
             name=proposed.name,
             spec=proposed.spec,
             choices=proposed.choices,
             status=trial.outcome,
-            reason=reason,
+            reason=self._without_names(trial.reason),
             interpret_bytes=trial.n_bytes,
             train=None,
             feedback=None,
@@ -185,9 +218,22 @@ class Campaign:
         )
 
 
+def _seen_by_meter(value: float, judged: Sequence[Judged]) -> float:
+    """What a meter may have missed is no reward to learn from."""
+    return min(value, 0.0) if max(one.unseen_share for one in judged) > MAX_UNSEEN else value
+
+
+def _both(train: Evaluation[None], validation: Evaluation[None]) -> Evaluation[None]:
+    """One trial of two; the worse outcome is told."""
+    told = validation if worst((train.outcome, validation.outcome)) == validation.outcome != train.outcome else train
+    return replace(told, results=[*train.results, *validation.results], frozen={**train.frozen, **validation.frozen})
+
+
 def describe(result: Result, budget: int) -> str:
     """One line about an iteration."""
     what = f"iteration {result.iteration + 1}/{budget} {_parts(shown(result.spec))}"
+    if result.train is not None and result.feedback is None:
+        return f"{what}: train {result.train.reward_mean:+.3f}, not above the incumbent's"
     if result.train is None or result.feedback is None:
         return f"{what}: {result.status}, no score: {result.reason}"
     return (

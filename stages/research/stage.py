@@ -63,10 +63,10 @@ def _whom(researcher: Researcher) -> list[str | int]:
     return [researcher.name, researcher.code, researcher.space, researcher.batch, researcher.seed]
 
 
-def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
+def fingerprint(researcher: Researcher, budget: int, chosen: Settings, *, cascade: bool = False) -> str:
     """What a campaign depends on: its settings, the targets, and the baseline arm it is measured against."""
     sha = hashlib.sha256()
-    sha.update(json.dumps([*_whom(researcher), budget]).encode())
+    sha.update(json.dumps([*_whom(researcher), budget, cascade]).encode())
     for part in (chosen.interpretation, chosen.execution, chosen.reward):
         sha.update(part.model_dump_json().encode())
     for name in chosen.interpretation.targets:
@@ -78,11 +78,13 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings) -> str:
     return sha.hexdigest()
 
 
-def _conduct(researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str) -> Campaign:
+def _conduct(
+    researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str, *, cascade: bool = False
+) -> Campaign:
     chosen = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
     sealed = [family for family, _ in list_tasks("test")]
-    one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs(), sealed)
+    one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs(), sealed, cascade=cascade)
     started = one.journal.first(Started)
     if started is not None and key not in {event.key for event in one.journal.of(Fingerprint)}:
         raise UserError(
@@ -124,6 +126,7 @@ def summary(one: Campaign, name: str) -> CampaignSummary:
                 flop_ratio=result.train.flop_ratio if result.train else None,
                 operator=proposals[result.iteration].operator,
                 parents=proposals[result.iteration].parents,
+                reached=result.reached,
                 best_so_far=best,
             )
         )
@@ -154,6 +157,7 @@ def campaign(
     progress: Progress = print,
     methods: Path | None = None,
     space: str = "specs",
+    cascade: bool = False,
 ) -> CampaignSummary:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
@@ -162,6 +166,7 @@ def campaign(
         budget: iterations; with ``methods`` at most one per file.
         methods: folder of method files to hand in; each runs in the sandbox.
         space: what ``random`` and ``search`` propose: ``specs`` or ``programs``.
+        cascade: ask validation only about what earns more on train than the incumbent.
 
     Raises:
         UserError: no such researcher or folder, no sandbox for the files, or a campaign of that name with other
@@ -174,8 +179,8 @@ def campaign(
     elif author.space == "programs":
         require_sandbox("programs are source, and source runs nowhere else")
     chosen = settings()
-    key = fingerprint(author, 1, chosen)  # a larger budget continues the same campaign
-    one = _conduct(author, budget, paths.campaign_dir(name), progress, key)
+    key = fingerprint(author, 1, chosen, cascade=cascade)  # a larger budget continues the same campaign
+    one = _conduct(author, budget, paths.campaign_dir(name), progress, key, cascade=cascade)
     return summary(one, name)
 
 

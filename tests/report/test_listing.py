@@ -107,3 +107,9 @@ def test_the_baseline_of_a_cost_curve_is_one_line_through_its_points(rows):
     svg = str(cost_curve(of_one, places).svg())
     distinct = {(one.flops_baseline, one.baseline_score) for row in of_one for one in row.by_budget}
     assert svg.count('class="baseline"') >= len(distinct) - 1 or math.isclose(len(distinct), 1)
+
+
+def test_a_campaign_shows_what_a_proposal_was_made_from():
+    rows = [row.model_copy(update={"operator": "cross", "parents": (3, 1)}) for row in campaign().iterations[:1]]
+    cells = column(campaign_table([*rows, *campaign().iterations[1:2]]), "operator")
+    assert [cell.text for cell in cells] == ["cross of 3, 1", DASH]

@@ -161,3 +161,37 @@ def test_other_settings_under_the_same_name_are_refused(graph):
     campaign("random", 1, 0, "mine", lambda said: None)
     with pytest.raises(UserError, match=r"started with other settings.*choose another --name"):
         campaign("random", 1, 5, "mine", lambda said: None)
+
+
+NO_METHOD = {"syntax.py": "def f(:\n", "nothing.py": "x = 1\n"}
+
+
+def test_a_cascade_asks_validation_only_about_what_is_better_on_train(graph, tmp_path):
+    from stages.research.files_researcher import FilesResearcher
+    from stages.research.programs.emitting import alone, emit
+    from stages.research.programs.grammar import NONE, every_fragment
+    from stages.research.stage import _conduct, fingerprint, summary
+    from stages.scoring.settings import settings
+
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    for name, text in NO_METHOD.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    some = [one for one in every_fragment("Represent") if one.source != NONE][:3]
+    for number, one in enumerate(some):
+        (folder / f"program_{number}.py").write_text(emit(alone(one)), encoding="utf-8")
+    author = FilesResearcher(0, folder)
+    key = fingerprint(author, 1, settings(), cascade=True)
+    one = _conduct(author, 5, tmp_path / "c", lambda said: None, key, cascade=True)
+    results = {result.spec["file"]: result for result in one.journal.of(Result)}
+    for name in NO_METHOD:
+        assert (results[name].reached, results[name].status, results[name].objective) == ("import", "failed", 0.0)
+    best = 0.0
+    for number in range(3):
+        result = results[f"program_{number}.py"]
+        assert result.train is not None and (result.reached == "validation") == (result.train.reward_mean > best)
+        assert (result.feedback is None) == (result.reached == "train")
+        assert result.objective == pytest.approx((result.train.reward_mean + (result.feedback or 0.0)) / 2)
+        best = result.train.reward_mean if result.accepted else best
+    rows = summary(one, "c").iterations
+    assert [row.reached for row in rows] == [results[str(row.spec["file"])].reached for row in rows]

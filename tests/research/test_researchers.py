@@ -180,3 +180,14 @@ def test_programs_keeps_a_ranking_for_every_kind_and_composes_the_best_of_each()
 def test_an_unknown_space_is_refused():
     with pytest.raises(ValueError, match="space 'words' is unknown; use specs or programs"):
         make_researcher("random", 0, "words").propose(View(slot=0, seen=(), pending=()), 0)
+
+
+def test_a_kind_that_no_train_task_asks_is_changed_in_every_other_mutation():
+    genomes = [draw(Uniform(random.Random(i))) for i in range(8)]
+    seen = tuple(with_tasks(i, choices_of(genome), {"Represent": float(i)}) for i, genome in enumerate(genomes))
+    view = View(slot=8, seen=seen, pending=())
+    moves = [ProgramsResearcher(1).propose(view, slot) for slot in range(8, 400)]
+    bred = [genome_of(move.choices) for move in moves if move.operator == "mutate"]
+    asked = [genome["Represent"] in [one["Represent"] for one in genomes] for genome in bred]
+    blind = [genome["Compare"] in [one["Compare"] for one in genomes] for genome in bred]
+    assert sum(asked) < 0.1 * len(bred) and 0.35 * len(bred) < sum(blind) < 0.65 * len(bred)

@@ -21,6 +21,8 @@ from stages.tasks.storage import list_tasks
 from tests import toy
 
 HELD_OUT = [family for family, facts in toy.FAMILIES.items() if facts["split"] != "train"]
+FINE = ("reward_", "gain", "assisted_score", "baseline_score", "placebo_score")
+"""Beginnings of the names of a task row's numbers that are finer than the gate's."""
 FAILS = """
 from lensmith import Attribute, Interpretation, Method
 
@@ -60,7 +62,10 @@ def told(built: Path, tmp_path_factory: pytest.TempPathFactory):
             judged = one.judged(slot, "validation")
             rows = [task_row("x", of_task) for of_task in judged]
             fine |= {
-                number for row in rows for name, number in dict(row).items() if name.startswith(("reward_", "gain"))
+                number
+                for row in rows
+                for name, number in dict(row).items()
+                if name.startswith(FINE) and number is not None
             }
             row = leaderboard_row("x", "validation", judged)
             fine |= {row.reward_mean, row.reward_low, row.reward_high}
@@ -70,7 +75,7 @@ def told(built: Path, tmp_path_factory: pytest.TempPathFactory):
 def test_no_view_and_no_line_of_the_journal_holds_a_validation_number_or_a_held_out_family(told):
     one, said, fine = told
     views = [view_of(one.journal, slot, 2).model_dump_json() for slot in range(5)]
-    assert len(fine) >= 4, "the toy's validation rewards are not all round"
+    assert len(fine) >= 3, "the toy's validation scores are not all round"
     texts = [*views, one.journal.path.read_text(encoding="utf-8"), *said]
     for text in texts:
         assert not [family for family in HELD_OUT if family in text]

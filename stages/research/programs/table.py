@@ -128,7 +128,7 @@ def columns_here() -> tuple[Column, ...]:
 
 
 def _key(columns: Sequence[Column], chosen: Settings) -> str:
-    """What the cells depend on: settings, tasks, baseline arms, code."""
+    """What the cells depend on: settings, tasks, baseline arms, the text of every fragment, code that judges it."""
     sha = hashlib.sha256()
     for part in (chosen.interpretation, chosen.execution, chosen.reward):
         sha.update(part.model_dump_json().encode())
@@ -137,7 +137,10 @@ def _key(columns: Sequence[Column], chosen: Settings) -> str:
         sha.update(f"{column.task} {cached_task(family, target).digest}".encode())
     for file in sorted(paths.require(paths.execution_dir("baseline"), "baseline").glob("*.json")):
         sha.update(file.read_bytes())
-    sha.update(code_digest("stages.scoring.judge", "stages.research.programs.emitting").encode())
+    for kind in KINDS:
+        for fragment in every_fragment(kind):
+            sha.update(emit(alone(fragment)).encode())
+    sha.update(code_digest("stages.scoring.judge").encode())
     return sha.hexdigest()
 
 

@@ -7,8 +7,8 @@ train tasks; ``graft`` what a kind does onto another, so that kinds which no tra
 """
 
 import random
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from stages.research.programs.emitting import source_of
 from stages.research.programs.grammar import (
@@ -35,7 +35,10 @@ WEIGHTS = {"mutate": 6, "cross": 1, "graft": 1, "compose": 1, "draw": 1}
 TOURNAMENT = 3
 SHARE_FRESH = 0.2
 """Of a mutation's fragments, drawn anew instead: the tournament alone would look at what is there."""
+SHARE_BLIND = 0.5
+"""How often a fragment is changed whose kind no train task asks."""
 MAX_ATTEMPTS = 20
+ItemT = TypeVar("ItemT")
 
 
 class Ranked(NamedTuple):
@@ -86,14 +89,15 @@ class ProgramsResearcher(Researcher):
             return graft(best, giver, onto, rng), parents
         made, slots = {}, []
         for kind in KINDS:
-            chosen, slot = best[kind], parents[0]
             if kind in ranks:
-                some = [rng.choice(ranks[kind]) for _ in range(TOURNAMENT)]
-                winner = max(some, key=lambda one: (one.reward, -one.slot))
-                chosen, slot = winner.fragment, winner.slot
+                winner = max(_some(ranks[kind], rng), key=lambda one: (one.reward, -one.slot))
+                chosen, slot, changed = winner.fragment, winner.slot, True
+            else:  # only the value of whole programs says anything of it: changed in every other proposal
+                leader = max(_some(view.scored(), rng), key=lambda one: (one.value or 0.0, -one.slot))
+                chosen, slot, changed = genome_of(leader.choices)[kind], leader.slot, rng.random() < SHARE_BLIND
             slots.append(slot)
             fresh = rng.random() < SHARE_FRESH
-            made[kind] = draw(Uniform(rng))[kind] if fresh else mutate(chosen, rng)
+            made[kind] = chosen if not changed else draw(Uniform(rng))[kind] if fresh else mutate(chosen, rng)
         return made, tuple(dict.fromkeys(slots))
 
 
@@ -109,6 +113,11 @@ def ranking(view: View) -> dict[str, list[Ranked]]:
             if rewards and genome[kind] not in found.setdefault(kind, {}):
                 found[kind][genome[kind]] = Ranked(sum(rewards) / len(rewards), one.slot, genome[kind])
     return {kind: sorted(of.values(), key=lambda one: (-one.reward, one.slot)) for kind, of in found.items()}
+
+
+def _some(of: Sequence[ItemT], rng: random.Random) -> list[ItemT]:
+    """Who takes part in a tournament."""
+    return [rng.choice(of) for _ in range(TOURNAMENT)]
 
 
 def _composed(view: View, ranks: Mapping[str, list[Ranked]]) -> tuple[dict[str, Fragment], tuple[int, ...]]:
