@@ -139,7 +139,8 @@ class Campaign:
         both = [*self.tasks["train"], *(() if self.cascade else self.tasks["validation"])]
         trial = self._try(iteration, proposed, both)
         if not trial.scored:
-            return self.journal.append(self._result(proposed, trial))
+            so_far = {"reached": "train"} if self.cascade else {}
+            return self.journal.append(self._result(proposed, trial).model_copy(update=so_far))
         self._save_arms(iteration, trial)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
         best = incumbent(self.journal)
