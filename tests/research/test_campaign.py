@@ -229,3 +229,27 @@ def test_two_campaigns_of_programs_write_the_same_journal(graph):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     results = Journal(first / "events.jsonl").of(Result)
     assert [result.status for result in results] == ["ok", "ok"] and "class Program(Method)" in str(results[0].spec)
+
+
+@pytest.mark.parametrize(("stopped", "status", "tries"), [(1, "void", 2), (9, "failed", 2)])
+def test_a_method_that_the_clock_stopped_is_tried_once_more(graph, tmp_path, monkeypatch, stopped, status, tries):
+    from stages.contracts.journal import Infra
+    from stages.research import campaign as loop
+    from stages.research.researchers import make_researcher
+    from stages.scoring.evaluate import Evaluation
+    from stages.scoring.settings import settings
+    from stages.tasks.storage import list_tasks
+
+    asked = []
+
+    def answer(*given: object, **named: object) -> Evaluation:
+        asked.append(1)
+        slow = len(asked) <= stopped
+        return Evaluation("failed" if slow else "void", "it took longer", "wall limit" if slow else "review", [])
+
+    monkeypatch.setattr(loop, "evaluate", answer)
+    tasks = {split: list_tasks(split) for split in ("train", "validation")}
+    one = loop.Campaign(tmp_path, make_researcher("random", 0), tasks, settings(), 1, lambda said: None, 1)
+    (proposed,) = [one._proposed(0)]
+    trial = one._try(0, proposed, tasks["train"])
+    assert (trial.outcome, len(asked), len(one.journal.of(Infra))) == (status, tries, 1)
