@@ -38,6 +38,9 @@ __all__ = ["Campaign", "objective"]
 
 ATTEMPTS = 3
 """Times one iteration is tried where the machinery fails."""
+SLOW_ATTEMPTS = 2
+"""Times it is tried where a method was stopped by the clock: a busy machine is no fault of the method."""
+WALL = "wall limit"
 Progress = Callable[[str], None]
 
 
@@ -139,7 +142,8 @@ class Campaign:
         both = [*self.tasks["train"], *(() if self.cascade else self.tasks["validation"])]
         trial = self._try(iteration, proposed, both)
         if not trial.scored:
-            return self.journal.append(self._result(proposed, trial))
+            so_far = {"reached": "train"} if self.cascade else {}
+            return self.journal.append(self._result(proposed, trial).model_copy(update=so_far))
         self._save_arms(iteration, trial)
         train = judge_arms(trial.arms, self.tasks["train"], self.settings.reward)
         best = incumbent(self.journal)
@@ -181,11 +185,12 @@ class Campaign:
     def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
         """The trial, repeated where the machinery fails; each such failure is an event."""
         candidate = candidate_of(from_json(proposed.spec), proposed.name)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             host = host_of(candidate, self.settings)
             with process_pool(self.jobs) as pool:
                 trial: Evaluation[None] = evaluate(candidate, tasks, host, self.settings.execution, pool=pool)
-            if trial.outcome != "infra":
+            slow = trial.outcome == "failed" and trial.layer == WALL
+            if trial.outcome != "infra" and not (slow and attempt + 1 < SLOW_ATTEMPTS):
                 return trial
             reason = self._without_names(trial.reason)
             self.journal.append(Infra(iteration=iteration, reason=reason[:300]))

@@ -171,6 +171,7 @@ def test_a_cascade_asks_validation_only_about_what_is_better_on_train(graph, tmp
     from stages.research.programs.emitting import alone, emit
     from stages.research.programs.grammar import NONE, every_fragment
     from stages.research.stage import _conduct, fingerprint, summary
+    from stages.scoring.evaluate import Evaluation
     from stages.scoring.settings import settings
 
     folder = tmp_path / "methods"
@@ -193,5 +194,62 @@ def test_a_cascade_asks_validation_only_about_what_is_better_on_train(graph, tmp
         assert (result.feedback is None) == (result.reached == "train")
         assert result.objective == pytest.approx((result.train.reward_mean + (result.feedback or 0.0)) / 2)
         best = result.train.reward_mean if result.accepted else best
+    worst = one._result(one._proposed(0), Evaluation("void", "it cheated on few_shot_shapley", "", []))
+    assert worst.reason == "it cheated on held out"
     rows = summary(one, "c").iterations
     assert [row.reached for row in rows] == [results[str(row.spec["file"])].reached for row in rows]
+
+
+@pytest.mark.parametrize(("cascade", "reached"), [(False, "validation"), (True, "train")])
+def test_a_proposal_without_a_score_came_as_far_as_it_was_tried(graph, tmp_path, monkeypatch, cascade, reached):
+    from stages.research import campaign as loop
+    from stages.research.researchers import make_researcher
+    from stages.research.view import view_of
+    from stages.scoring.evaluate import Evaluation
+    from stages.scoring.settings import settings
+    from stages.tasks.storage import list_tasks
+
+    monkeypatch.setattr(loop, "evaluate", lambda *given, **named: Evaluation("void", "too good", "review", []))
+    tasks = {split: list_tasks(split) for split in ("train", "validation")}
+    one = loop.Campaign(
+        tmp_path, make_researcher("random", 0), tasks, settings(), 1, lambda said: None, 1, cascade=cascade
+    )
+    one.run(lambda result: None)
+    (result,) = one.journal.of(Result)
+    assert (result.status, result.reached, result.objective) == ("void", reached, None)
+    (seen,) = view_of(one.journal, 4, 4).seen
+    assert seen.value is None and seen.tasks == () and seen.feedback is None
+
+
+def test_two_campaigns_of_programs_write_the_same_journal(graph):
+    for name in ("one", "two"):
+        campaign("programs", 2, 0, name, lambda said: None)
+    first, second = (paths.campaign_dir(name) for name in ("one", "two"))
+    for file in ("events.jsonl", "theta.json"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    results = Journal(first / "events.jsonl").of(Result)
+    assert [result.status for result in results] == ["ok", "ok"] and "class Program(Method)" in str(results[0].spec)
+
+
+@pytest.mark.parametrize(("stopped", "status", "tries"), [(1, "void", 2), (9, "failed", 2)])
+def test_a_method_that_the_clock_stopped_is_tried_once_more(graph, tmp_path, monkeypatch, stopped, status, tries):
+    from stages.contracts.journal import Infra
+    from stages.research import campaign as loop
+    from stages.research.researchers import make_researcher
+    from stages.scoring.evaluate import Evaluation
+    from stages.scoring.settings import settings
+    from stages.tasks.storage import list_tasks
+
+    asked = []
+
+    def answer(*given: object, **named: object) -> Evaluation:
+        asked.append(1)
+        slow = len(asked) <= stopped
+        return Evaluation("failed" if slow else "void", "it took longer", "wall limit" if slow else "review", [])
+
+    monkeypatch.setattr(loop, "evaluate", answer)
+    tasks = {split: list_tasks(split) for split in ("train", "validation")}
+    one = loop.Campaign(tmp_path, make_researcher("random", 0), tasks, settings(), 1, lambda said: None, 1)
+    (proposed,) = [one._proposed(0)]
+    trial = one._try(0, proposed, tasks["train"])
+    assert (trial.outcome, len(asked), len(one.journal.of(Infra))) == (status, tries, 1)
