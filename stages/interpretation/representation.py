@@ -137,10 +137,11 @@ def present_only(spec: TargetSpec, inputs: Tensor, captured: Mapping[str, Tensor
 
 
 def vectors(acts: Tensor, hook: HookSpec) -> Tensor:
-    """(n, *shape) -> (n, T, D), heads joined; T = 1 where the hook point has no positions."""
+    """(n, *shape) -> (n, T, D), heads joined, places of an image in one row; T = 1 where the hook point has no
+    positions. The same rows as a dictionary is trained on."""
     if len(hook.shape) == 1:
         return acts.unsqueeze(1)
-    return acts if len(hook.shape) == 2 else acts.flatten(2)
+    return acts.flatten(2) if hook.role == "head" else acts.flatten(1, -2)
 
 
 def corpus_vectors(target: TargetAccess, names: Sequence[str]) -> dict[str, Tensor]:

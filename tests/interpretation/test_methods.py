@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stages.activations.writer import rows_of
 from stages.contracts.method import (
     Attribute,
     Budget,
@@ -18,6 +19,7 @@ from stages.interpretation import representation
 from stages.interpretation.artifact import load_interpretation, pack, save_interpretation, unpack
 from stages.interpretation.loading import built_in
 from stages.interpretation.methods import METHODS
+from stages.interpretation.representation import vectors
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
@@ -265,3 +267,18 @@ def test_representations_are_fitted_on_words_that_are_there_and_in_small_passes(
     monkeypatch.setattr(representation, "PASS_BYTES", 100_000)
     for name, found in representation.corpus_vectors(access, names).items():
         assert torch.allclose(found, whole[name], atol=1e-5)
+
+
+def test_vectors_are_the_rows_that_dictionaries_are_trained_on():
+    """Of tokens, heads and places of an image."""
+    cnn = make_target("small_cnn", 1, n=20)
+    for target in (cnn, make_target("digits_few_shot", 1, n=20)):
+        access = MeteredAccess(target, Ledger(), free=True)
+        inputs = target.corpus("train").inputs[:3]
+        names = [hook.name for hook in target.spec.hooks if hook.role in ("residual", "mlp", "head")]
+        for name, acts in access.forward(inputs, capture=names).captured.items():
+            hook = target.spec.hook(name)
+            found = vectors(acts, hook)
+            assert found.flatten(0, 1).shape == rows_of(hook, acts).shape
+            assert torch.equal(found.flatten(0, 1), rows_of(hook, acts))
+    assert vectors(torch.zeros(2, 4, 4, 32), cnn.spec.hook("convs.1.hook_post")).shape == (2, 16, 32)
