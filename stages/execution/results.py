@@ -61,7 +61,7 @@ def save_baseline(baseline: Baseline, folder: Path, task: str) -> None:
     facts = {
         "first": _rows(baseline.first),
         "second": _rows(baseline.second),
-        "rungs": [[{"effort": r.effort, "flops": r.flops} for r in rungs] for rungs in baseline.rungs],
+        "rungs": [[{"effort": r.effort, "flops": r.flops, "look": r.look} for r in rungs] for rungs in baseline.rungs],
         "fits": [[{"kind": f.kind, "score": f.score} for f in fits] for fits in baseline.fits],
     }
     _write(folder, task, arrays, facts)
@@ -70,7 +70,10 @@ def save_baseline(baseline: Baseline, folder: Path, task: str) -> None:
 def load_baseline(folder: Path, task: str) -> Baseline:
     arrays, facts = _read(folder, task, "baseline")
     rungs = [
-        [LadderStep(r["effort"], arrays[f"rung.{seed}.{r['effort']}"].double().numpy(), r["flops"]) for r in of_seed]
+        [
+            LadderStep(r["effort"], arrays[f"rung.{seed}.{r['effort']}"].double().numpy(), r["flops"], r["look"])
+            for r in of_seed
+        ]
         for seed, of_seed in enumerate(facts["rungs"])
     ]
     fits = [[Fit(**fit) for fit in of_seed] for of_seed in facts["fits"]]

@@ -51,7 +51,7 @@ def arms_key(
         return ""
     sha = hashlib.sha256()
     for step in baseline.rungs[0]:
-        sha.update(repr((step.effort, step.flops)).encode() + step.features.astype("<f8").tobytes())
+        sha.update(repr((step.effort, step.flops, step.look)).encode() + step.features.astype("<f8").tobytes())
     sha.update(repr(baseline.fits[0]).encode())
     for result in baseline.first:
         sha.update(repr((result.budget, result.flops, result.effort)).encode() + result.predictions.tobytes())

@@ -1,7 +1,7 @@
 """Arms that are read from the store are those that would be computed, and anything they depend on is in the key."""
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.target import Target
 from stages.contracts.task import Instances, Truth
 from stages.execution import runs, store
+from stages.execution.arms import budgets_of
+from stages.execution.results import load_baseline, save_baseline
 from stages.execution.settings import ExecutorConfig
 from stages.tasks.families import family
 from stages.tasks.generation import make
@@ -155,3 +157,16 @@ def test_another_version_of_a_library_is_another_key(task: Task, mlp: Target, mo
         assert store.baseline_key(task, mlp.digest, CONFIG, 0) != before
     finally:
         store._libraries.cache_clear()
+
+
+def test_a_baseline_read_back_poses_the_same_budgets_and_gives_the_same_arms(task, mlp, tmp_path):
+    """Every field of a ladder step is kept: an arm on the stored baseline is the arm on the one in memory."""
+    baseline = runs.baseline_of(task, mlp, CONFIG)
+    save_baseline(baseline, tmp_path, "it")
+    again = load_baseline(tmp_path, "it")
+    for seed, steps in enumerate(baseline.rungs):
+        assert budgets_of(again.rungs[seed]) == budgets_of(steps)
+        for step, read in zip(steps, again.rungs[seed], strict=True):
+            assert step.look > 0
+            for field in fields(step):
+                assert np.array_equal(getattr(step, field.name), getattr(read, field.name)), field.name

@@ -60,7 +60,8 @@ def test_missing_and_unknown_targets_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="stage 'targets' makes it"):
         load_target("digits_mlp", tmp_path)
     with pytest.raises(
-        UserError, match=r"known: context_lm, digits_few_shot, digits_mlp, facts_lm, gguf, .*dvc repro targets@imagenet"
+        UserError,
+        match=r"known: context_lm, cued_digits, digits_few_shot, digits_mlp, facts_lm, gguf, .*repro targets@imagenet",
     ):
         load_target("imagenet", tmp_path)
 
