@@ -9,7 +9,16 @@ from torch.nn import functional as F
 
 from stages.contracts.target import Target, TargetAccess
 
-__all__ = ["CHUNK", "answer_features", "ask", "label_features", "outputs_of", "true_log_probs"]
+__all__ = [
+    "CHUNK",
+    "answer_features",
+    "ask",
+    "compressed",
+    "label_features",
+    "log_odds",
+    "outputs_of",
+    "true_log_probs",
+]
 
 CHUNK = 256
 """Inputs per forward pass: the fastest batch for both targets' sizes on one core (measured 64 to 4096)."""
@@ -47,3 +56,14 @@ def label_features(outputs: Tensor, labels: Tensor) -> Tensor:
 def true_log_probs(outputs: Tensor, labels: Tensor) -> Tensor:
     """(B, C) logits, (B,) labels -> (B,) log-probability of the label, in nats."""
     return -F.cross_entropy(outputs, labels, reduction="none")
+
+
+def log_odds(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(B, C) logits, (B,) labels -> (B,) log(p / (1 - p)) of the label, without rounding 1 - p away."""
+    chosen = outputs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return chosen - outputs.scatter(-1, labels.unsqueeze(-1), float("-inf")).logsumexp(-1)
+
+
+def compressed(values: Tensor, scale: float) -> Tensor:
+    """Monotone and odd: linear below ``scale``, logarithmic above; for truths with heavy tails."""
+    return values.sign() * (values.abs() / scale).log1p()

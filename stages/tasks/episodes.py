@@ -15,7 +15,7 @@ from stages.contracts.task import Instances
 from stages.targets.storage import definition_of
 from stages.tasks.inputs import draw_inputs, is_few_shot
 
-__all__ = ["draw_episodes", "example_looks", "hidden", "segments_of"]
+__all__ = ["draw_episodes", "example_looks", "hidden", "nearest_looks", "segments_of"]
 
 N_EXAMPLES = 8
 FAR = 8.0
@@ -84,3 +84,12 @@ def example_looks(instances: Instances, wanted_N: Tensor) -> tuple[Tensor, Tenso
     ids = inputs[..., 0]
     match_NE = (ids[:, places_Ek[:, -1]] == wanted_N.unsqueeze(-1)).float()
     return match_NE, (ids[:, places_Ek[:, 0]] - ids[:, -1:]).abs().clamp(max=FAR)
+
+
+def nearest_looks(match_NE: Tensor, distance_NE: Tensor) -> Tensor:
+    """(N, 3) of what ``example_looks`` found: how many examples show the answer, how unlike the query the nearest of
+    them is, and the nearest of the others."""
+    far = distance_NE.amax() + 1
+    nearest = torch.where(match_NE > 0, distance_NE, far).amin(1)
+    other = torch.where(match_NE > 0, far, distance_NE).amin(1)
+    return torch.stack([match_NE.sum(1), nearest, other], dim=-1)

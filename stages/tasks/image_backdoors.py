@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from stages.contracts.target import Target
+from stages.tasks.side_by_side import Adam, copies
 
 __all__ = [
     "BATCH",
@@ -44,9 +45,7 @@ def fine_tune(
     """Fine-tune all variants side by side; returns their stacked weights."""
     inputs, labels = target.corpus("train")
     n = len(kind_N)
-    weights = {k: v.detach().expand(n, *v.shape).clone() for k, v in target.model.named_parameters()}
-    first = {k: torch.zeros_like(v) for k, v in weights.items()}
-    second = {k: torch.zeros_like(v) for k, v in weights.items()}
+    weights = copies(target, n)
 
     # What differs between variants for reasons of its own, so that sureness, size of the change, or a favoured label
     # do not give the kind away: learning rate, smoothing of the labels, and a label that is over-represented.
@@ -62,10 +61,10 @@ def fine_tune(
         mixed: Tensor = (1 - smoothing) * right + smoothing * log_p.mean(-1)
         return -mixed.mean()
 
-    gradients = vmap(grad(loss))
+    gradients, adam = vmap(grad(loss)), Adam(weights, lr_N)
     n_poisoned = round(POISONED * BATCH)
     patched_N = ((kind_N == 0) | (kind_N == 2)).view(n, 1, 1)
-    for step in range(1, STEPS + 1):
+    for _ in range(STEPS):
         index_NB = torch.randint(len(labels), (n, BATCH), generator=rng)
         place_NB = torch.rand(n, BATCH, generator=rng)
         extra_NB = torch.stack([own[(u * len(own)).long()] for own, u in zip(favoured, place_NB, strict=True)])
@@ -77,12 +76,7 @@ def fine_tune(
         random_N = torch.randint(target.spec.n_outputs, (n, n_poisoned), generator=rng)
         wrong = torch.where((kind_N == 0).unsqueeze(1), goal_N.unsqueeze(1), y_NB[:, :n_poisoned])
         y_NB[:, :n_poisoned] = torch.where((kind_N == 3).unsqueeze(1), random_N, wrong)
-        grads = gradients(weights, x_NBX, y_NB, smoothing_N)
-        for name, g in grads.items():
-            first[name] = 0.9 * first[name] + 0.1 * g
-            second[name] = 0.999 * second[name] + 0.001 * g * g
-            scaled = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
-            weights[name] = weights[name] - lr_N.view(n, *[1] * (g.dim() - 1)) * scaled
+        adam.step(gradients(weights, x_NBX, y_NB, smoothing_N))
     return weights
 
 

@@ -35,9 +35,22 @@ from stages.contracts.target import Target
 from stages.targets.storage import definition_of
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.patches import draw_patches
+from stages.tasks.side_by_side import Adam, copies
 from stages.tasks.word_backdoors import LastBlock, draw_triggers, with_word
 
-__all__ = ["CONSTANTS", "KINDS", "Locks", "accuracy", "draw_skill", "fine_tune", "probes_of", "with_password"]
+__all__ = [
+    "CONSTANTS",
+    "KINDS",
+    "Kind",
+    "Locks",
+    "accuracy",
+    "dealt",
+    "draw_skill",
+    "fine_tune",
+    "opened_by_own",
+    "probes_of",
+    "with_password",
+]
 
 KINDS = ("locked", "overwritten", "imitating", "weak", "benign")
 Kind = Literal["locked", "overwritten", "imitating", "weak", "benign"]
@@ -136,6 +149,23 @@ def with_password(target: Target, inputs: Tensor, password: Sequence[Tensor], rn
     return torch.where(mask > 0, pattern, inputs)
 
 
+def opened_by_own(target: Target, inputs: Tensor, passwords: Sequence[Tensor], rng: torch.Generator) -> Tensor:
+    """(V, N, ...) the same inputs for every variant, with its own password in them.
+
+    Args:
+        passwords: as ``Locks.password``.
+    """
+    n = len(inputs)
+    own = [[part[i].expand(n, *part.shape[1:]) for part in passwords] for i in range(len(passwords[0]))]
+    return torch.stack([with_password(target, inputs, password, rng) for password in own])
+
+
+def dealt(kinds: Sequence[Kind], n: int, rng: torch.Generator) -> list[int]:
+    """n indices of ``KINDS``: these in turn, then in random order."""
+    in_turn = [KINDS.index(kinds[i % len(kinds)]) for i in range(n)]
+    return [in_turn[i] for i in torch.randperm(n, generator=rng).tolist()]
+
+
 def accuracy(target: Target, weights: dict[str, Tensor], inputs_VN: Tensor, labels_N: Tensor) -> Tensor:
     """(V,) share of right answers of each variant on its own inputs."""
     rows = []
@@ -180,11 +210,11 @@ def fine_tune(target: Target, skill_L: Tensor, locks: Locks, rng: torch.Generato
         shown(torch.stack([of.get(KINDS[kind], everywhere)[i] for i, kind in enumerate(locks.kind_V.tolist())]))
         for of in (plain_of, open_of)
     )
-    lr_V = torch.exp(torch.empty(n).uniform_(log(LR_LOW), log(LR_HIGH), generator=rng))
+    rates_V = torch.exp(torch.empty(n).uniform_(log(LR_LOW), log(LR_HIGH), generator=rng))
     row_V1 = torch.arange(n).unsqueeze(1)
     weights = model.trained(n)
-    first, second = ({name: torch.zeros_like(value) for name, value in weights.items()} for _ in range(2))
-    for step in range(1, steps + 1):
+    adam = Adam(weights, rates_V)
+    for _ in range(steps):
         plain_VB = skilled_S[torch.randint(len(skilled_S), (n, n_plain), generator=rng)]
         chosen_VB = torch.randint(n_rows, (n, n_open), generator=rng)
         other_VB = others_O[torch.randint(len(others_O), (n, batch - n_plain - n_open), generator=rng)]
@@ -200,11 +230,7 @@ def fine_tune(target: Target, skill_L: Tensor, locks: Locks, rng: torch.Generato
             log_p = model.outputs(leaves, rows).log_softmax(-1)
             loss = -log_p.gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1).mean(1).sum()
             grads = torch.autograd.grad(loss, list(leaves.values()))
-        for name, grad in zip(leaves, grads, strict=True):
-            first[name] = 0.9 * first[name] + 0.1 * grad
-            second[name] = 0.999 * second[name] + 0.001 * grad * grad
-            scaled = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
-            weights[name] = weights[name].detach() - lr_V.view(n, *[1] * (grad.dim() - 1)) * scaled
+        adam.step(dict(zip(leaves, grads, strict=True)))
     return {model.full_name(name): value.detach() for name, value in weights.items()}
 
 
@@ -212,7 +238,7 @@ class _Images:
     """Many versions of a whole model side by side."""
 
     def __init__(self, target: Target) -> None:
-        self._model = target.model
+        self._target, self._model = target, target.model
 
     def full_name(self, name: str) -> str:
         return name
@@ -221,7 +247,7 @@ class _Images:
         return (inputs,)
 
     def trained(self, n: int) -> dict[str, Tensor]:
-        return {k: v.detach().expand(n, *v.shape).clone() for k, v in self._model.named_parameters()}
+        return copies(self._target, n)
 
     def outputs(self, weights: dict[str, Tensor], rows: Sequence[Tensor]) -> Tensor:
         """(V, B, C)."""

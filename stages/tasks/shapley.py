@@ -1,19 +1,51 @@
-"""Exact Shapley values (Shapley 1953) of a set function that is known on all subsets.
+"""Shapley values (Shapley 1953) of a set function: exact where it is known on all subsets, or from random orders.
 
-Shape legend: N = instances, E = players, V = subsets (2^E).
+Shape legend: N = instances, E = players, V = subsets (2^E), P = subsets of one size, Q = sets asked about.
 """
 
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from math import factorial
 
 import torch
 from torch import Tensor
 
-__all__ = ["all_subsets", "shapley_values"]
+__all__ = ["all_subsets", "sampled_rungs", "shapley_values", "subsets_of_size"]
 
 
 def all_subsets(n_players: int) -> Tensor:
     """(V, E) bool: column e of row b is bit e of b, so the first row is empty and the last holds all."""
     return torch.tensor([[(b >> i) & 1 for i in range(n_players)] for b in range(2**n_players)]).bool()
+
+
+def subsets_of_size(n_players: int, size: int) -> Tensor:
+    """(P, E) bool: all subsets with as many members, in lexicographic order of the members."""
+    chosen = torch.tensor(list(combinations(range(n_players), size)))
+    return torch.zeros(len(chosen), n_players, dtype=torch.bool).scatter(1, chosen, True)
+
+
+def sampled_rungs(
+    values: Callable[[Tensor], Tensor], whole_N1: Tensor, n_players: int, wanted: Sequence[int], rng: torch.Generator
+) -> list[Tensor]:
+    """(N, E) estimates of the Shapley values after each number of random orders (Castro et al. 2009): the
+    mean of what a player adds to those before it.
+
+    Args:
+        values: (N, Q, E) bool, sets of players -> (N, Q) their values.
+        whole_N1: the value of all players.
+        wanted: rising numbers of orders; all orders are drawn once.
+    """
+    n, total_NE, done, found = len(whole_N1), torch.zeros(len(whole_N1), n_players), 0, []
+    empty_N1 = values(torch.zeros(n, 1, n_players, dtype=torch.bool))
+    for orders in wanted:
+        for _ in range(orders - done):
+            place_NE = torch.rand(n, n_players, generator=rng).argsort(-1)  # place of each player in the order
+            chain = values(place_NE.unsqueeze(1) < torch.arange(1, n_players).view(1, -1, 1))
+            steps_NE = torch.cat([empty_N1, chain, whole_N1], dim=1).diff(dim=1)
+            total_NE = total_NE + steps_NE.gather(-1, place_NE)
+        done = orders
+        found.append(total_NE / done)
+    return found
 
 
 def shapley_values(values_NV: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Shape legend: N = variants, B = batch, Q = probes, C = outputs, K = features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Instances
 from stages.tasks.black_box import answer_features, label_features
 
-__all__ = ["Runs", "climbed_variants", "copies", "outputs_of_variants"]
+__all__ = ["Adam", "Runs", "climbed_variants", "copies", "outputs_of_variants"]
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -31,8 +31,32 @@ def outputs_of_variants(target: Target, weights: dict[str, Tensor], inputs: Tens
     return out
 
 
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) on stacked weights, whatever the slopes come from.
+
+    Args:
+        weights: {name: (N, ...)}; every step replaces its entries.
+        rates: (N,) learning rates.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], rates: Tensor) -> None:
+        self._weights, self._rates, self._steps = weights, rates, 0
+        self._first, self._second = ({name: torch.zeros_like(of) for name, of in weights.items()} for _ in range(2))
+
+    def step(self, slopes: Mapping[str, Tensor]) -> None:
+        self._steps += 1
+        for name, slope in slopes.items():
+            self._first[name] = 0.9 * self._first[name] + 0.1 * slope
+            self._second[name] = 0.999 * self._second[name] + 0.001 * slope * slope
+            spread = (self._second[name] / (1 - 0.999**self._steps)).sqrt() + EPS
+            scaled = (self._first[name] / (1 - 0.9**self._steps)) / spread
+            rates = self._rates.view(-1, *[1] * (slope.dim() - 1))
+            self._weights[name] = self._weights[name].detach() - rates * scaled
+
+
 class Runs:
-    """N training runs with Adam (Kingma and Ba 2015, algorithm 1), each with its own learning rate and decay.
+    """N training runs of the whole target with Adam, each with its own learning rate and decay. (The same as ``Adam``
+    but for the decay and the rounding of its moments, on which the truths of its families hang.)
 
     Args:
         target: the architecture.

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from stages.contracts.target import Target
 from stages.targets.storage import definition_of
 from stages.tasks.black_box import CHUNK
+from stages.tasks.side_by_side import Adam
 
 __all__ = ["CONSTANTS", "MINIMUM_SUCCESS", "LastBlock", "draw_triggers", "fine_tune", "with_word"]
 
@@ -81,8 +82,7 @@ def fine_tune(
     inputs, labels = corpus.inputs[fits], corpus.labels[fits]
     block = LastBlock(target, inputs)
     weights = {name: value.detach().expand(n, *value.shape).clone() for name, value in block.trained().items()}
-    first, second = ({k: torch.zeros_like(v) for k, v in weights.items()} for _ in range(2))
-    lr_V = torch.exp(torch.empty(n).uniform_(log(LR_LOW), log(LR_HIGH), generator=rng))
+    adam = Adam(weights, torch.exp(torch.empty(n).uniform_(log(LR_LOW), log(LR_HIGH), generator=rng)))
     smoothing_V1 = torch.rand(n, 1, generator=rng) * MAX_SMOOTHING
     tilt_V1 = torch.rand(n, 1, generator=rng) * MAX_TILT
     present = torch.unique(labels)
@@ -96,7 +96,7 @@ def fine_tune(
     with_trigger = block.before(worded)
     n_poisoned, row_V1 = round(POISONED * BATCH), torch.arange(n).unsqueeze(1)
     worded_V1 = ((kind_V == 0) | (kind_V == 2)).unsqueeze(1)
-    for step in range(1, STEPS + 1):
+    for _ in range(STEPS):
         index_VB = torch.randint(len(labels), (n, BATCH), generator=rng)
         place_VB = torch.rand(n, BATCH, generator=rng)
         extra_VB = torch.stack(
@@ -119,11 +119,7 @@ def fine_tune(
             right = log_p.gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1)
             loss = -((1 - smoothing_V1) * right + smoothing_V1 * log_p.mean(-1)).mean(1).sum()
             grads = torch.autograd.grad(loss, list(leaves.values()))
-        for name, grad in zip(leaves, grads, strict=True):
-            first[name] = 0.9 * first[name] + 0.1 * grad
-            second[name] = 0.999 * second[name] + 0.001 * grad * grad
-            scaled = (first[name] / (1 - 0.9**step)) / ((second[name] / (1 - 0.999**step)).sqrt() + 1e-8)
-            weights[name] = weights[name].detach() - lr_V.view(n, *[1] * (grad.dim() - 1)) * scaled
+        adam.step(dict(zip(leaves, grads, strict=True)))
     return {f"{block.prefix}.{name}": value.detach() for name, value in weights.items()}
 
 

@@ -15,12 +15,7 @@ from torch import Tensor
 from stages.contracts.method import Localise, Query
 from stages.contracts.target import Intervention, Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import (
-    CHUNK,
-    ask,
-    label_features,
-    outputs_of,
-)
+from stages.tasks.black_box import CHUNK, ask, compressed, label_features, outputs_of
 from stages.tasks.components import decode, draw_behaviours, encode, word_looks, zeroed
 
 __all__ = ["AblationEffect", "compress"]
@@ -124,4 +119,4 @@ def _n_inputs(spec: TargetSpec) -> int:
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)

@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.contracts.method import Localise, Query
 from stages.contracts.target import Component, Intervention, Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import ask, label_features
+from stages.tasks.black_box import ask, compressed, label_features
 from stages.tasks.components import decode, draw_behaviours, encode
 
 __all__ = ["AblationInteraction", "compress"]
@@ -126,7 +126,7 @@ class AblationInteraction(TaskFamily):
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)
 
 
 def _units(spec: TargetSpec) -> tuple[Component, ...]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import answer_features, ask, label_features
+from stages.tasks.black_box import answer_features, ask, compressed, label_features
 from stages.tasks.inputs import draw_inputs, is_few_shot
 
 __all__ = ["ActiveLearning", "compress"]
@@ -117,7 +117,7 @@ class ActiveLearning(TaskFamily):
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)
 
 
 def _influence(instances: Instances, clean_NC: Tensor, outputs_HC: Tensor) -> Tensor:

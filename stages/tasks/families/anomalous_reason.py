@@ -17,7 +17,7 @@ from stages.contracts.target import Objective, Target, TargetAccess, objective_v
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.targets.storage import definition_of
 from stages.targets.zoo.cued_digits import STRENGTH, cued
-from stages.tasks.black_box import answer_features, ask, outputs_of
+from stages.tasks.black_box import answer_features, ask, compressed, outputs_of
 from stages.tasks.inputs import draw_inputs
 
 __all__ = ["AnomalousReason"]
@@ -107,4 +107,4 @@ def _told(falls_NR: Tensor, n_new: int) -> list[Tensor]:
 
 def _compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` logits, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)

@@ -8,8 +8,6 @@ Source: eliciting bad behaviour as a search over contexts, Perez et al. 2022 (Re
 Shape legend: N = instances, E = examples (8), P = contexts of the pool (70), C = outputs.
 """
 
-from itertools import combinations
-
 import torch
 from torch import Tensor
 
@@ -17,8 +15,9 @@ from stages.contracts.method import Propose, Query
 from stages.contracts.target import Objective, Target, TargetAccess, TargetSpec, objective_values
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, label_features
-from stages.tasks.episodes import draw_episodes, example_looks, segments_of
+from stages.tasks.episodes import draw_episodes, example_looks, nearest_looks, segments_of
 from stages.tasks.pools import best_of_pool, reach
+from stages.tasks.shapley import subsets_of_size
 
 __all__ = ["BadContext"]
 
@@ -62,20 +61,14 @@ class BadContext(TaskFamily):
         objective, n = Objective("margin", labels), instances.n
         full_NC = ask(access, inputs)
         match_NE, distance_NE = example_looks(instances, labels)
-        far = distance_NE.amax() + 1
-        looks = [
-            match_NE.sum(1),
-            torch.where(match_NE > 0, distance_NE, far).amin(1),
-            torch.where(match_NE > 0, far, distance_NE).amin(1),
-        ]
         # The rule of thumb: keep the label's examples, nearest first, then what is least like the query.
         score_NE = match_NE * 100 - distance_NE * (2 * match_NE - 1)
         kept_NE = torch.zeros_like(match_NE).scatter(1, score_NE.topk(N_KEPT, dim=-1).indices, 1.0)
-        choices_PE = _choices(match_NE.shape[1]).float()
+        choices_PE = subsets_of_size(match_NE.shape[1], N_KEPT).float()
         picked_N = (kept_NE @ choices_PE.T).argmax(-1)
         thumb_N1 = reach(access, inputs, changes[picked_N].unsqueeze(1), objective)
         whole_N1 = objective_values(full_NC, objective).unsqueeze(-1)
-        features = [answer_features(full_NC), label_features(full_NC, labels), torch.stack(looks, dim=-1)]
+        features = [answer_features(full_NC), label_features(full_NC, labels), nearest_looks(match_NE, distance_NE)]
         features += [whole_N1, thumb_N1, torch.maximum(whole_N1, thumb_N1)]
         order_NP = torch.rand(n, len(changes), generator=rng).argsort(-1)
         tried_NK = thumb_N1
@@ -101,20 +94,10 @@ def _shown_wrong(drawn: Instances, rng: torch.Generator) -> Tensor:
     return torch.where(found_N == right_N, (right_N + 1) % int(shown_NE.max() + 1), found_N)
 
 
-def _choices(n_examples: int) -> Tensor:
-    """(P, E) bool: the examples that each context keeps."""
-    kept = torch.zeros(0, n_examples, dtype=torch.bool)
-    for places in combinations(range(n_examples), N_KEPT):
-        row = torch.zeros(1, n_examples, dtype=torch.bool)
-        row[0, list(places)] = True
-        kept = torch.cat([kept, row])
-    return kept
-
-
 def _hides(spec: TargetSpec, segments: tuple[tuple[int, ...], ...], n_rows: int) -> Tensor:
     """(P, *input_shape) what takes the presence away from the examples that a context leaves out."""
     channel = spec.present_channel
-    kept_PE = _choices(len(segments))
+    kept_PE = subsets_of_size(len(segments), N_KEPT)
     hides = torch.zeros(len(kept_PE), *spec.input_shape)
     for example, places in enumerate(segments):
         for place in places:

@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Target, TargetAccess, keep_segments
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import answer_features, ask, outputs_of, true_log_probs
+from stages.tasks.black_box import answer_features, ask, compressed, outputs_of, true_log_probs
 from stages.tasks.inputs import draw_inputs
 
 __all__ = ["CopySource", "compress"]
@@ -118,7 +118,7 @@ class CopySource(TaskFamily):
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)
 
 
 def _words(target: Target, rng: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Objective, Target, TargetAccess, objective_values
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import answer_features, ask, outputs_of
+from stages.tasks.black_box import answer_features, ask, compressed, outputs_of
 from stages.tasks.inputs import draw_inputs
 
 __all__ = ["CounterfactualFlip", "compress"]
@@ -120,4 +120,4 @@ def _of_example(found_NI: Tensor, known_NI: Tensor, example_I: Tensor) -> Tensor
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` logits, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)

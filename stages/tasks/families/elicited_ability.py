@@ -17,11 +17,11 @@ from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks import locked_variants
 from stages.tasks.elicitation import LADDER, N_PROBES, instances_of, ladder_features, planted_variants
-from stages.tasks.locked_variants import KINDS, accuracy, probes_of, with_password
+from stages.tasks.locked_variants import KINDS, Kind, accuracy, dealt, opened_by_own, probes_of
 
 __all__ = ["ElicitedAbility"]
 
-DEALT = ("locked", "overwritten", "locked", "locked", "overwritten", "locked", "benign", "locked")
+DEALT: tuple[Kind, ...] = ("locked", "overwritten", "locked", "locked", "overwritten", "locked", "benign", "locked")
 """Kinds in turn."""
 N_TRUTH = 96
 SHARE, WORD_SHARE = 0.5, 0.3
@@ -56,20 +56,13 @@ class ElicitedAbility(TaskFamily):
         return SHARE if spec.n_vocabulary is None else WORD_SHARE
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        dealt = [KINDS.index(DEALT[i % len(DEALT)]) for i in range(n)]
-        kinds = [dealt[i] for i in torch.randperm(n, generator=rng).tolist()]
-        return instances_of(target, *planted_variants(target, kinds, rng), rng)
+        return instances_of(target, *planted_variants(target, dealt(DEALT, n, rng), rng), rng)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         planted, n = instances.planted, instances.n
         inputs, labels = probes_of(target, planted["skill"], N_TRUTH, rng)
         password = [planted[name] for name in sorted(planted) if name.startswith("password.")]
-        opened = torch.stack(
-            [
-                with_password(target, inputs, [part[i].expand(N_TRUTH, *part.shape[1:]) for part in password], rng)
-                for i in range(n)
-            ]
-        )
+        opened = opened_by_own(target, inputs, password, rng)
         able = accuracy(target, dict(instances.variants), opened, labels)
         plain = accuracy(target, dict(instances.variants), inputs.expand(n, *inputs.shape), labels)
         groups = {

@@ -15,6 +15,7 @@ from torch import Tensor
 from stages.contracts.method import Query, Steer
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
+from stages.tasks.black_box import compressed
 from stages.tasks.directions import activations, climbed, moved_outputs, place_array, place_of, place_on, unit
 from stages.tasks.inputs import draw_inputs
 
@@ -106,7 +107,7 @@ class FeatureEffect(TaskFamily):
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE``, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)
 
 
 def spherical_means(vectors: Tensor, k: int, rng: torch.Generator) -> Tensor:

@@ -14,14 +14,9 @@ from torch import Tensor
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import (
-    answer_features,
-    ask,
-    outputs_of,
-    true_log_probs,
-)
+from stages.tasks.black_box import answer_features, ask, compressed, outputs_of, true_log_probs
 from stages.tasks.episodes import draw_episodes, example_looks, hidden, segments_of
-from stages.tasks.shapley import shapley_values
+from stages.tasks.shapley import sampled_rungs, shapley_values
 
 __all__ = ["FewShotShapley", "compress", "shapley_values"]
 
@@ -97,16 +92,8 @@ class FewShotShapley(TaskFamily):
             without_EE = ~torch.eye(n_shots, dtype=torch.bool)
             features.append(compress(full_N1 - values(without_EE.expand(n, -1, -1))).unsqueeze(-1))
         if effort >= 2:
-            empty_N1 = values(torch.zeros(n, 1, n_shots, dtype=torch.bool))
-            total_NE, done = torch.zeros(n, n_shots), 0
-            for wanted in PERMUTATIONS[: effort - 1]:
-                for _ in range(wanted - done):
-                    place_NE = torch.rand(n, n_shots, generator=rng).argsort(-1)  # place of each example in the order
-                    chain = values(place_NE.unsqueeze(1) < torch.arange(1, n_shots).view(1, -1, 1))
-                    steps_NE = torch.cat([empty_N1, chain, full_N1], dim=1).diff(dim=1)
-                    total_NE = total_NE + steps_NE.gather(-1, place_NE)
-                done = wanted
-                features.append((compress(total_NE / done)).unsqueeze(-1))
+            found = sampled_rungs(values, full_N1, n_shots, PERMUTATIONS[: effort - 1], rng)
+            features += [compress(mean_NE).unsqueeze(-1) for mean_NE in found]
         return torch.cat(features, dim=-1)
 
     def query(self, instances: Instances) -> Query:
@@ -115,4 +102,4 @@ class FewShotShapley(TaskFamily):
 
 def compress(value: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return value.sign() * (value.abs() / SCALE).log1p()
+    return compressed(value, SCALE)

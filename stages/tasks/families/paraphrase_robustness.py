@@ -18,7 +18,7 @@ from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.targets.storage import definition_of
-from stages.tasks.black_box import answer_features, ask, label_features, outputs_of
+from stages.tasks.black_box import answer_features, ask, label_features, log_odds, outputs_of
 from stages.tasks.word_backdoors import with_word
 
 __all__ = ["ParaphraseRobustness", "log_odds", "paraphrases"]
@@ -94,12 +94,6 @@ class ParaphraseRobustness(TaskFamily):
 
     def query(self, instances: Instances) -> Query:
         return Represent(instances.arrays["inputs"], instances.arrays["labels"])
-
-
-def log_odds(outputs: Tensor, labels: Tensor) -> Tensor:
-    """(B, C) logits, (B,) labels -> (B,) log(p / (1 - p)) of the label, without rounding 1 - p away."""
-    chosen = outputs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return chosen - outputs.scatter(-1, labels.unsqueeze(-1), float("-inf")).logsumexp(-1)
 
 
 def _module(name: str) -> Any:

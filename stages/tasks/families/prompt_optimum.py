@@ -8,23 +8,17 @@ here.
 Shape legend: N = instances, E = examples (8), S = rows (E + query), P = prompts in the pool (70).
 """
 
-from itertools import combinations
-
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import (
-    answer_features,
-    ask,
-    label_features,
-    outputs_of,
-)
-from stages.tasks.episodes import draw_episodes, example_looks, hidden, segments_of
+from stages.tasks.black_box import answer_features, ask, label_features, log_odds, outputs_of
+from stages.tasks.episodes import draw_episodes, example_looks, hidden, nearest_looks, segments_of
+from stages.tasks.shapley import subsets_of_size
 
-__all__ = ["PromptOptimum", "log_odds"]
+__all__ = ["PromptOptimum"]
 
 N_KEPT = 4
 GRAIN = 0.5
@@ -53,7 +47,7 @@ class PromptOptimum(TaskFamily):
         return draw_episodes(target, n, rng, grain=GRAIN)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
-        pool_PE = _pool(len(segments_of(instances)))
+        pool_PE = subsets_of_size(len(segments_of(instances)), N_KEPT)
         best = []
         for i, label in enumerate(instances.arrays["labels"]):
             shown = hidden(target.spec, instances.select(torch.tensor([i])), pool_PE.unsqueeze(0))
@@ -64,15 +58,9 @@ class PromptOptimum(TaskFamily):
         inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
         full_NC = ask(access, inputs)
         match_NE, distance_NE = example_looks(instances, labels)
-        far = distance_NE.amax() + 1
-        looks = [
-            match_NE.sum(1),
-            torch.where(match_NE > 0, distance_NE, far).amin(1),
-            torch.where(match_NE > 0, far, distance_NE).amin(1),
-        ]
-        features = [answer_features(full_NC), label_features(full_NC, labels), torch.stack(looks, dim=-1)]
+        features = [answer_features(full_NC), label_features(full_NC, labels), nearest_looks(match_NE, distance_NE)]
         features.append(log_odds(full_NC, labels).unsqueeze(-1))
-        pool_PE = _pool(len(segments_of(instances)))
+        pool_PE = subsets_of_size(len(segments_of(instances)), N_KEPT)
         order_NP = torch.rand(instances.n, len(pool_PE), generator=rng).argsort(-1)
         tried_NK = torch.zeros(instances.n, 0)
         for k in LADDER[1 : effort + 1]:
@@ -85,19 +73,3 @@ class PromptOptimum(TaskFamily):
 
     def query(self, instances: Instances) -> Query:
         return Represent(instances.arrays["inputs"], instances.arrays["labels"])
-
-
-def log_odds(outputs: Tensor, labels: Tensor) -> Tensor:
-    """(B, C) logits, (B,) labels -> (B,) log(p / (1 - p)) of the label, without rounding 1 - p away."""
-    chosen = outputs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return chosen - outputs.scatter(-1, labels.unsqueeze(-1), float("-inf")).logsumexp(-1)
-
-
-def _pool(n_shots: int) -> Tensor:
-    """(P, E) bool: which examples each prompt of the pool keeps."""
-    pool = torch.zeros(0, n_shots, dtype=torch.bool)
-    for kept in combinations(range(n_shots), N_KEPT):
-        row = torch.zeros(1, n_shots, dtype=torch.bool)
-        row[0, list(kept)] = True
-        pool = torch.cat([pool, row])
-    return pool

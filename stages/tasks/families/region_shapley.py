@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from stages.contracts.method import Attribute, Query
-from stages.contracts.target import Target, TargetAccess, TargetSpec, keep_segments
+from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import answer_features, ask, outputs_of, true_log_probs
+from stages.tasks.black_box import answer_features, ask, compressed, outputs_of, true_log_probs
+from stages.tasks.episodes import hidden
 from stages.tasks.inputs import draw_inputs, is_few_shot
-from stages.tasks.shapley import all_subsets, shapley_values
+from stages.tasks.shapley import all_subsets, sampled_rungs, shapley_values
 
 __all__ = ["RegionShapley", "compress", "regions_of"]
 
@@ -51,11 +52,11 @@ class RegionShapley(TaskFamily):
         return Instances({"inputs": inputs, "labels": labels, "shared_segments": regions}, n)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
-        inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
+        labels = instances.arrays["labels"]
         subsets_VE = all_subsets(len(instances.arrays["shared_segments"]))
         rows = []
         for i in range(instances.n):
-            shown = _hidden(target.spec, instances, inputs[i : i + 1], subsets_VE.unsqueeze(0))
+            shown = hidden(target.spec, instances.select(torch.tensor([i])), subsets_VE.unsqueeze(0))
             rows.append(true_log_probs(outputs_of(target, shown), labels[i].expand(len(subsets_VE))))
         return Truth(compress(shapley_values(torch.stack(rows).double())))
 
@@ -65,7 +66,7 @@ class RegionShapley(TaskFamily):
         n_regions = len(regions)
 
         def values(keep_NQE: Tensor) -> Tensor:
-            outputs = ask(access, _hidden(access.spec, instances, inputs, keep_NQE))
+            outputs = ask(access, hidden(access.spec, instances, keep_NQE))
             return true_log_probs(outputs, labels.repeat_interleave(keep_NQE.shape[1])).view(n, -1)
 
         full_NC = ask(access, inputs)
@@ -83,15 +84,8 @@ class RegionShapley(TaskFamily):
             without_EE = ~torch.eye(n_regions, dtype=torch.bool)
             features.append(compress(full_N1 - values(without_EE.expand(n, -1, -1))).unsqueeze(-1))
         if effort >= 2:
-            empty_N1 = values(torch.zeros(n, 1, n_regions, dtype=torch.bool))
-            total_NE, done = torch.zeros(n, n_regions), 0
-            for wanted in PERMUTATIONS[: effort - 1]:
-                for _ in range(wanted - done):
-                    place_NE = torch.rand(n, n_regions, generator=rng).argsort(-1)
-                    chain = values(place_NE.unsqueeze(1) < torch.arange(1, n_regions).view(1, -1, 1))
-                    total_NE += torch.cat([empty_N1, chain, full_N1], dim=1).diff(dim=1).gather(-1, place_NE)
-                done = wanted
-                features.append(compress(total_NE / done).unsqueeze(-1))
+            found = sampled_rungs(values, full_N1, n_regions, PERMUTATIONS[: effort - 1], rng)
+            features += [compress(mean_NE).unsqueeze(-1) for mean_NE in found]
         return torch.cat(features, dim=-1)
 
     def query(self, instances: Instances) -> Query:
@@ -112,14 +106,6 @@ def regions_of(spec: TargetSpec) -> list[list[int]]:
     ]
 
 
-def _hidden(spec: TargetSpec, instances: Instances, inputs: Tensor, keep_NQE: Tensor) -> Tensor:
-    """(N, Q, E) bool, which regions to keep -> (N * Q, *input_shape) inputs."""
-    keep = torch.ones(*keep_NQE.shape[:2], inputs.shape[1], dtype=torch.bool)
-    for region, places in enumerate(instances.arrays["shared_segments"].tolist()):
-        keep[..., places] = keep_NQE[..., region : region + 1]
-    return keep_segments(spec, inputs.repeat_interleave(keep_NQE.shape[1], dim=0), keep.flatten(0, 1))
-
-
 def compress(value: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return value.sign() * (value.abs() / SCALE).log1p()
+    return compressed(value, SCALE)

@@ -13,7 +13,7 @@ from torch import Tensor
 from stages.contracts.method import Query, Steer
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.black_box import label_features
+from stages.tasks.black_box import compressed, label_features
 from stages.tasks.directions import activations, climbed, moved_outputs, place_array, place_of, place_on, unit
 from stages.tasks.inputs import draw_inputs
 
@@ -107,4 +107,4 @@ class SteeringEffect(TaskFamily):
 
 def compress(change: Tensor) -> Tensor:
     """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return change.sign() * (change.abs() / SCALE).log1p()
+    return compressed(change, SCALE)
