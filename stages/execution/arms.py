@@ -71,9 +71,7 @@ def split(task: Task, seed: int, config: ExecutorConfig) -> tuple[npt.NDArray[np
     return order[:n_calibration], order[n_calibration:]
 
 
-def run_ladder(
-    task: Task, target: Target, seed: int, replicate: int, fixed: dict[int, LadderStep] | None = None
-) -> list[LadderStep]:
+def run_ladder(task: Task, target: Target, seed: int, fixed: dict[int, LadderStep] | None = None) -> list[LadderStep]:
     """Black-box features at every rung, metered.
 
     Args:
@@ -87,7 +85,7 @@ def run_ladder(
             continue
         ledger = Ledger()
         access = MeteredAccess(target, ledger, variants=task.instances.variants)
-        generator = stream("ladder", task.name, seed, replicate)
+        generator = stream("ladder", task.name, seed, 0)  # 0: part of the name, so that draws stay what they are
         before = generator.get_state()
         features = task.family.behavioural(access, task.instances, effort, generator)
         if ledger.flops <= 0:

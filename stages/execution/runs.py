@@ -66,7 +66,7 @@ def _baseline_of(
     public, (outputs, price) = public_features(task), plain_outputs(task, target)
     rungs = [
         _informed(task, step, [public, outputs if step.flops >= price * (1 - 1e-9) else None], seed, config)
-        for step in run_ladder(task, target, seed, 0, fixed)
+        for step in run_ladder(task, target, seed, fixed)
     ]
     results, fits = solve(task, rungs, None, 0.0, seed, config, public=public)
     shape = (*task.truth.values.shape, N_EMPTY)

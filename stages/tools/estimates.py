@@ -71,7 +71,7 @@ def estimate(target_name: str, tell: Callable[[str], None] = print) -> tuple[lis
         task = Task(made, target_name, settings.split, tried.instances.public(), tried.truth)
         rows.append(Estimate(f"truth of {name}", n, n * truth_s, f"{truth_s:.1f} s an instance"))
         fixed: dict[int, LadderStep] = {}
-        first_s, again_s = (_seconds(task, target, replicate, fixed) for replicate in (0, 1))
+        first_s, again_s = (_seconds(task, target, seed, fixed) for seed in (0, 1))
         # Each seed draws anew; steps that draw nothing are run once.
         again = config.n_seeds - 1
         ladder_s = n * (first_s + again * again_s)
@@ -85,10 +85,10 @@ def estimate(target_name: str, tell: Callable[[str], None] = print) -> tuple[lis
     return rows, int(psutil.Process().memory_info().rss)
 
 
-def _seconds(task: Task, target: Target, replicate: int, fixed: dict[int, LadderStep]) -> float:
+def _seconds(task: Task, target: Target, seed: int, fixed: dict[int, LadderStep]) -> float:
     """CPU seconds an instance of one climb of the ladder."""
     begun = time.process_time()
-    run_ladder(task, target, 0, replicate, fixed)
+    run_ladder(task, target, seed, fixed)
     return (time.process_time() - begun) / TRIED
 
 

@@ -110,15 +110,15 @@ def test_the_second_baseline_is_the_first_with_an_answer_that_says_nothing(task,
 
 def test_a_rung_that_draws_nothing_is_run_once_and_the_others_anew(task, mlp):
     fixed = {}
-    first, again = (run_ladder(task, mlp, 0, replicate, fixed) for replicate in (0, 1))
+    first, again = (run_ladder(task, mlp, seed, fixed) for seed in (0, 1))
     assert sorted(fixed) == [0] and again[0] is first[0]
-    plain = run_ladder(task, mlp, 0, 1)
+    plain = run_ladder(task, mlp, 1)
     for kept, made in zip(again, plain, strict=True):
         assert np.array_equal(kept.features, made.features) and kept.flops == made.flops
 
 
 def test_budgets_rise_and_the_first_rung_is_always_affordable(task, mlp):
-    rungs = run_ladder(task, mlp, 0, 0)
+    rungs = run_ladder(task, mlp, 0)
     limits = [limit for limit, _ in budgets_of(rungs).values()]
     assert limits == sorted(limits) and rungs[0].flops <= limits[0]
     assert all(0 < amount < float("inf") for _, amount in budgets_of(rungs).values())

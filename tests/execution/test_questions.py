@@ -179,7 +179,7 @@ def test_a_look_is_a_forward_pass_and_two_gradients_of_what_the_question_shows(m
 def test_a_tight_budget_pays_for_a_look_and_for_two_gradients(mlp):
     """Four passes did not pay for two gradients, which take 4.1."""
     query = Represent(mlp.corpus("train").inputs[:N])
-    rungs = run_ladder(a_task(mlp, query), mlp, 0, 0)
+    rungs = run_ladder(a_task(mlp, query), mlp, 0)
     tight, _ = budgets_of(rungs)["tight"]
     ledger = Ledger()
     for _ in range(2):

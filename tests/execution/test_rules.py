@@ -220,9 +220,9 @@ def test_an_answer_stands_beside_what_the_question_says(mlp):
 # --- the ladder
 
 
-def test_rungs_are_metered_per_instance_and_drawn_by_replicate(mlp):
+def test_rungs_are_metered_per_instance_and_drawn_by_seed(mlp):
     task = a_task(mlp)
-    steps, other = run_ladder(task, mlp, 0, 0), run_ladder(task, mlp, 0, 1)
+    steps, other = run_ladder(task, mlp, 0), run_ladder(task, mlp, 1)
     once = sum(2 * i * o + o for i, o in [(64, 64), (64, 32), (32, 10)]) + 96
     assert [(step.effort, step.flops) for step in steps] == [(0, once), (1, 3 * once)]
     generator = stream("ladder", task.name, 0, 0)
@@ -233,7 +233,7 @@ def test_rungs_are_metered_per_instance_and_drawn_by_replicate(mlp):
 
 def test_a_rung_that_costs_nothing_is_refused(mlp):
     with pytest.raises(ValueError, match="rung 0 of the ladder never called the target"):
-        run_ladder(a_task(mlp, silent=True), mlp, 0, 0)
+        run_ladder(a_task(mlp, silent=True), mlp, 0)
 
 
 # --- what is known for nothing
