@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from stages.contracts.reward_rows import CONTROL_METHODS, TaskRow
+from stages.reward.statements import unit_weights
 
 __all__ = ["OrderRow", "order_agreement", "spearman"]
 
@@ -85,13 +86,16 @@ def _answers(rows: Sequence[TaskRow], method: str, split: str, kind: str) -> boo
 
 def _by_cluster(rows: Sequence[TaskRow]) -> Mapping[str, Mapping[str, float]]:
     """{method: {cluster: mean over its families of their mean over targets}}."""
-    families: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    methods: dict[str, list[TaskRow]] = defaultdict(list)
     for row in rows:
-        families[row.method, row.cluster, row.family].append(row.reward_mean)
-    clusters: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (method, cluster, _), rewards in families.items():
-        clusters[method][cluster].append(float(np.mean(rewards)))
-    return {method: {name: float(np.mean(of)) for name, of in own.items()} for method, own in clusters.items()}
+        methods[row.method].append(row)
+    found = {}
+    for method, mine in methods.items():
+        clusters: dict[str, float] = defaultdict(float)
+        for row, weight in zip(mine, unit_weights(mine), strict=True):
+            clusters[row.cluster] += weight * row.reward_mean
+        found[method] = {name: len(clusters) * value for name, value in clusters.items()}
+    return found
 
 
 def _rho(values: Sequence[FloatArray], chosen: Sequence[npt.NDArray[np.int64]]) -> float | None:

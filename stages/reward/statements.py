@@ -35,6 +35,7 @@ __all__ = [
     "on_these_tasks",
     "stated",
     "statements",
+    "unit_weights",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -173,7 +174,7 @@ def _sentence(effects: Sequence[Effect], split: str, scope: Scope, kind: str = "
         found: Estimated | None = combined([one.reward for one in effects])
         weights, n = [1 / len(effects)] * len(effects), len(effects)
     else:
-        weights = _weights(effects)
+        weights = unit_weights(effects)
         values: dict[str, float] = defaultdict(float)
         for one, weight in zip(effects, weights, strict=True):
             values[one.cluster] += weight * one.reward.value
@@ -205,7 +206,7 @@ def _sentence(effects: Sequence[Effect], split: str, scope: Scope, kind: str = "
     ).rounded()
 
 
-def _weights(effects: Sequence[Effect]) -> list[float]:
+def unit_weights(effects: "Sequence[Effect | TaskRow]") -> list[float]:
     """Of each task: targets averaged within a family, families within a cluster, clusters alike."""
     targets: dict[tuple[str, str], int] = defaultdict(int)
     for one in effects:
