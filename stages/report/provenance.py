@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.base import paths
+from stages.base.params import profile_name
 from stages.contracts.circuit_rows import DRAWINGS
 from stages.contracts.dictionary_rows import GALLERY
 from stages.contracts.results import FILES
@@ -51,10 +52,11 @@ class Fact(NamedTuple):
 
 
 def provenance() -> list[Fact]:
-    """Code, results, versions and kind of machine."""
+    """Code, results, sizes of the run, versions and kind of machine."""
     return [
         Fact("code", commit(paths.root())),
         Fact("results", f"sha256 {_digest()[:12]}"),
+        Fact("profile", profile_name()),
         Fact("versions", ", ".join([f"Python {platform.python_version()}", *map(_version, PACKAGES)])),
         Fact("machine", f"{platform.system()} {platform.machine()}"),
     ]
