@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -33,8 +34,12 @@ from stages.contracts.reward_rows import (
 from stages.errors import UserError
 from stages.report.wording import strongest
 
+if TYPE_CHECKING:
+    from stages.reward.beside import BesideRow
+
 __all__ = [
     "leaderboard_rows",
+    "print_beside",
     "print_difference",
     "print_durations",
     "print_iterations",
@@ -193,6 +198,25 @@ def print_difference(console: Console, said: Sequence[StatementRow], split: str)
             highlight=False,
         )
     print_statements(console, said, split)
+
+
+def print_beside(console: Console, rows: Sequence["BesideRow"], title: str) -> None:
+    """One line a sentence that is a verdict here or there."""
+    if not rows:
+        console.print(f"{title}: neither run tells a method from the agent alone", highlight=False)
+        return
+    table = _slim(title, ("method", "on"), ("here", "95% interval", "there", "95% interval "), ("",))
+    for row in rows:
+        on = f"{row.split.replace('+', ' and ')} {row.kind or row.scope}"
+        ends = ((row.here, row.here_low, row.here_high), (row.there, row.there_low, row.there_high))
+        cells = [cell for value, low, high in ends for cell in (_signed(value), _interval(low, high))]
+        fate = f"{row.verdict_here}, {row.fate}" if row.fate == "holds" else row.fate
+        table.add_row(row.method, on, *cells, fate)
+    print_table(console, table)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{_signed(low)}..{_signed(high)}"
 
 
 def _of_kind(row: StatementRow | None) -> str:

@@ -24,6 +24,10 @@ def leaderboard(
     order: Annotated[
         bool, typer.Option("--order", help="Instead: does the order of the methods carry over from split to split?")
     ] = False,
+    beside: Annotated[
+        Path | None,
+        typer.Option("--beside", metavar="FOLDER", help="Instead: which verdicts hold in the run that lies there?"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print which methods help, and what that says of other tasks; the rows are those of metrics/leaderboard.json.
@@ -46,6 +50,11 @@ def leaderboard(
         if against or split != "validation":
             raise UserError("--order is about all splits and all methods: leave out --split and --against")
         _show_order(as_json)
+        return
+    if beside is not None:
+        if against:
+            raise UserError("--beside is about all methods: leave out --against")
+        _show_beside(beside, chosen, as_json)
         return
     rows, console = leaderboard_rows(split), Console()
     if against:
@@ -79,6 +88,41 @@ def _show_order(as_json: bool) -> None:
         return
     rows = [{key: "" if value is None else value for key, value in asdict(row).items()} for row in found]
     print_rows(Console(), rows, "Spearman's rho of the methods' rewards on two splits")
+
+
+def _show_beside(folder: Path, split: str, as_json: bool) -> None:
+    """Sentences of this run and of another one."""
+    from collections import Counter
+
+    from rich.console import Console
+
+    from flows.terminal import print_beside, print_json
+    from stages.base import paths
+    from stages.reward.beside import beside, order_beside, sentences_of
+
+    here, there = (
+        [row for row in sentences_of(root) if split in row.split.split("+")] for root in (paths.root(), folder)
+    )
+    rows, order = beside(here, there), order_beside(here, there)
+    if as_json:
+        print_json({"sentences": [row.facts() for row in rows], "order": [row.facts() for row in order]})
+        return
+    console = Console()
+    print_beside(console, rows, f"verdicts here and in {folder}, {split}")
+    fates = Counter(row.fate for row in rows)
+    of = sum(fates[fate] for fate in ("holds", "only here", "reversed"))
+    console.print(
+        f"{fates['holds']} of {of} verdicts here hold there, {fates['reversed']} are reversed; {fates['only there']}"
+        " are made only there",
+        highlight=False,
+    )
+    for one in order:
+        if one.spearman is not None:
+            kind = f", {one.kind}" if one.kind else ""
+            console.print(
+                f"order of {one.n_methods} methods, {one.split} {one.scope}{kind}: Spearman {one.spearman:.2f}",
+                highlight=False,
+            )
 
 
 def score(

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.base import paths
 from stages.contracts.method import (
     Attribute,
     Compare,
@@ -136,18 +138,36 @@ def test_public_arrays_hold_no_truth(name: str, target: str) -> None:
         assert public.arrays["variant"].tolist() == list(range(public.n))
 
 
-def test_every_kind_of_question_is_asked_in_every_split() -> None:
-    asked = {(family(name).query_kind, PARAMS[name].split) for name in FAMILIES.names() if name in PARAMS}
+def splits_of(profile: str) -> dict[str, str]:
+    changes = yaml.safe_load((paths.root() / "params" / "profiles" / f"{profile}.yaml").read_text())["tasks"]
+    moved = {name: change["split"] for name, change in changes.get("families", {}).items() if "split" in change}
+    return {name: PARAMS[name].split for name in FAMILIES.names() if name in PARAMS} | moved
+
+
+DIVISIONS = pytest.mark.parametrize(
+    "split_of", [splits_of(path.stem) for path in sorted((paths.root() / "params" / "profiles").glob("*.yaml"))]
+)
+
+
+@DIVISIONS
+def test_every_kind_of_question_is_asked_in_every_split(split_of: dict[str, str]) -> None:
+    asked = {(family(name).query_kind, split) for name, split in split_of.items()}
     kinds = ("Represent", "Attribute", "Localise", "Compare", "Steer", "Propose")
     missing = {(kind, split) for kind in kinds for split in SPLITS} - asked
     assert missing == set(), f"no family asks {missing}"
 
 
-def test_a_cluster_stands_in_one_split_alone() -> None:
+@DIVISIONS
+def test_a_cluster_stands_in_one_split_alone(split_of: dict[str, str]) -> None:
     splits: dict[str, set[str]] = {}
-    for name in FAMILIES.names():
-        splits.setdefault(family(name).cluster or name, set()).add(PARAMS[name].split)
+    for name, split in split_of.items():
+        splits.setdefault(family(name).cluster or name, set()).add(split)
     assert all(len(found) == 1 for found in splits.values()), splits
+
+
+def test_a_rotated_division_moves_every_family() -> None:
+    here, there = splits_of("full"), splits_of("rotated")
+    assert set(here) == set(there) and all(here[name] != there[name] for name in here)
 
 
 def test_planted_kinds_are_in_random_order() -> None:
