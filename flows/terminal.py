@@ -146,11 +146,12 @@ def print_statements(console: Console, said: Sequence[StatementRow], split: str)
     table = _slim(
         f"on families like these {wide[0].n} {split} families{against}",
         ("method",),
-        ("Reward", "95% interval", "visible", "P(better)", "p (Holm)"),
+        ("Reward", "95% interval", "visible", "needed", "P(better)", "p (Holm)"),
         ("",),
     )
     for row in wide:
-        table.add_row(row.method, *_said(row))
+        value, ends, seen, *rest = _said(row)
+        table.add_row(row.method, value, ends, seen, "-" if row.needed is None else f"{row.needed:,}", *rest)
     print_table(console, table)
     kinds = sorted({row.kind for row in rows if row.kind})
     by_kind = {(row.method, row.kind): row for row in rows if row.kind}
@@ -161,6 +162,7 @@ def print_statements(console: Console, said: Sequence[StatementRow], split: str)
     print_table(console, table)
     console.print(
         "visible: the reward that would have been seen in 80% of repetitions\n"
+        "needed: families that would have shown this reward, spread as here, corrected for as many methods\n"
         "better (>), worse (<): at the 5% level, corrected by Holm, beyond the noise floor",
         highlight=False,
     )

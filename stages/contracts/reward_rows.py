@@ -289,6 +289,9 @@ class StatementRow(Record):
     visible: float | None = Field(title="smallest visible")
     """The smallest true reward that would have been told from 0 in 80% of repetitions (two-sided, 5%, uncorrected).
     Null where it was not tested or nothing varied."""
+    needed: int | None = Field(default=None, title="families needed")
+    """Families that would have told a reward of this size, spread over families as here, from 0 in 80% of repetitions,
+    corrected for as many methods. Null of tasks, of one family, of controls, and above 1,000."""
     improvement: float = Field(title="P(improvement)")
     """Share of seeds, tasks and families in which the reward is above 0, ties counted half."""
     noise_floor: float

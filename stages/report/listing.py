@@ -150,6 +150,7 @@ def statement_table(rows: Sequence[StatementRow]) -> Table:
         Column("reward [95%]", value, True, model.hint("value")),
         _column(model, "verdict", lambda row: _verdict(row.verdict)),
         optional("visible"),
+        optional("needed", 0),
         optional("p_holm"),
         optional("improvement", 2),
         optional("noise_floor"),

@@ -24,6 +24,7 @@ S seeds has the variance A + B / S.
 Shape legend: W = resamples of the instances (row 0 the original), S = seeds.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -33,7 +34,7 @@ import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
 
-__all__ = ["ALPHA", "POWER", "Estimated", "combined", "holm", "measured", "over_units"]
+__all__ = ["ALPHA", "POWER", "Estimated", "combined", "holm", "measured", "over_units", "units_needed"]
 
 FloatArray = npt.NDArray[np.float64]
 ALPHA = 0.05
@@ -42,6 +43,8 @@ POWER = 0.8
 """With what probability the smallest visible difference would have been seen."""
 LARGEST_DF = 1e6
 N_MIDDLES = 500
+MOST_UNITS = 1000
+"""Families that nobody will build more of."""
 
 
 class Estimated(NamedTuple):
@@ -145,10 +148,34 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def units_needed(value: float, spread: float, tests: int = 1) -> int | None:
+    """How many units (families) would have told a mean of this size from 0 in 80% of repetitions.
+
+    Args:
+        value: the mean.
+        spread: standard deviation between units, of those that there are: with few of them, a rough figure.
+        tests: how many are tested together, each at .05 over that number: what the first step of Holm asks.
+
+    Returns:
+        At least 2; None where the mean is 0 or more than ``MOST_UNITS`` were needed.
+    """
+
+    def seen(n: int) -> bool:
+        return _visible(float(n - 1), ALPHA / tests) * spread / math.sqrt(n) <= abs(value)
+
+    if value == 0 or not seen(MOST_UNITS):
+        return None
+    low, high = 1, MOST_UNITS  # not seen with low, seen with high: what is visible falls with every unit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if seen(middle) else (middle, high)
+    return high
+
+
 @lru_cache(maxsize=4096)
-def _visible(df: float) -> float:
-    """In standard errors: the noncentrality at which a two-sided t test at .05 rejects with probability .8."""
-    limit = float(stdtrit(df, 1 - ALPHA / 2))
+def _visible(df: float, alpha: float = ALPHA) -> float:
+    """In standard errors: the noncentrality at which a two-sided t test at ``alpha`` rejects with probability .8."""
+    limit = float(stdtrit(df, 1 - alpha / 2))
     middles = (np.arange(N_MIDDLES) + 0.5) / N_MIDDLES
     # What the estimated error is in units of the true one, at evenly spaced probabilities; scipy's noncentral t is not
     # a number at 1 degree of freedom.

@@ -10,6 +10,7 @@ Redrawing split, labels and draws is in the standard error, since every seed red
 different splits would hold what a reward does not: it hid rewards of 5 and 8 standard errors.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from stages.contracts.record import Verdict
 from stages.contracts.reward_rows import CONTROL_METHODS, Scope, StatementRow, TaskRow
-from stages.reward.inference import ALPHA, Estimated, combined, holm, over_units
+from stages.reward.inference import ALPHA, Estimated, combined, holm, over_units, units_needed
 
 __all__ = [
     "BOTH",
@@ -229,14 +230,27 @@ def adjusted(rows: Sequence[StatementRow]) -> tuple[StatementRow, ...]:
         if row.p is not None and row.method not in CONTROL_METHODS:
             groups[row.split, row.scope, row.kind].append(i)
     corrected = {i: row.p for i, row in enumerate(rows)}
+    needed: dict[int, int | None] = {}
     for members in groups.values():
+        needed.update((i, _needed(rows[i], len(members))) for i in members)
         corrected.update(zip(members, holm([rows[i].p or 0.0 for i in members]), strict=True))
     return tuple(
         row.model_copy(
             update={
                 "p_holm": corrected[i],
+                "needed": needed.get(i),
                 "verdict": decide(row.value, corrected[i], row.noise_floor, row.unseen_share),
             }
         ).rounded()
         for i, row in enumerate(rows)
     )
+
+
+def _needed(row: StatementRow, tests: int) -> int | None:
+    """Families that would have told a reward of this size from 0, as many methods as here tested beside it."""
+    if row.scope == "tasks" or row.low is None or row.high is None:
+        return None
+    found = Estimated(row.value, 1.0, row.n - 1)
+    low, high = found.interval()
+    spread = (row.high - row.low) / (high - low) * math.sqrt(row.n)
+    return units_needed(row.value, spread, tests)

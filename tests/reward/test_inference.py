@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stages.reward.inference import Estimated, combined, holm, measured, over_units
+from stages.reward.inference import Estimated, combined, holm, measured, over_units, units_needed
 
 
 def test_families_by_hand():
@@ -70,6 +70,25 @@ def test_the_smallest_visible_difference_is_seen_in_four_of_five_repetitions(df)
     assert (np.abs(statistic) > stats.t.ppf(0.975, df)).mean() == pytest.approx(0.8, abs=0.004)
     if df >= 6:  # and the rule of thumb, which is short of it where there are few families
         assert effect == pytest.approx(stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df), rel=0.02)
+
+
+@pytest.mark.parametrize(("value", "spread", "tests"), [(0.2, 0.2, 1), (0.1, 0.2, 3), (0.05, 0.08, 8)])
+def test_as_many_families_as_are_needed_see_it_and_one_fewer_does_not(value, spread, tests):
+    """Drawn, not computed: t tests of families with that mean and spread."""
+    needed = units_needed(value, spread, tests)
+    assert needed is not None and units_needed(-value, spread, tests) == needed
+    rng = np.random.default_rng(tests)
+
+    def seen(n: int) -> float:
+        drawn = rng.normal(value, spread, (60_000, n))
+        return float((stats.ttest_1samp(drawn, 0.0, axis=1).pvalue < 0.05 / tests).mean())
+
+    assert seen(needed) > 0.8 - 0.006 and seen(needed - 1) < 0.8 + 0.006
+
+
+def test_a_mean_of_nothing_needs_no_number_of_families():
+    assert units_needed(0.0, 0.2) is None and units_needed(1e-4, 1.0) is None
+    assert units_needed(0.3, 0.0) == 2, "no spread: two are enough for a t test"
 
 
 def test_a_sum_of_tasks_has_the_degrees_of_freedom_of_satterthwaite():

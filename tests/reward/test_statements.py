@@ -6,7 +6,7 @@ from scipy import stats
 
 from stages.contracts.reward_rows import StatementRow
 from stages.research.gate import Gate
-from stages.reward.inference import Estimated
+from stages.reward.inference import Estimated, units_needed
 from stages.reward.judging import leaderboard_row, task_row
 from stages.reward.statements import (
     Effect,
@@ -120,6 +120,17 @@ def test_holm_is_over_the_methods_of_one_sentence_and_controls_are_not_in_it():
     assert p_of(again)["a"][1] == pytest.approx(4 * naive["a"], abs=1e-5), "one method more in the table"
     other = stated([one._replace(method="d") for one in effects if one.method == "a"], "train")
     assert p_of(adjusted([*rows, *other]))["a"] == p["a"], "another split is another table"
+
+
+def test_families_needed_follow_from_spread_and_from_how_many_methods_are_tested():
+    values = np.array([0.1, 0.14, 0.2, 0.36])
+    effects = [effect(m, f"f{i}", v) for m in "abc" for i, v in enumerate(values)]
+    effects += [effect("surrogate", f"f{i}", v) for i, v in enumerate(values)]
+    found = {row.method: row.needed for row in stated(effects, "train") if row.scope == "families"}
+    assert found["a"] == units_needed(values.mean(), values.std(ddof=1), 3) and found["surrogate"] is None
+    assert {row.needed for row in stated(effects, "train") if row.scope == "tasks"} == {None}
+    alone = [one for one in effects if one.method == "a"]
+    assert said(alone, "families", method="a").needed == units_needed(values.mean(), values.std(ddof=1))
 
 
 def test_each_kind_of_question_is_a_sentence_of_its_own():
