@@ -55,9 +55,12 @@ class ProgressView:
         self._lock = threading.Lock()
         self._bars: dict[str, TaskID] = {}
         self._printed_at: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
+        self._said = time.monotonic()
         self._overall = progress.add_task("all nodes", total=total, message="") if progress else None
 
     def start(self, node: str) -> None:
+        self._begun[node] = time.monotonic()
         if self._progress is not None:
             self._bars[node] = self._progress.add_task(node, total=None, message="")
         else:
@@ -80,6 +83,7 @@ class ProgressView:
     def end(self, outcome: Outcome) -> None:
         with self._lock:
             self._done += 1
+            self._begun.pop(outcome.node, None)
         if self._progress is not None:
             bar = self._bars.pop(outcome.node, None)
             if bar is not None:
@@ -93,10 +97,20 @@ class ProgressView:
         elif outcome.state == "blocked":
             self._print(f"{outcome.node}: not tried, {outcome.cause}", style="yellow")
 
+    def beat(self, ended: threading.Event) -> None:
+        """Say which nodes are at work, and for how long, whenever nothing was printed for a while."""
+        while not ended.wait(SELDOM_S / 10):
+            now = time.monotonic()
+            with self._lock:
+                begun = [f"{node} {_clock(now - since)}" for node, since in self._begun.items()]
+            if begun and now - self._said >= SELDOM_S:
+                self._print(f"at work: {', '.join(begun)}")
+
     def _print(self, text: str, style: str = "") -> None:
-        clock = int(time.monotonic() - self._started)
+        self._said = time.monotonic()
+        clock = _clock(time.monotonic() - self._started)
         self._console.print(
-            f"[{self._done:>3}/{self._total} {clock // 60:>2}:{clock % 60:02}] {text}",
+            f"[{self._done:>3}/{self._total} {clock:>5}] {text}",
             style=style,
             markup=False,
             highlight=False,
@@ -104,10 +118,21 @@ class ProgressView:
         )
 
 
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
 @contextmanager
 def progress_view(console: Console, total: int) -> Iterator[ProgressView]:
     if not console.is_terminal:
-        yield ProgressView(console, None, total)
+        view, ended = ProgressView(console, None, total), threading.Event()
+        beat = threading.Thread(target=view.beat, args=(ended,), daemon=True)
+        beat.start()
+        try:
+            yield view
+        finally:
+            ended.set()
+            beat.join()
         return
     columns = (
         SpinnerColumn(),
@@ -179,8 +204,7 @@ class _Lines:
         self._printed_at, self._message, self._waiting = float("-inf"), "", False
 
     def elapsed(self) -> str:
-        seconds = int(time.monotonic() - self._started)
-        return f"{seconds // 60}:{seconds % 60:02}"
+        return _clock(time.monotonic() - self._started)
 
     def tell(self, message: object) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import progress
+from flows.outcome import Outcome
 from flows.progress import telling
 from flows.tables import print_table
 from flows.terminal import print_rows
@@ -76,6 +77,21 @@ def test_off_a_terminal_progress_is_lines_on_stderr(
     assert sum("task 29" in line for line in lines) >= 2, "the last word, and that it is still at work"
     assert any("still at work: task 29" in line for line in lines)
     assert len(lines) < 12, "many messages are few lines"
+
+
+def test_off_a_terminal_a_run_names_the_nodes_that_are_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SELDOM_S", 0.3)
+    out = io.StringIO()
+    with progress.progress_view(Console(file=out, force_terminal=False), 3) as view:
+        view.start("a")
+        view.start("b")
+        time.sleep(1)
+        view.end(Outcome("a", "executed", 1.0))
+        time.sleep(1)
+    beats = [line for line in out.getvalue().splitlines() if "at work: " in line]
+    assert any("a 0:0" in line and "b 0:0" in line for line in beats), "both, and how long"
+    assert "a 0:0" not in beats[-1] and "b 0:0" in beats[-1], "what has ended is not named"
+    assert len(out.getvalue().splitlines()) < 12
 
 
 def test_on_a_terminal_it_is_one_line_that_changes(capsys: pytest.CaptureFixture[str]) -> None:
