@@ -126,6 +126,7 @@ def _show_beside(folder: Path, split: str, as_json: bool) -> None:
 
 
 def score(
+    context: typer.Context,
     method: Annotated[Path, typer.Argument(metavar="METHOD.py", help="File with one subclass of Method.")],
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the result here; - for stdout.")
@@ -141,6 +142,10 @@ def score(
     task_file: Annotated[
         Path | None, typer.Option("--task-file", metavar="TASK.py", help="Only on a task family of your own.")
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option("--executor", help="Who uses it: rule, always (believes any answer) or FILE.py of yours."),
+    ] = "rule",
 ) -> None:
     """Score a method of your own next to the built-in ones, on train and validation families.
 
@@ -150,12 +155,15 @@ def score(
 
     from flows.lock import run_lock
     from flows.needed import make_what_score_needs
+    from flows.options import refuse
     from flows.progress import telling
     from stages.base import paths
     from stages.errors import UserError
 
     if not method.is_file():
         raise UserError(f"{method} is not a file: give the path of a Python file with one subclass of Method")
+    if executor != "rule":
+        refuse(context, "null task_file", f"--executor {executor} scores a method on the tasks there are")
     about = targets.replace(",", " ").split() or None
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
@@ -164,6 +172,12 @@ def score(
         _score_on_file(console, method, task_file, about, timeout, trust, out)
         return
     make_what_score_needs(lambda message: console.print(message, highlight=False, soft_wrap=True))
+    if executor != "rule":
+        from flows.commands.executors import score_with
+
+        with run_lock(paths.root(), "lensmith score", shared=True):
+            score_with(console, executor, method, about, timeout, trust, out)
+        return
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method
 

@@ -39,7 +39,7 @@ from stages.scoring.null import null_rows
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
-__all__ = ["score_method", "verdict_text"]
+__all__ = ["about", "candidate_of", "score_method", "verdict_text"]
 
 Progress = Callable[[str], None]
 
@@ -73,13 +73,13 @@ def score_method(
         MethodError: the file does not import, or interpret fails. (Failing to answer is a result, not an error.)
         InfraError: no method starts here, or a worker process was killed. (On a single task it is a result.)
     """
-    candidate = _candidate(method)
+    candidate = candidate_of(method)
     chosen = settings()
     splits = {
         split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
     }
     if targets is not None:
-        splits = _about(targets, splits)
+        splits = about(targets, splits)
     tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
     host: Host = InProcess(chosen.interpretation)
@@ -141,7 +141,13 @@ def score_method(
     )
 
 
-def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
+def candidate_of(method: Path | str | Method | type[Method]) -> Candidate:
+    """What a user gives as a method, as a candidate.
+
+    Raises:
+        UserError: it is no file and no method.
+        MethodError: its class cannot be constructed.
+    """
     if isinstance(method, type):
         if not issubclass(method, Method):
             raise UserError(f"{method.__name__} is no subclass of Method: `from lensmith import Method`")
@@ -160,7 +166,12 @@ def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
     return Candidate(safe_name(path.stem), Source.of(path))
 
 
-def _about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+def about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+    """The tasks about these targets.
+
+    Raises:
+        UserError: no task is about one of them; says which there are.
+    """
     known = sorted({target for tasks in splits.values() for _, target in tasks})
     unknown = [name for name in targets if name not in known]
     if unknown:
