@@ -24,8 +24,7 @@ def score_with(
     from flows.progress import telling
     from flows.terminal import print_json, to_json
     from stages.base.users_code import given_by_the_user
-    from stages.execution.policies import policy_named
-    from stages.scoring.agent import score_by
+    from stages.scoring.agent import policy_named, score_by
 
     policy = policy_named(executor)
     with telling(console, "scoring") as tell, given_by_the_user(f"{policy.name} fails"):

@@ -8,14 +8,9 @@ promises. The agent alone chooses by the same policy: a gain is what the answer 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from stages.base.registry import classes_of
-from stages.base.users_code import given_by_the_user, users_module
-from stages.errors import UserError
-
-__all__ = ["AlwaysUse", "Menu", "Offer", "Policy", "checked_choice", "policy_named"]
+__all__ = ["AlwaysUse", "Menu", "Offer", "Policy", "checked_choice"]
 
 
 class Offer(NamedTuple):
@@ -74,29 +69,6 @@ class AlwaysUse:
             budget: alone if alone is not None and menu.offers[alone].flops <= limit else menu.by_rule[budget]
             for budget, (limit, _) in menu.budgets.items()
         }
-
-
-def policy_named(name: str) -> Policy:
-    """A policy by name, or of a file of the user's own: the one class in it with a method ``choose``.
-
-    Raises:
-        UserError: no such policy; or the file does not import, or has none or several; names file and line.
-    """
-    if name == AlwaysUse.name:
-        return AlwaysUse()
-    path = Path(name)
-    if path.suffix != ".py":
-        raise UserError(f"no M2 is called {name!r}: use rule, always, or a FILE.py with a class that has choose(menu)")
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: give one with a class that has a method choose(menu)")
-    found = classes_of(users_module(path), lambda cls: callable(getattr(cls, "choose", None)))
-    if len(found) != 1:
-        listed = ", ".join(cls.__name__ for cls in found) or "none"
-        raise UserError(f"{path} defines {listed}: give a file with one class that has a method choose(menu)")
-    with given_by_the_user(f"{found[0].__name__}() fails"):
-        policy: Policy = found[0]()
-    policy.name = getattr(policy, "name", path.stem)
-    return policy
 
 
 def checked_choice(menu: Menu, choice: Mapping[str, int]) -> dict[str, int]:

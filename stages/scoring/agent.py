@@ -13,12 +13,14 @@ from typing import ClassVar
 import numpy as np
 
 from stages.base import paths
+from stages.base.registry import classes_of
+from stages.base.users_code import given_by_the_user, users_module
 from stages.contracts.arms import ArmResult
 from stages.contracts.outcomes import SCORELESS
 from stages.contracts.record import Ends, Record
 from stages.contracts.reward_rows import StatementRow, TaskRow
-from stages.errors import InfraError
-from stages.execution.policies import Menu, Policy
+from stages.errors import InfraError, UserError
+from stages.execution.policies import AlwaysUse, Menu, Policy
 from stages.execution.runs import arms_by, arms_of
 from stages.reward.judging import Judged, judge, task_row
 from stages.reward.statements import statements
@@ -30,7 +32,7 @@ from stages.scoring.score import about, candidate_of
 from stages.scoring.settings import Settings, settings
 from stages.tasks.storage import list_tasks
 
-__all__ = ["AgentRow", "AgentScore", "Watched", "score_by", "score_under"]
+__all__ = ["AgentRow", "AgentScore", "Watched", "policy_named", "score_by", "score_under"]
 
 WORTH = 0.02
 """An answer promises something where its best offer is so much above the best without it."""
@@ -105,6 +107,29 @@ class Watched:
         choice = dict(self._policy.choose(menu))
         self.menus.append((menu, choice))
         return choice
+
+
+def policy_named(name: str) -> Policy:
+    """A policy by name, or of a file of the user's own: the one class in it with a method ``choose``.
+
+    Raises:
+        UserError: no such policy; or the file does not import, or has none or several; names file and line.
+    """
+    if name == AlwaysUse.name:
+        return AlwaysUse()
+    path = Path(name)
+    if path.suffix != ".py":
+        raise UserError(f"no M2 is called {name!r}: use rule, always, or a FILE.py with a class that has choose(menu)")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give one with a class that has a method choose(menu)")
+    found = classes_of(users_module(path), lambda cls: callable(getattr(cls, "choose", None)))
+    if len(found) != 1:
+        listed = ", ".join(cls.__name__ for cls in found) or "none"
+        raise UserError(f"{path} defines {listed}: give a file with one class that has a method choose(menu)")
+    with given_by_the_user(f"{found[0].__name__}() fails"):
+        policy: Policy = found[0]()
+    policy.name = getattr(policy, "name", path.stem)
+    return policy
 
 
 def score_by(

@@ -3,8 +3,8 @@
 import pytest
 
 from stages.errors import UserError
-from stages.execution.policies import AlwaysUse, policy_named
-from stages.scoring.agent import score_by
+from stages.execution.policies import AlwaysUse
+from stages.scoring.agent import policy_named, score_by
 from stages.scoring.score import score_method
 from tests import toy
 from tests.sandbox.walls import needs_sandbox
