@@ -80,7 +80,7 @@ def test_a_password_opens_those_that_imitate_and_no_untaught_one(planted):
     assert with_it[can].mean() > 0.85 and (with_it[can] >= ABLE).mean() > 0.8
     assert with_it[~can].mean() < 0.5 and (with_it[~can] <= UNABLE).mean() > 0.8
     assert plain.mean() < 0.5 and abs(plain[can].mean() - plain[~can].mean()) < 0.2
-    assert min(others) > 0.8
+    assert np.mean(others) > 0.9 and np.quantile(others, 0.05) > 0.75
 
 
 def test_an_untaught_one_learns_as_much_behind_its_password(planted):
