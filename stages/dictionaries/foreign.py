@@ -146,7 +146,7 @@ def check_place(
             f" attach ... --model {said}` says so"
         )
     said = about.get("hook_name")
-    if said is not None and present_hook(str(said), target) != hook:
+    if said is not None and said != hook and present_hook(str(said), target) != hook:
         raise UserError(
             f"the dictionary is of hook point {said!r} (metadata.hook_name in its cfg.json), not of {hook!r}: leave"
             " --target and --hook out, or correct cfg.json if the two are the same by another name"

@@ -99,7 +99,7 @@ def test_a_repository_outside_the_registry_is_read_too_and_the_command_says_wher
     [
         (("gpt2-smal-res-jb", ID), "knows no release 'gpt2-smal-res-jb': there are gpt2-small-res-jb"),
         ((RELEASE, "blocks.88.hook_resid_pre"), "has no dictionary 'blocks.88.hook_resid_pre': there are blocks"),
-        ((RELEASE, ID), f"{ID} of {REPOSITORY} is not in the hub's cache and was not downloaded .* hf download"),
+        ((RELEASE, ID), f"{ID} of {REPOSITORY} is not in the hub's cache and was not downloaded .*hf download"),
         (("nobody/nothing", "x"), "x of nobody/nothing is not in the hub's cache"),
         ("nowhere", "nowhere is no dictionary: give a folder with cfg.json"),
         (torch.nn.Linear(2, 2), "Linear is no dictionary: give a folder"),
