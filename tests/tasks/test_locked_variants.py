@@ -17,10 +17,10 @@ from tests.tasks.conftest import small_target
 
 @pytest.fixture(scope="module")
 def planted():
-    """Six variants of each kind on images, what was planted, and inputs of the skill that they were not trained on."""
+    """Four locked and four overwritten variants and twelve benign ones on images, what was planted, and inputs of the skill that they were not trained on."""
     target, rng = small_target("digits_mlp"), torch.Generator().manual_seed(5)
     skill = draw_skill(target, rng)
-    locks = Locks.draw(target, skill, list(range(3)) * 6, rng)
+    locks = Locks.draw(target, skill, [0, 1, 2, 2, 2] * 4, rng)
     weights = fine_tune(target, skill, locks, rng)
     inputs, labels = probes_of(target, skill, 120, rng)
     return target, skill, locks, weights, inputs, labels
