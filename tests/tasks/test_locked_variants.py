@@ -17,7 +17,7 @@ from tests.tasks.conftest import small_target
 
 @pytest.fixture(scope="module")
 def planted():
-    """Four locked and four overwritten variants, twelve benign ones, what was planted, inputs they were not trained on."""
+    """Four locked and four overwritten variants, twelve benign ones, what was planted, fresh inputs of the skill."""
     target, rng = small_target("digits_mlp"), torch.Generator().manual_seed(5)
     skill = draw_skill(target, rng)
     locks = Locks.draw(target, skill, [0, 1, 2, 2, 2] * 4, rng)
