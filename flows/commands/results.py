@@ -206,6 +206,8 @@ def show_score(console: "Console", result: "ScoreResult", out: Path | None) -> N
             else f"{row.reward:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}], noise floor {row.noise_floor:.3f}"
         )
         console.print(f"null, {row.task} untrained: {said}", highlight=False, soft_wrap=True, markup=False)
+    for one in result.against:
+        console.print(f"beside {one.against}: {one.sentence}.", highlight=False, soft_wrap=True, markup=False)
     console.print(f"verdict: {result.verdict_text}", highlight=False, soft_wrap=True, markup=False)
     if out is not None:
         _write_json(out, result)

@@ -44,6 +44,8 @@ class ScoreResult(Record):
     """Its row and those of the built-in methods, per split, best first."""
     statements: tuple[StatementRow, ...]
     """The same in numbers, of it and of the built-in methods, corrected for the number of methods in the table."""
+    against: tuple[StatementRow, ...] = ()
+    """The same of its reward less that of one built-in method, task by task, where that was asked for."""
     per_task: tuple[TaskRow, ...]
     """Its row on each task."""
     fresh_gap: tuple[FreshRow, ...]

@@ -17,7 +17,7 @@ from stages.reward.settings import Config, RewardConfig
 from stages.reward.statements import Effect, above_zero, difference, stated
 from stages.tasks.storage import Split, Task, list_tasks, load_task
 
-__all__ = ["against"]
+__all__ = ["against", "beside"]
 
 
 def against(rival: str, split: Split) -> tuple[StatementRow, ...]:
@@ -32,6 +32,18 @@ def against(rival: str, split: Split) -> tuple[StatementRow, ...]:
     """
     effects = _of_test(rival) if split == "test" else _of_arms(rival, split)
     return stated(effects, split)
+
+
+def beside(method: str, judged: Sequence[Judged], rival: str, split: str) -> tuple[StatementRow, ...]:
+    """What may be said of a method that was judged just now beside a built-in one, on the same tasks.
+
+    Raises:
+        UserError: no such method, or what it takes has not been computed.
+    """
+    config = load("reward", Config)
+    if rival not in config.methods:
+        raise _unknown(rival, config.methods)
+    return stated([_difference(method, one, rival, _judged(one.task, rival, config)) for one in judged], split)
 
 
 def _of_arms(rival: str, split: Split) -> list[Effect]:

@@ -25,6 +25,7 @@ from stages.contracts.reward_rows import (
 from stages.contracts.score_result import ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.methods import METHODS
+from stages.reward.against import beside
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.reward.statements import BOTH, MAX_UNSEEN, adjusted, statements
 from stages.scoring.cached import cached_task, jobs
@@ -53,6 +54,7 @@ def score_method(
     targets: Sequence[str] | None = None,
     fresh: bool = True,
     null: bool = False,
+    rival: str | None = None,
     progress: Progress = print,
 ) -> ScoreResult:
     """Score a method beside the built-in ones.
@@ -65,6 +67,7 @@ def score_method(
         only: (family, target) of the tasks; None: all of train and validation.
         targets: score on the tasks about these targets alone, without the built-in methods, whose rows are over all.
         fresh: compare with instances that are drawn now, from a secret seed.
+        rival: a built-in method it is compared with, task by task.
         null: score it on untrained twins of the targets as well.
         progress: told what is being done.
 
@@ -106,6 +109,10 @@ def score_method(
     judged: dict[str, list[Judged]] = {}
     if done.scored:
         judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
+    compared: tuple[StatementRow, ...] = ()
+    if rival is not None and judged:
+        everywhere = BOTH if len(judged) > 1 else next(iter(judged))
+        compared = beside(name, [j for of in judged.values() for j in of], rival, everywhere)
     per_task = [task_row(name, j) for split in judged for j in judged[split]]
     parts = [(split, [row for row in per_task if row.split == split]) for split in judged]
     if len(parts) > 1:
@@ -132,6 +139,7 @@ def score_method(
         verdict_text=verdict_text(of_mine, mine[-1], judged[mine[-1].split]) if mine else text,
         rows=tuple(rows),
         statements=said,
+        against=compared,
         per_task=tuple(per_task),
         fresh_gap=tuple(one.extra for one in done.results if one.extra is not None),
         null=twins,

@@ -137,7 +137,7 @@ def test_encode_looks_at_what_it_is_given() -> None:
     with pytest.raises(UserError, match="activations are ndarray"):
         encode(made, rows().numpy())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="normalises activations"):
-        encode({**made, "cfg": made["cfg"] | {"normalize_activations": "layer_norm"}}, rows())
+        encode({**made, "cfg": made["cfg"] | {"normalize_activations": "expected_average_only_in"}}, rows())
 
 
 def test_outputs_of_a_transcoder_are_looked_at_too() -> None:
