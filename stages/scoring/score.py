@@ -39,7 +39,7 @@ from stages.scoring.null import null_rows
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
-__all__ = ["score_method", "verdict_text"]
+__all__ = ["about", "built_in_rows", "candidate_from", "score_method", "verdict_text"]
 
 Progress = Callable[[str], None]
 
@@ -73,13 +73,13 @@ def score_method(
         MethodError: the file does not import, or interpret fails. (Failing to answer is a result, not an error.)
         InfraError: no method starts here, or a worker process was killed. (On a single task it is a result.)
     """
-    candidate = _candidate(method)
+    candidate = candidate_from(method)
     chosen = settings()
     splits = {
         split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
     }
     if targets is not None:
-        splits = _about(targets, splits)
+        splits = about(targets, splits)
     tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
     host: Host = InProcess(chosen.interpretation)
@@ -113,7 +113,7 @@ def score_method(
     said = _beside_built_in([row for split, of in parts for row in statements(of, split)], targets is not None)
     here = {(row.split, row.method): row for row in said if row.scope == "tasks"}
     mine = [leaderboard_row(name, split, judged[split], here[split, name]) for split in judged]
-    rows = [*mine, *(_built_in_rows(here) if targets is None else ())]
+    rows = [*mine, *(built_in_rows(here) if targets is None else ())]
     with tracking.stage_run(f"score {name}", {"method": name}) as log:
         log.tag({"lensmith.kind": "score", "outcome": done.outcome})
         log({f"{row.split}/reward": row.reward_mean for row in mine})
@@ -141,7 +141,7 @@ def score_method(
     )
 
 
-def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
+def candidate_from(method: Path | str | Method | type[Method]) -> Candidate:
     if isinstance(method, type):
         if not issubclass(method, Method):
             raise UserError(f"{method.__name__} is no subclass of Method: `from lensmith import Method`")
@@ -160,7 +160,7 @@ def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
     return Candidate(safe_name(path.stem), Source.of(path))
 
 
-def _about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+def about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
     known = sorted({target for tasks in splits.values() for _, target in tasks})
     unknown = [name for name in targets if name not in known]
     if unknown:
@@ -168,7 +168,7 @@ def _about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]
     return {split: [task for task in tasks if task[1] in targets] for split, tasks in splits.items()}
 
 
-def _built_in_rows(here: Mapping[tuple[str, str], StatementRow]) -> list[LeaderboardRow]:
+def built_in_rows(here: Mapping[tuple[str, str], StatementRow]) -> list[LeaderboardRow]:
     """Rows of the built-in methods on both splits, with the verdicts of this table; none where they have not been
     scored."""
     rows = [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]
