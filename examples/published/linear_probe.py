@@ -58,12 +58,11 @@ class LinearProbe(Method):
 
 def fit(x, labels, n_outputs):
     """(n, D) activations -> weight (D, C) and bias (C,) of a softmax classifier."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = x.mean(0), x.std(0) + 1e-6
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 50 steps are the setting
+        warnings.simplefilter("ignore")  # 50 steps are the setting, and an answer may be shown once
         model = LogisticRegression(max_iter=50).fit(((x - mean) / scale).double().numpy(), labels.numpy())
     coefficients, intercept = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # then scikit-learn keeps the second one alone

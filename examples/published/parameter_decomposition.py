@@ -10,10 +10,10 @@ leaky hard sigmoids, 200 steps on faithfulness alone (rate 1e-2), then Adam with
 3e-3 on the sum of importances. Twice as many parts as the matrix has ranks.
 
 Here: one matrix, the unembedding, since it is the one that every target has between a hook point and the outputs; 600
-steps in place of 10,000; the loss of faithfulness is the mean squared difference of the matrices; outputs stay by the
-divergence of their probabilities; the corpus is the data. The reconstruction layer by layer is the same thing, as there
-is one layer. Features are importances and what each part reads; of variants, how the change of the matrix lies on the
-parts.
+steps in place of 10,000; the loss of faithfulness is the sum of the squared differences of the matrices; outputs stay
+by the divergence of their probabilities; the corpus is the data. The reconstruction layer by layer is the same thing,
+as there is one layer. Features are importances and what each part reads; of variants, how the change of the matrix lies
+on the parts.
 
 Shape legend: n = inputs, D = width, C = outputs, P = parts, H = hidden units, V = variants.
 """
@@ -107,7 +107,7 @@ def decompose(matrix, bias, stream, generator):
 
 
 def unfaithful(parts, matrix):
-    return ((parts["v"] @ parts["u"]).T - matrix).square().mean()
+    return ((parts["v"] @ parts["u"]).T - matrix).square().sum()
 
 
 def represent(target, inputs, name, arrays):

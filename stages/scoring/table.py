@@ -64,6 +64,7 @@ def score_table(
     timeout_s: float = 120.0,
     trust: bool = False,
     targets: Sequence[str] | None = None,
+    placebo: bool = True,
     pool: Parallel | None = None,
     progress: Progress = print,
 ) -> tuple[ScoreTable, dict[str, ByTask]]:
@@ -74,6 +75,7 @@ def score_table(
         timeout_s: wall limit of one call of a method from a file.
         trust: run files without the sandbox.
         targets: on the tasks about these targets alone, without the built-in methods, whose rows are over all.
+        placebo: run the placebo arms; without them the rows of what is scored here show the baseline's.
         pool: workers for the tasks; None: one after the other, here.
 
     Returns:
@@ -101,7 +103,7 @@ def score_table(
         if not one.reviewed:
             host = Isolated(chosen.interpretation, timeout_s, trust)
         tasks = [task for of in splits.values() for task in of]
-        done = evaluate(one, tasks, host, chosen.execution, pool=pool)  # type: ignore[var-annotated]
+        done = evaluate(one, tasks, host, chosen.execution, pool=pool, placebo=placebo)  # type: ignore[var-annotated]
         entries.append(
             Entry(
                 method=one.name,

@@ -19,13 +19,17 @@ from stages.reward.judging import Judged
 from stages.reward.settings import RewardConfig
 from stages.reward.statements import BOTH, Effect, stated
 from stages.scoring.candidate import Candidate
+from stages.scoring.evaluate import Evaluation, evaluate
+from stages.scoring.in_process import InProcess
+from stages.scoring.judge import judge_arms
+from stages.scoring.settings import settings
 from stages.scoring.table import ByTask, score_table
 from stages.tasks.storage import list_tasks, load_task
 from stages.tools.circuit_tables import replace_between, table
 
 __all__ = ["at_equal_charge", "equal_table", "people_table", "probe_table", "write_people"]
 
-PASSES = (1, 2, 4, 8, 16, 32, 64)
+PASSES = (1, 4, 16)
 """What the black boxes buy for a row: passes of the target."""
 RIVAL = "black box"
 PROBES = ("order_probe", "confidence_probe")
@@ -39,29 +43,38 @@ def write_people(page: Path | None = None) -> None:
     """
     page = page or paths.root() / "docs" / "people.md"
     examples = paths.root() / "examples"
-    published = [_candidate(file) for file in sorted((examples / "published").glob("*.py"))]
-    controls = [_candidate(examples / "controls" / f"{name}.py") for name in PROBES]
-    black_box: Any = type(from_file(examples / "controls" / "black_box.py"))
-    boxes = [Candidate(f"black_box_{passes}", black_box(passes)) for passes in PASSES]
 
     def tell(message: str) -> None:
         print(f"people: {message}", flush=True)
 
-    scored, judged = score_table(published, progress=tell)
-    probes, _ = score_table(controls, progress=tell)
-    _, ladder = score_table(boxes, progress=tell)
-    judged |= _built_in()
-    text = page.read_text(encoding="utf-8")
-    rivals = [ladder[box.name] for box in boxes]
-    over = at_equal_charge(judged, rivals)
-    text = replace_between(text, "people", people_table(scored) + "\n" + "\n\n".join(scored.notes))
-    text = replace_between(text, "equal", equal_table(over))
-    text = replace_between(text, "probes", probe_table(probes))
-    page.write_text(text, encoding="utf-8")
+    def write(name: str, new: str) -> None:
+        page.write_text(replace_between(page.read_text(encoding="utf-8"), name, new), encoding="utf-8")
+
+    scored, judged = score_table(
+        [_candidate(file) for file in sorted((examples / "published").glob("*.py"))], placebo=False, progress=tell
+    )
+    write("people", "\n\n".join([people_table(scored), *scored.notes]))
+    probes = [_candidate(examples / "controls" / f"{name}.py") for name in PROBES]
+    write("probes", probe_table(score_table(probes, placebo=False, progress=tell)[0]))
+    black_box: Any = type(from_file(examples / "controls" / "black_box.py"))
+    rivals = []
+    for passes in PASSES:
+        tell(f"a black box of {passes} passes")
+        rivals.append(_judged(Candidate(f"black_box_{passes}", black_box(passes))))
+    write("equal", equal_table(at_equal_charge(judged | _built_in(), rivals)))
 
 
 def _candidate(file: Path) -> Candidate:
     return Candidate(file.stem, from_file(file))
+
+
+def _judged(candidate: Candidate) -> ByTask:
+    """One method on all tasks, without its placebo."""
+    chosen, tasks = settings(), [one for split in ("train", "validation") for one in list_tasks(split)]
+    done: Evaluation[None] = evaluate(
+        candidate, tasks, InProcess(chosen.interpretation), chosen.execution, placebo=False
+    )
+    return {one.task.name: one for one in judge_arms(done.arms, tasks, chosen.reward)}
 
 
 def _built_in() -> dict[str, ByTask]:
