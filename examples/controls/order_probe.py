@@ -1,8 +1,8 @@
 """A control: a probe for one question. It is told in the free phase what family it will be asked, and must not carry
 over.
 
-It makes its own copies of the train family `order_sensitivity`: it draws episodes from the corpus, shows their first
-five examples in random orders, and fits a linear probe from activations, squares included, to how much the
+It makes its own copies of the train family `order_sensitivity`: it takes episodes of the corpus, adds the noise of that
+family, shows their first five examples in random orders, and fits a linear probe from activations to how much the
 log-probability of the label varies. That is what an author does who has read one task and calls the result a general
 method. On its own family it may earn; on others it must not (docs/people.md has what it earned).
 
@@ -13,8 +13,8 @@ import torch
 
 from lensmith import Interpretation, Method, Represent, at_readout, by_group, keep_segments
 
-PRESENT, SCALE = 5, 0.05
-"""Of the family: examples that are shown, and the spread below which its truth is linear."""
+PRESENT, GRAIN, SCALE = 5, 0.5, 0.05
+"""Of the family: examples that are shown, noise on pixels, and the spread below which its truth is linear."""
 ORDERS, PENALTY = 24, 1e-2
 
 
@@ -27,7 +27,9 @@ class OrderProbe(Method):
         names, n_examples = [hook.name for hook in spec.with_role("residual")], inputs.shape[1] - 1
         keep = torch.arange(n_examples + 1) < PRESENT
         keep[-1] = True
-        shown, seen = keep_segments(spec, inputs, keep.expand(len(inputs), -1)), []
+        noise = GRAIN * torch.randn(inputs.shape, generator=generator)
+        noise[..., [spec.present_channel, spec.present_channel - 1]] = 0.0
+        shown, seen = keep_segments(spec, inputs + noise, keep.expand(len(inputs), -1)), []
         for _ in range(ORDERS):
             order = torch.cat([torch.randperm(PRESENT, generator=generator), torch.arange(PRESENT, n_examples + 1)])
             outputs = target.forward(shown[:, order]).outputs
@@ -47,12 +49,11 @@ class OrderProbe(Method):
 
 
 def look(target, inputs, labels, layers):
-    """(n, 2 D + 2): activations where the answer is read off, the label's log-probability, and the squares of both."""
+    """(n, D + 1): the label's log-probability, and activations where the answer is read off."""
     found = target.forward(inputs, capture=layers)
     asked = found.outputs.argmax(-1) if labels is None else labels
     told = found.outputs.log_softmax(-1).gather(-1, asked.unsqueeze(-1))
-    x = torch.cat([told, *(at_readout(target.spec, name, found.captured[name]) for name in layers)], dim=-1)
-    return torch.cat([x, x * x], dim=-1)
+    return torch.cat([told, *(at_readout(target.spec, name, found.captured[name]) for name in layers)], dim=-1)
 
 
 def fit(x, truth):

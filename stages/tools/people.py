@@ -5,6 +5,7 @@ Every file of examples/published and examples/controls runs in this process, sin
 ten minutes of it. What was answered before is not judged again.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stages.base.params import load, names
 from stages.contracts.method_file import from_file
 from stages.contracts.reward_rows import CONTROL_METHODS, StatementRow
 from stages.contracts.score_result import ScoreTable
+from stages.errors import UserError
 from stages.reward.against import judged_arms, paired
 from stages.reward.judging import Judged
 from stages.reward.settings import RewardConfig
@@ -35,8 +37,11 @@ RIVAL = "black box"
 PROBES = ("order_probe", "confidence_probe")
 
 
-def write_people(page: Path | None = None) -> None:
+def write_people(page: Path | None = None, only: str = "") -> None:
     """Score everything and write the tables into the page.
+
+    Args:
+        only: probes: the table of the probes alone.
 
     Raises:
         UserError: the graph has not been run, or the page has no markers.
@@ -50,12 +55,14 @@ def write_people(page: Path | None = None) -> None:
     def write(name: str, new: str) -> None:
         page.write_text(replace_between(page.read_text(encoding="utf-8"), name, new), encoding="utf-8")
 
+    probes = [_candidate(examples / "controls" / f"{name}.py") for name in PROBES]
+    write("probes", probe_table(score_table(probes, placebo=False, progress=tell)[0]))
+    if only == "probes":
+        return
     scored, judged = score_table(
         [_candidate(file) for file in sorted((examples / "published").glob("*.py"))], placebo=False, progress=tell
     )
     write("people", "\n\n".join([people_table(scored), *scored.notes]))
-    probes = [_candidate(examples / "controls" / f"{name}.py") for name in PROBES]
-    write("probes", probe_table(score_table(probes, placebo=False, progress=tell)[0]))
     black_box: Any = type(from_file(examples / "controls" / "black_box.py"))
     rivals = []
     for passes in PASSES:
@@ -180,5 +187,7 @@ def _of_kind(row: StatementRow | None) -> str:
 
 
 def main() -> None:
-    """``python -m stages tools.people``."""
-    write_people()
+    """``python -m stages tools.people`` for all tables, ``... probes`` for theirs."""
+    if sys.argv[1:] not in ([], ["probes"]):
+        raise UserError(f"{' '.join(sys.argv[1:])!r} is no table: use probes, or nothing for all")
+    write_people(only="".join(sys.argv[1:]))
