@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stages.contracts.reward_rows import TaskRow
-    from stages.contracts.score_result import ScoreResult
+    from stages.contracts.score_result import ScoreResult, ScoreTable
 
 __all__ = ["COMMANDS"]
 
@@ -127,7 +127,12 @@ def _show_beside(folder: Path, split: str, as_json: bool) -> None:
 
 def score(
     context: typer.Context,
-    method: Annotated[Path, typer.Argument(metavar="METHOD.py", help="File with one subclass of Method.")],
+    methods: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="METHOD.py...", help="File with one subclass of Method; several, or folders: one table."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the result here; - for stdout.")
     ] = None,
@@ -146,8 +151,13 @@ def score(
         str,
         typer.Option("--executor", help="Who uses it: rule, always (believes any answer) or FILE.py of yours."),
     ] = "rule",
+    against: Annotated[
+        str, typer.Option("--against", metavar="METHOD", help="Of a table: also compare with this method of it.")
+    ] = "",
 ) -> None:
-    """Score a method of your own next to the built-in ones, on train and validation families.
+    """Score methods of your own next to the built-in ones, on train and validation families.
+
+    Several files, or folders of them, make one table, with the best method of the campaign.
 
     Example: lensmith score examples/my_method.py --json score.json
     """
@@ -160,10 +170,15 @@ def score(
     from stages.base import paths
     from stages.errors import UserError
 
-    if not method.is_file():
-        raise UserError(f"{method} is not a file: give the path of a Python file with one subclass of Method")
+    for path in methods:
+        if not path.exists():
+            raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
+    together = len(methods) > 1 or methods[0].is_dir() or bool(against)
+    if together:
+        refuse(context, "null task_file executor", "it is about one method: give one file and no --against")
     if executor != "rule":
         refuse(context, "null task_file", f"--executor {executor} scores a method on the tasks there are")
+    method = methods[0]
     about = targets.replace(",", " ").split() or None
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
@@ -181,9 +196,55 @@ def score(
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method
 
+        if together:
+            _score_together(console, methods, against, timeout, trust, about, out)
+            return
         with telling(console, "scoring") as tell:
             result = score_method(method, timeout_s=timeout, trust=trust, null=null, targets=about, progress=tell)
     show_score(console, result, out)
+
+
+def _score_together(
+    console: "Console",
+    methods: list[Path],
+    against: str,
+    timeout: float,
+    trust: bool,
+    targets: list[str] | None,
+    out: Path | None,
+) -> None:
+    """One table of several methods."""
+    from flows.progress import telling
+    from flows.terminal import print_difference, print_leaderboard, print_statements
+    from stages.base.processes import process_pool
+    from stages.scoring.cached import jobs
+    from stages.scoring.table import candidates_in, score_table
+
+    candidates = candidates_in(methods)
+    with telling(console, "scoring") as tell, process_pool(jobs()) as pool:
+        table, _ = score_table(
+            candidates, against=against, timeout_s=timeout, trust=trust, targets=targets, pool=pool, progress=tell
+        )
+    for split in ("train", "validation"):
+        rows = [row for row in table.rows if row.split == split]
+        if rows:
+            print_leaderboard(
+                console, rows, f"{len(candidates)} methods of yours, {split} families", (), table.statements
+            )
+            print_statements(console, table.statements, split)
+        over = [row for row in table.against if row.split == split]
+        if over:
+            print_difference(console, over, split)
+    failed = [one for one in table.methods if one.outcome != "ok" and one.reason]
+    for one in failed:
+        console.print(f"{one.method} is {one.outcome}: {one.reason}", highlight=False, soft_wrap=True, markup=False)
+    for note in table.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    if out is not None:
+        _write_json(out, table)
+    lost = [one.method for one in failed if one.outcome == "infra"]
+    if lost:
+        raise RuntimeError(f"no score of {', '.join(lost)}: the machinery failed; run it again")
 
 
 def show_score(console: "Console", result: "ScoreResult", out: Path | None) -> None:
@@ -239,7 +300,7 @@ def _score_on_file(
         _write_json(out, row)
 
 
-def _write_json(out: Path, result: "ScoreResult | TaskRow") -> None:
+def _write_json(out: Path, result: "ScoreResult | ScoreTable | TaskRow") -> None:
     from flows.terminal import print_json, to_json
 
     if str(out) == "-":

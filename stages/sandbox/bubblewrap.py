@@ -54,9 +54,10 @@ def _data_sets(packages: Path) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _files() -> tuple[str, ...]:
-    """What a method's process needs of ours, relative to the checkout: the contract, the worker, and reading
-    dictionaries. No target, task family, data set, seed, built-in method, executor, reward, campaign or exploit."""
-    needed = closure(["stages.sandbox.worker", "stages.dictionaries.architectures.codec"])
+    """What a method's process needs of ours, relative to the checkout: the contract, the worker, and what
+    `lensmith` hands out. No target, task family, data set, seed, built-in method, executor, reward, campaign or
+    exploit."""
+    needed = closure(["stages.sandbox.worker", "stages.contracts.reading", "stages.dictionaries.architectures.codec"])
     top = Path(next(iter(stages.__path__))).parent
     return ("lensmith/__init__.py", *sorted(file_of(module).relative_to(top).as_posix() for module in needed))
 

@@ -25,7 +25,7 @@ from stages.contracts.reward_rows import (
 from stages.contracts.score_result import ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.methods import METHODS
-from stages.reward.against import beside
+from stages.reward.against import over_built_in
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.reward.statements import BOTH, MAX_UNSEEN, adjusted, statements
 from stages.scoring.cached import cached_task, jobs
@@ -40,7 +40,7 @@ from stages.scoring.null import null_rows
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
-__all__ = ["about", "candidate_of", "score_method", "verdict_text"]
+__all__ = ["about", "built_in_rows", "candidate_of", "score_method", "verdict_text"]
 
 Progress = Callable[[str], None]
 
@@ -112,7 +112,7 @@ def score_method(
     compared: tuple[StatementRow, ...] = ()
     if rival is not None and judged:
         everywhere = BOTH if len(judged) > 1 else next(iter(judged))
-        compared = beside(name, [j for of in judged.values() for j in of], rival, everywhere)
+        compared = over_built_in(name, [j for of in judged.values() for j in of], rival, everywhere)
     per_task = [task_row(name, j) for split in judged for j in judged[split]]
     parts = [(split, [row for row in per_task if row.split == split]) for split in judged]
     if len(parts) > 1:
@@ -120,7 +120,7 @@ def score_method(
     said = _beside_built_in([row for split, of in parts for row in statements(of, split)], targets is not None)
     here = {(row.split, row.method): row for row in said if row.scope == "tasks"}
     mine = [leaderboard_row(name, split, judged[split], here[split, name]) for split in judged]
-    rows = [*mine, *(_built_in_rows(here) if targets is None else ())]
+    rows = [*mine, *(built_in_rows(here) if targets is None else ())]
     with tracking.stage_run(f"score {name}", {"method": name}) as log:
         log.tag({"lensmith.kind": "score", "outcome": done.outcome})
         log({f"{row.split}/reward": row.reward_mean for row in mine})
@@ -187,7 +187,7 @@ def about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]
     return {split: [task for task in tasks if task[1] in targets] for split, tasks in splits.items()}
 
 
-def _built_in_rows(here: Mapping[tuple[str, str], StatementRow]) -> list[LeaderboardRow]:
+def built_in_rows(here: Mapping[tuple[str, str], StatementRow]) -> list[LeaderboardRow]:
     """Rows of the built-in methods on both splits, with the verdicts of this table; none where they have not been
     scored."""
     rows = [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]

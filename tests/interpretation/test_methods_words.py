@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from stages.contracts.method import Attribute, Budget, Compare, Localise, Represent
+from stages.contracts.reading import FinalNorm, Unembed, at_readout
 from stages.contracts.target import HookSpec, Target
 from stages.interpretation.free_phase import dictionaries_of
 from stages.interpretation.loading import built_in
 from stages.interpretation.methods import METHODS
-from stages.interpretation.representation import FinalNorm, bounded, final_norm, present_only, unembedding
+from stages.interpretation.representation import bounded, present_only
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
@@ -88,10 +89,12 @@ def test_the_last_norm_and_the_unembedding_give_the_outputs(words: Target) -> No
     inputs = words.corpus("validation").inputs[:N]
     last = words.spec.hooks[-1].name
     found, weights = access(words).forward(inputs, capture=[last]), words.model.state_dict()
-    (matrix, bias), norm = unembedding(words.spec, weights), final_norm(words.spec, weights)
-    assert matrix.shape == (words.spec.n_outputs, words.spec.hooks[-1].width)
+    unembed = Unembed.of(words.spec, weights)
+    assert unembed.matrix.shape == (words.spec.n_outputs, words.spec.hooks[-1].width)
     stream = found.captured[last][:, -1]
-    assert torch.allclose((norm(stream) if norm else stream) @ matrix.T + bias, found.outputs, atol=1e-4)
+    assert torch.equal(at_readout(words.spec, last, found.captured[last]), stream)
+    assert torch.allclose(unembed(stream), found.outputs, atol=1e-4)
+    assert torch.equal(Unembed.kept(unembed.arrays())(stream), unembed(stream))
 
 
 def test_heads_effects_on_the_label_add_up_to_what_they_write(words: Target) -> None:
@@ -100,7 +103,7 @@ def test_heads_effects_on_the_label_add_up_to_what_they_write(words: Target) -> 
     made = interpreted("attention", words)
     answer = built_in("attention").answer(Attribute(inputs, segments, labels), made, access(words))
     weights, total = words.model.state_dict(), torch.zeros(N)
-    (matrix, _), norm = unembedding(words.spec, weights), final_norm(words.spec, weights)
+    matrix, _, norm = Unembed.of(words.spec, weights)
     for hook in words.spec.with_role("head"):
         z = access(words).forward(inputs, capture=[hook.name]).captured[hook.name][:, -1]
         out = torch.einsum("nhk,hkd->nd", z, weights[hook.name.replace("hook_z", "W_O")])
