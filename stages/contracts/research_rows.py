@@ -10,10 +10,10 @@ from stages.errors import UserError
 __all__ = [
     "COMPARISON",
     "TEST_PATH",
+    "BestOfRow",
     "CommandFile",
     "CompareRow",
     "Comparison",
-    "NullRow",
     "PathRow",
     "ProfileRow",
     "ScalingPoint",
@@ -153,7 +153,7 @@ class CompareRow(Record):
     """Train reward of that program less its validation reward: the tasks differ, and it was chosen more by train."""
 
 
-class NullRow(Record):
+class BestOfRow(Record):
     """The best train reward of n random programs, exactly."""
 
     n: int
@@ -231,7 +231,7 @@ class Comparison(Record):
     """Mean train reward of the best program of the grammar."""
     optimum_validation: float
     """Mean validation reward of the best program of the grammar."""
-    null: tuple[NullRow, ...]
+    null: tuple[BestOfRow, ...]
     """The best of n random programs."""
     rows: tuple[CompareRow, ...]
     """Every researcher at every number of proposals."""

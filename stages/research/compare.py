@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.base.intervals import percentile_interval
-from stages.contracts.research_rows import CompareRow, Comparison, NullRow, ProfileRow, ScalingPoint, ScalingRow
+from stages.contracts.research_rows import BestOfRow, CompareRow, Comparison, ProfileRow, ScalingPoint, ScalingRow
 from stages.errors import UserError
 from stages.research.programs.exact import STEP, Null, best_program, contributions, null_of
 from stages.research.programs.table import Table
@@ -72,8 +72,8 @@ def compare(names: Sequence[str], table: Table, budget: int, seeds: int, progres
     ).rounded()
 
 
-def _null_row(null: Null, n: int) -> NullRow:
-    return NullRow(n=n, mean=null.best_of(n), low=null.quantile(0.025, n), high=null.quantile(0.975, n)).rounded()
+def _null_row(null: Null, n: int) -> BestOfRow:
+    return BestOfRow(n=n, mean=null.best_of(n), low=null.quantile(0.025, n), high=null.quantile(0.975, n)).rounded()
 
 
 def _row(who: str, n: int, paths: Sequence[Path], train: Null, validation: Null, optimum: float) -> CompareRow:
