@@ -9,11 +9,13 @@ from stages.errors import UserError
 
 __all__ = [
     "COMPARISON",
+    "LABELS",
     "TEST_PATH",
     "BestOfRow",
     "CommandFile",
     "CompareRow",
     "Comparison",
+    "LabelsRow",
     "PathRow",
     "ProfileRow",
     "ScalingPoint",
@@ -242,3 +244,45 @@ class Comparison(Record):
 
 
 COMPARISON = CommandFile("compare", Comparison, "lensmith compare", "researchers compared on the table of fragments")
+
+
+class LabelsRow(Record):
+    """One method with so many labelled instances for the agent to learn from, on the tasks of a split."""
+
+    ESTIMATES: ClassVar[Ends] = {
+        name: (name, f"{name}_low", f"{name}_high") for name in ("reward", "baseline", "assisted")
+    }
+
+    method: str
+    """Name of the method."""
+    split: str
+    """Split of the tasks."""
+    labels: int
+    """Labelled instances the agent may learn from (``n_calibration``)."""
+    n_tasks: int
+    """Tasks."""
+    n_seeds: int
+    """Seeds per task."""
+    reward: float
+    """Mean reward over tasks."""
+    reward_low: float
+    """Lower end of its 95% interval on these tasks."""
+    reward_high: float
+    """Upper end of its 95% interval."""
+    baseline: float
+    """Mean score of the agent alone."""
+    baseline_low: float
+    """Lower end of its 95% interval."""
+    baseline_high: float
+    """Upper end of its 95% interval."""
+    assisted: float
+    """Mean score with the method."""
+    assisted_low: float
+    """Lower end of its 95% interval."""
+    assisted_high: float
+    """Upper end of its 95% interval."""
+
+
+LABELS = CommandFile(
+    "labels", tuple[LabelsRow, ...], "lensmith labels", "reward of methods by the number of labels the agent has"
+)

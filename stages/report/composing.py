@@ -15,7 +15,7 @@ from stages.report.drawing import Drawn
 from stages.report.lineage import tree_section
 from stages.report.matrix import SPLITS, kind_matrix, kind_of, matrix
 from stages.report.provenance import provenance, sources
-from stages.report.research import compare_section, path_section
+from stages.report.research import compare_section, labels_section, path_section
 from stages.report.results import Results
 from stages.report.sections import (
     ORACLE,
@@ -76,6 +76,7 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         campaign=campaign_section(results.campaign, results.best_built_in) if results.campaign else None,
         tree=tree_section(results.journal),
         compare=compare_section(results.comparison) if results.comparison else None,
+        labels=labels_section(results.labels),
         path=path_section(results.path, results.campaign) if results.campaign else None,
         test=test_section(results),
         sensitivity=sensitivity_section(results.sensitivity) if results.sensitivity else None,

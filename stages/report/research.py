@@ -7,14 +7,22 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from stages.contracts.journal import CampaignSummary
-from stages.contracts.research_rows import CompareRow, Comparison, PathRow, ProfileRow
+from stages.contracts.research_rows import CompareRow, Comparison, LabelsRow, PathRow, ProfileRow
 from stages.report.drawing import Drawn, Plot
 from stages.report.scales import Scale, linear
 from stages.report.sweeps import Style, key, styles
 from stages.report.tables import Cell, Column, Table, table
-from stages.report.wording import DASH, change, interval, number, signed, spread
+from stages.report.wording import DASH, change, interval, number, score, signed, spread
 
-__all__ = ["CompareSection", "PathSection", "compare_section", "judgement", "path_section"]
+__all__ = [
+    "CompareSection",
+    "LabelsSection",
+    "PathSection",
+    "compare_section",
+    "judgement",
+    "labels_section",
+    "path_section",
+]
 
 LAST = float("-inf")
 
@@ -285,3 +293,81 @@ def compare_table(rows: Sequence[CompareRow]) -> Table:
         Column("gap", lambda row: Cell(signed(row.gap), row.gap), True, model.hint("gap")),
     ]
     return table("Researchers on the table of fragments", columns, rows)
+
+
+class LabelsSection(NamedTuple):
+    plots: list[tuple[str, str, Drawn]]
+    """(name, title, plot)."""
+    legend: list[tuple[str, Markup]]
+    table: Table
+    split: str
+
+
+def labels_section(rows: Sequence[LabelsRow]) -> LabelsSection | None:
+    """Reward and scores by the number of labels."""
+    if not rows:
+        return None
+    style = styles({row.method for row in rows})
+    plots = [
+        ("labels-reward", "Reward", Drawn.of(labels_plot(rows, style, "reward"))),
+        (
+            "labels-score",
+            "Score with the method; dashed: the agent alone",
+            Drawn.of(labels_plot(rows, style, "assisted")),
+        ),
+    ]
+    legend = [(name, Markup(key(one))) for name, one in style.items()]
+    return LabelsSection(plots, legend, labels_table(rows), rows[0].split)
+
+
+def labels_plot(rows: Sequence[LabelsRow], style: dict[str, Style], field: str) -> Plot:
+    """One number of every method against the number of labels."""
+    numbers = sorted({row.labels for row in rows})
+    shown = [row.estimate(name) for row in rows for name in (field, *(["baseline"] if field == "assisted" else []))]
+    y = linear([end for one in shown for end in (one.low, one.high)], include=(0.0,) if field == "reward" else ())
+    x = doublings(numbers[-1], numbers[0])
+    x = Scale(x.low, x.high, tuple(float(n) for n in numbers[:: max(1, -(-len(numbers) // 9))]), log=True)
+    plot = Plot(x, 230, f"{'Reward' if field == 'reward' else 'Score'} by the number of labels", y)
+    plot.axis_y()
+    plot.axis_x("labelled instances (log2 scale)", grid=False)
+    if field == "reward":
+        plot.horizontal(0.0, "zero")
+    else:
+        alone = sorted({(float(row.labels), row.baseline) for row in rows})
+        for (x1, y1), (x2, y2) in pairwise(alone):
+            plot.line(x1, y1, x2, y2, "reference")
+    for i, name in enumerate(reversed(style)):
+        shift = 1 + 0.03 * (i - (len(style) - 1) / 2)
+        mine = sorted((row for row in rows if row.method == name), key=lambda row: row.labels)
+        points = [(row.labels * shift, row.estimate(field), row) for row in mine]
+        for (x1, one, _), (x2, other, _) in pairwise(points):
+            plot.line(x1, one.value or 0.0, x2, other.value or 0.0, f"trace {style[name].kind}")
+        for at, value, row in points:
+            plot.mark(
+                at, value.value or 0.0, f"dictionary {style[name].kind}",
+                f"{name}, {row.labels} labels: {change(value)}",
+                y_interval=(value.low, value.high), shape=style[name].shape, radius=4.5,
+            )  # fmt: skip
+    return plot
+
+
+def labels_table(rows: Sequence[LabelsRow]) -> Table:
+    model = LabelsRow
+    ordered = sorted(rows, key=lambda row: (row.method, row.labels))
+
+    def estimated(field: str, name: str, sign: bool) -> Column[LabelsRow]:
+        def cell(row: LabelsRow) -> Cell:
+            found = row.estimate(field)
+            return Cell(change(found) if sign else score(found), found.value or 0.0)
+
+        return Column(f"{name} [95%]", cell, True, model.hint(field))
+
+    columns: list[Column[LabelsRow]] = [
+        Column("method", lambda row: Cell(row.method, row.method, "name")),
+        Column("labels", lambda row: Cell(str(row.labels), row.labels), True, model.hint("labels")),
+        estimated("reward", "reward", True),
+        estimated("baseline", "agent alone", False),
+        estimated("assisted", "with the method", False),
+        Column("n", lambda row: Cell(f"{row.n_tasks} tasks", row.n_tasks, "", f"{row.n_seeds} seeds"), True),
+    ]
+    return table("Methods by the number of labels", columns, ordered)

@@ -13,7 +13,7 @@ from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, CircuitDrawing, Ci
 from stages.contracts.dictionary_rows import DICTIONARIES, GALLERY, PROXIES, DictionaryRow, Gallery, ProxyRow
 from stages.contracts.journal import CAMPAIGN, EVENT, CampaignSummary, Event
 from stages.contracts.record import ResultFile
-from stages.contracts.research_rows import COMPARISON, TEST_PATH, Comparison, PathRow
+from stages.contracts.research_rows import COMPARISON, LABELS, TEST_PATH, Comparison, LabelsRow, PathRow
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -75,6 +75,8 @@ class Results:
     path: Sequence[PathRow] = ()
     """Its incumbents on the sealed test."""
     comparison: Comparison | None = None
+    labels: Sequence[LabelsRow] = ()
+    """Methods by the number of labels."""
     galleries: Sequence[Gallery] = ()
     """One per dictionary."""
     proxies: Sequence[ProxyRow] = ()
@@ -133,6 +135,9 @@ def load_results() -> Results:
     comparison = COMPARISON.load() if COMPARISON.path().is_file() else None
     if comparison is None:
         reader.missing.append(Missing(COMPARISON.name, COMPARISON.about, COMPARISON.made_by))
+    labels = LABELS.load() if LABELS.path().is_file() else ()
+    if not labels:
+        reader.missing.append(Missing(LABELS.name, LABELS.about, LABELS.made_by, empty=LABELS.path().is_file()))
     fresh, nulls = reader.read(FRESH, ()), reader.read(NULL, ())
     dictionaries = reader.read(DICTIONARIES, ())
     proxies, circuits = reader.read(PROXIES, ()), reader.read(CIRCUITS, ())
@@ -165,6 +170,7 @@ def load_results() -> Results:
         journal=journal,
         path=path,
         comparison=comparison,
+        labels=labels,
         galleries=galleries,
         proxies=proxies,
         circuits=circuits,

@@ -42,10 +42,12 @@ from stages.contracts.journal import (
 from stages.contracts.record import Estimate
 from stages.contracts.research_rows import (
     COMPARISON,
+    LABELS,
     TEST_PATH,
     BestOfRow,
     CompareRow,
     Comparison,
+    LabelsRow,
     PathRow,
     ProfileRow,
     ScalingPoint,
@@ -548,7 +550,8 @@ def comparison() -> Comparison:
     )
     return Comparison(
         budget=16, seeds=5, optimum_train=0.2, optimum_validation=0.25,
-        null=(BestOfRow(n=8, mean=0.09, low=0.05, high=0.13), BestOfRow(n=16, mean=0.1, low=0.06, high=0.14)), rows=rows,
+        null=(BestOfRow(n=8, mean=0.09, low=0.05, high=0.13), BestOfRow(n=16, mean=0.1, low=0.06, high=0.14)),
+        rows=rows,
         profiles=tuple(
             ProfileRow(researcher=who, tau=tau, share=1 - tau, low=0.9 - tau, high=1.0)
             for who in ("programs", "random")
@@ -564,6 +567,19 @@ def comparison() -> Comparison:
             ),
         ),
     )  # fmt: skip
+
+
+def labels() -> tuple[LabelsRow, ...]:
+    """Two methods at three numbers of labels: the agent alone catches up."""
+    rows = []
+    for n in (10, 20, 80):
+        for method, worth in (("gradient", 0.1), ("pca", 0.03)):
+            values = {"reward": worth, "baseline": 0.3 + n / 400, "assisted": 0.3 + n / 400 + worth}
+            ends = {
+                f"{name}_{end}": at + s for name, at in values.items() for end, s in (("low", -0.02), ("high", 0.02))
+            }
+            rows.append(LabelsRow(method=method, split="validation", labels=n, n_tasks=4, n_seeds=3, **values, **ends))
+    return tuple(rows)
 
 
 def write_results(root: Path) -> None:
@@ -590,6 +606,7 @@ def write_results(root: Path) -> None:
     SENSITIVITY.save(sensitivity(leaderboard), folder / "sensitivity.json")
     CAMPAIGN.save(result, folder / "campaign.json")
     COMPARISON.save(comparison(), folder / "compare.json")
+    LABELS.save(labels(), folder / "labels.json")
     file = root / "data" / "research" / "campaign" / "events.jsonl"
     file.parent.mkdir(parents=True)
     lines = [json.dumps(event.facts() | {"event": event.event}) for event in journal(result, tasks)]

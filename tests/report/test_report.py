@@ -63,6 +63,7 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
         ("test_per_task", "dvc repro sealed_test"),
         ("test_path", "dvc repro sealed_test"),
         ("compare", "lensmith compare"),
+        ("labels", "lensmith labels"),
         ("fresh", "dvc repro fresh"),
         ("dictionaries", "dvc repro proxies"),
         ("proxies", "dvc repro proxies"),

@@ -10,10 +10,10 @@ from stages.contracts.journal import Proposed
 from stages.errors import UserError
 from stages.report.composing import render
 from stages.report.lineage import MOST, depths, tree_section
-from stages.report.research import compare_section, doublings, judgement, path_section
+from stages.report.research import compare_section, doublings, judgement, labels_section, path_section
 from stages.report.results import load_results
 from stages.report.wording import change, signed
-from tests.report.conftest import campaign, comparison, journal, path_of, per_task
+from tests.report.conftest import campaign, comparison, journal, labels, path_of, per_task
 
 
 def _proposed(iteration: int, *parents: int) -> Proposed:
@@ -119,3 +119,14 @@ def test_researchers_are_compared_in_five_panels_and_a_table() -> None:
     few = compare_section(found.model_copy(update={"profiles": (), "scaling": ()}))
     assert few is not None and len(few.panels) == 3 and not few.fits
     assert compare_section(found.model_copy(update={"rows": ()})) is None
+
+
+def test_every_number_of_labels_is_a_mark_and_the_agent_alone_a_line() -> None:
+    section = labels_section(labels())
+    assert section is not None and [plot.n_marks for _, _, plot in section.plots] == [6, 6]
+    reward, score = (plot.svg for _, _, plot in section.plots)
+    assert reward.count('class="reference"') == 0 and score.count('class="reference"') == 2
+    assert [(row[0].text, row[1].text) for row in section.table.rows][:3] == [
+        ("gradient", n) for n in ("10", "20", "80")
+    ]
+    assert "+0.100 [+0.080, +0.120]" in section.table.rows[0][2].text and labels_section(()) is None
