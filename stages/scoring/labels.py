@@ -1,7 +1,7 @@
 """Sample complexity: what a method is worth to an agent that has 10, 20, 40 or 80 labelled instances.
 
 Every arm runs anew for each number; baselines stay in the store of arms, so cut short and begun again it goes on. The
-placebo is left out. With fewer labels more instances are evaluated, which makes an interval narrower, not the reward
+placebo is left out. A task gives at most 40% of its instances as labels, so small tasks stay at that. With fewer labels more instances are evaluated, which makes an interval narrower, not the reward
 larger.
 """
 
@@ -51,7 +51,7 @@ def sample_complexity(
         split: train or validation.
 
     Raises:
-        UserError: an unknown method or split, a number that the executor or the smallest task does not allow, or no
+        UserError: an unknown method or split, a number that the executor or the largest task does not allow, or no
             task in the split.
         InfraError: the machinery failed on a task.
     """
@@ -60,12 +60,12 @@ def sample_complexity(
     tasks = list_tasks(split)
     if not tasks:
         raise UserError(f"there are no {split} tasks: make them with `lensmith run`")
-    most = min(int(MOST_SHARE * cached_task(*task).instances.n) for task in tasks)
+    most = max(int(MOST_SHARE * cached_task(*task).instances.n) for task in tasks)
     wrong = [n for n in numbers if not FEWEST <= n <= most]
     if wrong or not numbers:
         raise UserError(
             f"{wrong[0] if wrong else 'no number'} of labels cannot be had: give numbers from {FEWEST} to {most}"
-            f" ({MOST_SHARE:.0%} of the smallest {split} task)"
+            f" ({MOST_SHARE:.0%} of the largest {split} task)"
         )
     chosen = settings()
     targets = sorted({target for _, target in tasks})
