@@ -1,7 +1,8 @@
 """Sample complexity: what a method is worth to an agent that has 10, 20, 40 or 80 labelled instances.
 
 Every arm runs anew for each number; baselines stay in the store of arms, so cut short and begun again it goes on. The
-placebo is left out. A task gives at most 40% of its instances as labels, so small tasks stay at that. With fewer labels more instances are evaluated, which makes an interval narrower, not the reward
+placebo is left out. A task gives at most 40% of its instances as labels, so small tasks stay at that.
+With fewer labels more instances are evaluated, which makes an interval narrower, not the reward
 larger.
 """
 
