@@ -258,7 +258,7 @@ class LabelsRow(Record):
     split: str
     """Split of the tasks."""
     labels: int
-    """Labelled instances the agent may learn from (``n_calibration``); a small task gives at most 40% of its instances."""
+    """Labelled instances the agent may learn from; a task gives at most 40% of its instances."""
     n_tasks: int
     """Tasks."""
     n_seeds: int
