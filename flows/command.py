@@ -16,6 +16,7 @@ from flows.commands import (
     comparing,
     dictionaries,
     editing,
+    forecasting,
     nights,
     packs,
     redteam,
@@ -63,6 +64,7 @@ _MODULES: tuple[ModuleType, ...] = (
     packs,
     bench,
     redteam,
+    forecasting,
 )
 for _module in _MODULES:
     for _command in _module.COMMANDS:

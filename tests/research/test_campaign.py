@@ -1,6 +1,7 @@
 """The whole loop on the toy graph: campaign, kill, resume, sealed test split."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -10,27 +11,35 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from flows.terminal import leaderboard_rows, print_leaderboard
 from stages.base import paths
 from stages.base.params import load
-from stages.contracts.journal import Result, TestOpened
-from stages.contracts.reward_rows import FRESH, NULL
+from stages.contracts.journal import Result, TestOpened, TestResult
+from stages.contracts.research_rows import TEST_PATH
+from stages.contracts.reward_rows import FRESH, NULL, TEST_PER_TASK, TEST_STATEMENTS
 from stages.errors import UserError
 from stages.report.listing import leaderboard_table
 from stages.report.wording import signed
 from stages.research import sealed_test
 from stages.research.journal import Journal
+from stages.research.path import expected_largest, noise_of, path_rows
 from stages.research.stage import Config, campaign, run
+from stages.reward.statements import statements
 from stages.scoring import fresh, null
 from tests import toy
+from tests.report.conftest import per_task
 
 
 def outputs(root: Path) -> dict[str, bytes]:
     files = [
-        *(root / "metrics" / f"{name}.json" for name in ("campaign", "test", "test_per_task", "test_statements")),
+        *(
+            root / "metrics" / f"{name}.json"
+            for name in ("campaign", "test", "test_per_task", "test_statements", "test_path")
+        ),
         *(root / "data" / "research" / "campaign" / name for name in ("events.jsonl", "theta.json")),
         root / "data" / "research" / "sealed_test" / "events.jsonl",
     ]
@@ -253,3 +262,49 @@ def test_a_method_that_the_clock_stopped_is_tried_once_more(graph, tmp_path, mon
     (proposed,) = [one._proposed(0)]
     trial = one._try(0, proposed, tasks["train"])
     assert (trial.outcome, len(asked), len(one.journal.of(Infra))) == (status, tries, 1)
+
+
+def test_every_incumbent_is_scored_in_the_one_opening_and_only_the_last_claims_anything(graph, uninterrupted, tmp_path):
+    file = graph / "data" / "research" / "campaign" / "events.jsonl"
+    events = Journal(file).events
+    file.unlink()
+    journal = Journal(file)
+    for event in events:
+        accepted = {"accepted": event.iteration < 2} if isinstance(event, Result) else {}
+        given = {name: getattr(event, name) for name in event.model_fields_set - {"chain"}}
+        journal.append(type(event)(**given | accepted))
+    results = journal.of(Result)
+    sealed_test.run(progress=lambda said: None)
+    opened = Journal(graph / "data" / "research" / "sealed_test" / "events.jsonl")
+    assert len(opened.of(TestOpened)) == 1 and {results[0].name, results[1].name} < set(
+        opened.of(TestOpened)[0].methods
+    )
+    rows = TEST_PATH.load()
+    assert [(row.iteration, row.evaluations, row.asked) for row in rows] == [(0, 1, 1), (1, 2, 2)]
+    scored = {row.method: row for row in opened.of(TestResult)[0].rows}
+    assert all(
+        (row.test, row.validation) == (scored[row.name].reward_mean, results[row.iteration].feedback) for row in rows
+    )
+    first, second = path_rows(opened, opened.of(TestResult)[0], 0.05)  # the toy's own methods do not vary
+    assert first.shrinkage == 0 and second.shrinkage == pytest.approx(0.05 / math.pi**0.5, abs=1e-6)
+    for claimed in ("test", "test_per_task", "test_statements"):
+        text = (graph / "metrics" / f"{claimed}.json").read_text(encoding="utf-8")
+        assert results[0].name not in text and results[1].name in text
+    # Nobody's p-value is corrected for an incumbent that was overtaken.
+    claims = {row.method for row in TEST_PER_TASK.load()}
+    assert (
+        set(statements(TEST_PER_TASK.load(), "test")) <= set(TEST_STATEMENTS.load()) and len(claims) == len(scored) - 1
+    )
+
+
+def test_the_largest_of_n_normals_and_the_noise_of_a_mean():
+    drawn = np.random.default_rng(0).normal(size=(20_000, 9)).max(1)
+    assert expected_largest(9) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 20_000**0.5)
+    assert expected_largest(1) == 0 and expected_largest(2) == pytest.approx(math.pi**-0.5)
+    assert expected_largest(100_000) == pytest.approx(4.33, abs=0.1)
+    with pytest.raises(ValueError, match="give at least one"):
+        expected_largest(0)
+    row = per_task(np.random.default_rng(0))[0]
+    errors = {"a": (0.03, 0.04), "b": (0.0, 0.0), "c": (0.1, 0.0)}
+    rows = [row.model_copy(update={"method": name, "reward_se": one}) for name, of in errors.items() for one in of]
+    assert noise_of(rows) == pytest.approx((0.025 + 0.05) / 2) and noise_of(rows[2:4]) == 0
