@@ -5,13 +5,9 @@ outside it; when it ends, everything in its process namespace ends with it.
 """
 
 import contextlib
-import json
 import os
 import select
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +15,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from stages.contracts.method import Interpretation, Query
 from stages.contracts.target import Intervention, Objective, TargetAccess, TargetSpec
 from stages.errors import InfraError, MethodError, UserError
 from stages.metering.access import MeteredAccess
-from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
+from stages.sandbox.bubblewrap import why_unavailable
 from stages.sandbox.codec import MAX_FROM_METHOD, Disconnected, MessageError, TimedOut, receive, send
-from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
-from stages.sandbox.limits import LAYERS, MESSAGE, RUNNER
+from stages.sandbox.groups import Group, Usage, cpu_seconds, writable_group
+from stages.sandbox.limits import LAYERS, MESSAGE, PRIVATE_BYTES, RUNNER
+from stages.sandbox.starting import START_SECONDS, start
 from stages.tracing.program import Blank, Plan, Program, Recorded, Ref, Refused
 
 __all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
 
-START_SECONDS = 120.0
-"""A process that has not imported its method by then is stopped."""
 WATCH_SECONDS = 0.2
 OPERATIONS = ("corpus", "dictionaries", "forward", "gradients", "has_variant", "weights")
 
@@ -114,10 +110,19 @@ class MethodProcess:
         self._group = Group(group, self.limits.resident, self.limits.tasks, None if trust else writable_group())
         self.usage_s = 0.0
         """CPU time of the whole process tree, start-up included; known once it is closed."""
-        self._start(file, theirs, trust)
-        theirs.close()
         try:
-            go = {"limits": {} if trust else self.limits.rlimits(), "file": shown or f"{name}.py"}
+            self._tree = start(file, theirs, self._group, trust=trust)
+        except InfraError:
+            ours.close()
+            self._group.close()
+            raise
+        finally:
+            theirs.close()
+        self._root = self._tree.root
+        try:
+            go: dict[str, Any] = {"limits": {} if trust else self.limits.rlimits(), "file": shown or f"{name}.py"}
+            if self._tree.text:
+                go["text"] = torch.frombuffer(bytearray(Path(file).read_bytes() or b"\n"), dtype=torch.uint8)
             self._send(go, "import")
             hello = self._receive("import", time.monotonic() + max(START_SECONDS, timeout_s), timeout_s)
         except MethodError as error:
@@ -133,37 +138,6 @@ class MethodProcess:
         self.adaptive = told.get("adaptive") is True
         self.layers = [*(() if trust else ("bubblewrap",)), *map(str, told.get("layers") or ())]
 
-    def _start(self, source: str, theirs: socket.socket, trust: bool) -> None:
-        descriptor = theirs.fileno()
-        passed: list[int] = []
-        read, write = os.pipe()
-        if trust:
-            line = [sys.executable, "-I", "-m", "stages.sandbox.worker", source, str(descriptor)]
-            environment = {"HOME": "/nonexistent", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": os.defpath}
-        else:
-            line, passed = command(source, descriptor, write)
-            environment = {}
-        try:
-            self._process = subprocess.Popen(
-                line,
-                pass_fds=[descriptor, *passed],
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
-        finally:
-            for each in {*passed, write}:
-                os.close(each)
-        self._root = self._process.pid
-        with os.fdopen(read, "rb") as told:
-            if not trust:
-                with contextlib.suppress(ValueError, KeyError):
-                    self._root = int(json.loads(told.read())["child-pid"])
-        for pid in {self._process.pid, self._root, *descendants(self._process.pid)}:
-            self._group.add(pid)
-
     def __enter__(self) -> Self:
         return self
 
@@ -178,31 +152,9 @@ class MethodProcess:
         with contextlib.suppress(OSError):
             self.usage_s = self.cpu_seconds()
         self._connection.close()
-        # First the inner process: when it dies the kernel ends its whole namespace, and the outer one can account for
-        # it.
-        for kill, pid in ((os.kill, self._root), (os.killpg, self._process.pid)):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
-            if kill is os.kill and pid != self._process.pid:
-                self._reap(1.0)
-        self._reap(None)
+        self._tree.kill()
+        self.usage_s = max(self.usage_s, self._tree.used_s)
         self._group.close()
-
-    def _reap(self, patience: float | None) -> None:
-        until = None if patience is None else time.monotonic() + patience
-        while self._process.returncode is None:
-            try:
-                pid, status, used = os.wait4(self._process.pid, 0 if until is None else os.WNOHANG)
-            except ChildProcessError:
-                self._process.returncode = -signal.SIGKILL
-                return
-            if pid:
-                self._process.returncode = os.waitstatus_to_exitcode(status)
-                self.usage_s = max(self.usage_s, used.ru_utime + used.ru_stime)
-            elif until is not None and time.monotonic() > until:
-                return
-            else:
-                time.sleep(0.005)
 
     def cpu_seconds(self) -> float:
         """CPU time of the process tree so far, read from outside."""
@@ -322,8 +274,10 @@ class MethodProcess:
                 raise MethodError(self.name, place, f"it used {over}", "Use less, or work in parts.", limit)
 
     def _gone(self, place: str, how: str) -> MethodError:
-        self._reap(5.0)
-        code = self._process.returncode
+        self._tree.wait(5.0)
+        if self._tree.broken():
+            raise InfraError(self._tree.broken())
+        code = self._tree.code
         return MethodError(
             self.name,
             place,
