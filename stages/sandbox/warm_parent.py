@@ -94,6 +94,7 @@ def _leave_with(what: Any, *given: Any) -> NoReturn:
 
 
 def _outer(connection: int, status: int) -> int:
+    _check(_libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _keep(connection, status)
     _check(_libc.unshare(_NEW_NAMESPACES))
