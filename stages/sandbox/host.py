@@ -27,6 +27,7 @@ from stages.sandbox.codec import MAX_FROM_METHOD, Disconnected, MessageError, Ti
 from stages.sandbox.groups import Group, Usage, cpu_seconds, writable_group
 from stages.sandbox.limits import LAYERS, MESSAGE, PRIVATE_BYTES, RUNNER
 from stages.sandbox.starting import START_SECONDS, start
+from stages.sandbox.stopwatch import FAR, Stopwatch
 from stages.tracing.program import Blank, Plan, Program, Recorded, Ref, Refused
 
 __all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
@@ -77,7 +78,7 @@ class MethodProcess:
     Args:
         source: a file; None: no method, the process runs programs.
         name: for messages.
-        timeout_s: wall-clock limit of one job.
+        timeout_s: limit of one job, in seconds of its own: see ``Stopwatch``.
         shown: what the method's file is called in messages.
         trust: run it without the sandbox: a process of its own, with our rights.
         limits: what it may use.
@@ -119,12 +120,13 @@ class MethodProcess:
         finally:
             theirs.close()
         self._root = self._tree.root
+        watch = Stopwatch(self._root, self.cpu_seconds, max(START_SECONDS, timeout_s))
         try:
             go: dict[str, Any] = {"limits": {} if trust else self.limits.rlimits(), "file": shown or f"{name}.py"}
             if self._tree.text:
                 go["text"] = torch.frombuffer(bytearray(Path(file).read_bytes() or b"\n"), dtype=torch.uint8)
-            self._send(go, "import")
-            hello = self._receive("import", time.monotonic() + max(START_SECONDS, timeout_s), timeout_s)
+            self._send(go, "import", watch)
+            hello = self._receive("import", watch)
         except MethodError as error:
             self.close()
             if source is None or not _starts(trust):
@@ -214,14 +216,15 @@ class MethodProcess:
         return self._job(job, access, f"answer on {access.spec.name}").value
 
     def _job(self, job: dict[str, Any], access: TargetAccess | None, place: str) -> Reply:
-        deadline = time.monotonic() + self.timeout_s
+        watch = Stopwatch(self._root, self.cpu_seconds, self.timeout_s)
         before, served = self.cpu_seconds(), 0
-        self._send(job, place)
+        self._send(job, place, watch)
         while True:
-            message = self._receive(place, deadline, self.timeout_s)
+            message = self._receive(place, watch)
             if "call" in message:
-                reply = _serve(message, access)
-                served += self._send(reply, place)
+                with watch.serving():
+                    reply = _serve(message, access)
+                served += self._send(reply, place, watch)
             elif "error" in message:
                 raise MethodError(self.name, place, str(message["error"])[:2000], "", _layer(message))
             elif "done" in message:
@@ -231,20 +234,20 @@ class MethodProcess:
                     self.name, place, "its process sent a message that is no answer", "Use the contract only.", MESSAGE
                 )
 
-    def _send(self, value: Any, place: str) -> int:
-        self._connection.settimeout(self.timeout_s)
+    def _send(self, value: Any, place: str, watch: Stopwatch) -> int:
+        self._connection.settimeout(watch.limit_s)
         try:
             return send(self._connection, value)
-        except (Disconnected, TimedOut) as error:
+        except TimedOut as error:
+            raise self._late(place, watch) from error
+        except Disconnected as error:
             raise self._gone(place, str(error)) from error
 
-    def _receive(self, place: str, deadline: float, limit: float) -> dict[str, Any]:
+    def _receive(self, place: str, watch: Stopwatch) -> dict[str, Any]:
         try:
-            self._watch(place, deadline)
-            message = receive(self._connection, deadline, MAX_FROM_METHOD)
+            message = receive(self._connection, watch.deadline, MAX_FROM_METHOD, ready=lambda: self._wait(place, watch))
         except TimedOut as error:
-            cause = f"it took longer than {limit:g} s and was stopped"
-            raise MethodError(self.name, place, cause, "Make it faster, or raise --timeout.", "wall limit") from error
+            raise self._late(place, watch) from error
         except Disconnected as error:
             raise self._gone(place, str(error)) from error
         except MessageError as error:
@@ -255,11 +258,11 @@ class MethodProcess:
             )
         return message
 
-    def _watch(self, place: str, deadline: float) -> None:
+    def _wait(self, place: str, watch: Stopwatch) -> None:
         """Wait until something arrives, and end a process that uses too much meanwhile."""
         while not select.select([self._connection], [], [], WATCH_SECONDS)[0]:
-            if time.monotonic() > deadline:
-                return
+            if watch.over() or time.monotonic() > watch.deadline:
+                raise TimedOut("deadline passed")
             usage = Usage(self._root)
             over = (
                 f"{usage.resident >> 20:,} MiB of memory; {self.limits.resident >> 20:,} are allowed"
@@ -272,6 +275,12 @@ class MethodProcess:
                 limit = "memory limit" if usage.resident > self.limits.resident else "task limit"
                 self.close()
                 raise MethodError(self.name, place, f"it used {over}", "Use less, or work in parts.", limit)
+
+    def _late(self, place: str, watch: Stopwatch) -> MethodError:
+        if not watch.over():
+            raise InfraError(f"the machine was too busy for {place}: {FAR:g} x {watch.limit_s:g} s passed over it")
+        cause = f"it took longer than {watch.limit_s:g} s and was stopped"
+        return MethodError(self.name, place, cause, "Make it faster, or raise --timeout.", "wall limit")
 
     def _gone(self, place: str, how: str) -> MethodError:
         self._tree.wait(5.0)

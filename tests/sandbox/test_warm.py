@@ -37,8 +37,7 @@ def parent() -> int:
     """The interpreter that methods are forked from."""
     found = starting._warm_parent()
     assert found is not None
-    pid = next(pid for pid in descendants(found._tree.root) if "python" in Path(f"/proc/{pid}/cmdline").read_text())
-    return pid
+    return next(pid for pid in descendants(found._tree.root) if "python" in Path(f"/proc/{pid}/cmdline").read_text())
 
 
 def facts(pid: int) -> dict[str, str]:
@@ -112,7 +111,7 @@ def test_seen_from_outside_it_has_namespaces_of_its_own_no_capability_and_all_fi
     with MethodProcess(file, "one", 60) as one, MethodProcess(file, "two", 60) as two:
         inside = [descendants(each._root)[0] for each in (one, two)]
         for name in NAMESPACES:
-            spaces = {os.readlink(f"/proc/{pid}/ns/{name}") for pid in (*inside, parent(), os.getpid())}
+            spaces = {str(Path(f"/proc/{pid}/ns/{name}").readlink()) for pid in (*inside, parent(), os.getpid())}
             assert len(spaces) == 4, f"{name}: {spaces}"
         for pid in (*inside, one._root, two._root):
             status = facts(pid)
@@ -164,7 +163,7 @@ def test_a_parent_that_shares_memory_or_has_threads_forks_nothing(monkeypatch):
             return text.replace(_old, _new) if self.name == _file else text
 
         monkeypatch.setattr(Path, "read_text", edited)
-        with pytest.raises(InfraError, match="shared memory|several threads"):
+        with pytest.raises(InfraError, match=r"shared memory|several threads"):
             found._looked_at()
 
 
