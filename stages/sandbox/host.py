@@ -82,6 +82,7 @@ class MethodProcess:
         shown: what the method's file is called in messages.
         trust: run it without the sandbox: a process of its own, with our rights.
         limits: what it may use.
+        cold: a new interpreter, even where a warm parent could be asked.
 
     Raises:
         UserError: there is no sandbox here and ``trust`` was not given.
@@ -98,6 +99,7 @@ class MethodProcess:
         shown: str = "",
         trust: bool = False,
         limits: Limits | None = None,
+        cold: bool = False,
     ) -> None:
         self.name, self.timeout_s, self.limits = name, timeout_s, limits or Limits()
         if not trust:
@@ -112,7 +114,7 @@ class MethodProcess:
         self.usage_s = 0.0
         """CPU time of the whole process tree, start-up included; known once it is closed."""
         try:
-            self._tree = start(file, theirs, self._group, trust=trust)
+            self._tree = start(file, theirs, self._group, trust=trust, cold=cold)
         except InfraError:
             ours.close()
             self._group.close()

@@ -24,7 +24,7 @@ from stages.sandbox.groups import Group, descendants
 from stages.sandbox.limits import WARM
 from stages.sandbox.seccomp import supported
 
-__all__ = ["START_SECONDS", "Cold", "Tree", "forget_warm_parent", "start"]
+__all__ = ["START_SECONDS", "Cold", "Tree", "forget_warm_parent", "forks", "start"]
 
 START_SECONDS = 120.0
 """A process that has not imported its method by then is stopped."""
@@ -54,7 +54,7 @@ class Tree(Protocol):
         """What is wrong with the machinery that it hangs on; empty: nothing."""
 
 
-def start(source: str, theirs: socket.socket, group: Group, *, trust: bool) -> Tree:
+def start(source: str, theirs: socket.socket, group: Group, *, trust: bool, cold: bool = False) -> Tree:
     """A process with the other end of a connection.
 
     Args:
@@ -62,12 +62,13 @@ def start(source: str, theirs: socket.socket, group: Group, *, trust: bool) -> T
         theirs: the other end.
         group: told all processes before any code of the method runs.
         trust: no sandbox.
+        cold: not from the warm parent.
 
     Raises:
         InfraError: no process could be started.
     """
     # What runs programs of methods is started cold: its memory is not laid out as that of the methods' processes.
-    forked = not trust and source.endswith(".py") and Path(source).is_file()
+    forked = not trust and not cold and source.endswith(".py") and Path(source).is_file()
     parent = _warm_parent() if forked else None
     tree: Tree = Cold(source, theirs, trust=trust) if parent is None else parent.fork(theirs)
     for pid in {tree.root, *descendants(tree.root)}:
@@ -261,6 +262,15 @@ def _warm_parent() -> WarmParent | None:
         except InfraError:
             _parents[me] = None
     return _parents[me]
+
+
+def forks() -> float:
+    """CPU seconds that the warm parent of this process has taken; 0: there is none."""
+    found = _parents.get(os.getpid())
+    if found is None or not found.alive():
+        return 0.0
+    pid = descendants(found._tree.root)[0]
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def forget_warm_parent() -> None:
