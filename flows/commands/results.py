@@ -327,6 +327,10 @@ def research(
         Path | None,
         typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Proposals tried at once; the journal is the same. Default: one per core."),
+    ] = None,
 ) -> None:
     """Run a campaign that looks for a better method. Killed and run again, it continues where it was.
 
@@ -367,6 +371,7 @@ def research(
                 methods=methods,
                 space=space,
                 cascade=cascade,
+                workers=jobs,
             )
     print_iterations(console, result.iterations, f"campaign {name}")
     from stages.research.cascade import survivors

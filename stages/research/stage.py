@@ -79,12 +79,20 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings, *, cascad
 
 
 def _conduct(
-    researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str, *, cascade: bool = False
+    researcher: Researcher,
+    budget: int,
+    folder: Path,
+    progress: Progress,
+    key: str,
+    *,
+    cascade: bool = False,
+    workers: int | None = None,
 ) -> Campaign:
     chosen = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
     sealed = [family for family, _ in list_tasks("test")]
-    one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs(), sealed, cascade=cascade)
+    n_jobs = jobs() if workers is None else workers
+    one = Campaign(folder, researcher, splits, chosen, budget, progress, n_jobs, sealed, cascade=cascade)
     started = one.journal.first(Started)
     if started is not None and key not in {event.key for event in one.journal.of(Fingerprint)}:
         raise UserError(
@@ -158,6 +166,7 @@ def campaign(
     methods: Path | None = None,
     space: str = "specs",
     cascade: bool = False,
+    workers: int | None = None,
 ) -> CampaignSummary:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
@@ -167,6 +176,7 @@ def campaign(
         methods: folder of method files to hand in; each runs in the sandbox.
         space: what ``random`` and ``search`` propose: ``specs`` or ``programs``.
         cascade: ask validation only about what earns more on train than the incumbent.
+        workers: processes, which try one proposal each; None: see ``jobs``. The journal does not hang on it.
 
     Raises:
         UserError: no such researcher or folder, no sandbox for the files, or a campaign of that name with other
@@ -180,7 +190,7 @@ def campaign(
         require_sandbox("programs are source, and source runs nowhere else")
     chosen = settings()
     key = fingerprint(author, 1, chosen, cascade=cascade)  # a larger budget continues the same campaign
-    one = _conduct(author, budget, paths.campaign_dir(name), progress, key, cascade=cascade)
+    one = _conduct(author, budget, paths.campaign_dir(name), progress, key, cascade=cascade, workers=workers)
     return summary(one, name)
 
 

@@ -9,29 +9,40 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from joblib import delayed
 from rich.console import Console
 
 from flows.terminal import leaderboard_rows, print_leaderboard
 from stages.base import paths
+from stages.base.code import closure
 from stages.base.params import load
-from stages.contracts.journal import Result, TestOpened, TestResult
+from stages.contracts.journal import Infra, Result, TestOpened, TestResult
 from stages.contracts.research_rows import TEST_PATH
 from stages.contracts.reward_rows import FRESH, NULL, TEST_PER_TASK, TEST_STATEMENTS
 from stages.errors import UserError
 from stages.report.listing import leaderboard_table
 from stages.report.wording import signed
+from stages.research import campaign as loop
 from stages.research import sealed_test
 from stages.research.journal import Journal
 from stages.research.path import expected_largest, noise_of, path_rows
+from stages.research.researchers import make_researcher
 from stages.research.stage import Config, campaign, run
 from stages.reward.statements import statements
 from stages.scoring import fresh, null
+from stages.scoring.candidate import Candidate, Source
+from stages.scoring.evaluate import Evaluation
+from stages.scoring.settings import settings
+from stages.tasks.storage import list_tasks
 from tests import toy
 from tests.report.conftest import per_task
+from tests.sandbox.walls import needs_sandbox
 
 
 def outputs(root: Path) -> dict[str, bytes]:
@@ -240,28 +251,84 @@ def test_two_campaigns_of_programs_write_the_same_journal(graph):
     assert [result.status for result in results] == ["ok", "ok"] and "class Program(Method)" in str(results[0].spec)
 
 
-@pytest.mark.parametrize(("stopped", "status", "tries"), [(1, "void", 2), (9, "failed", 2)])
-def test_a_method_that_the_clock_stopped_is_tried_once_more(graph, tmp_path, monkeypatch, stopped, status, tries):
-    from stages.contracts.journal import Infra
-    from stages.research import campaign as loop
-    from stages.research.researchers import make_researcher
-    from stages.scoring.evaluate import Evaluation
-    from stages.scoring.settings import settings
-    from stages.tasks.storage import list_tasks
+@needs_sandbox
+def test_the_journal_does_not_hang_on_the_number_of_workers(graph):
+    """Five programs in sandboxes of their own, judged by one process and by two: the same bytes."""
+    written = []
+    for workers in (1, 2):
+        campaign("programs", 5, 1, f"by-{workers}", lambda said: None, workers=workers)
+        folder = paths.campaign_dir(f"by-{workers}")
+        written.append([(folder / file).read_bytes() for file in ("events.jsonl", "theta.json")])
+    assert written[0] == written[1]
 
+
+def campaign_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int, answer, jobs: int = 1):
+    monkeypatch.setattr(loop, "evaluate", answer)
+    tasks = {split: list_tasks(split) for split in ("train", "validation")}
+    return loop.Campaign(tmp_path, make_researcher("random", 0), tasks, settings(), budget, lambda said: None, jobs)
+
+
+@pytest.mark.parametrize(("broken", "status", "tries"), [(0, "void", 1), (1, "void", 2), (9, "infra", 3)])
+def test_what_the_machinery_broke_is_tried_again_and_each_time_is_an_event(
+    graph, tmp_path, monkeypatch, broken, status, tries
+):
     asked = []
 
     def answer(*given: object, **named: object) -> Evaluation:
         asked.append(1)
-        slow = len(asked) <= stopped
-        return Evaluation("failed" if slow else "void", "it took longer", "wall limit" if slow else "review", [])
+        failed = len(asked) <= broken
+        return Evaluation("infra" if failed else "void", "it broke", "infra" if failed else "review", [])
 
-    monkeypatch.setattr(loop, "evaluate", answer)
-    tasks = {split: list_tasks(split) for split in ("train", "validation")}
-    one = loop.Campaign(tmp_path, make_researcher("random", 0), tasks, settings(), 1, lambda said: None, 1)
-    (proposed,) = [one._proposed(0)]
-    trial = one._try(0, proposed, tasks["train"])
-    assert (trial.outcome, len(asked), len(one.journal.of(Infra))) == (status, tries, 1)
+    one = campaign_of(tmp_path, monkeypatch, 1, answer)
+    one.run(lambda result: None)
+    (result,) = one.journal.of(Result)
+    assert (result.status, len(asked), len(one.journal.of(Infra))) == (status, tries, min(broken, 3))
+
+
+def test_a_method_that_takes_too_long_has_failed_and_is_not_tried_again(graph, tmp_path, monkeypatch):
+    """Its time does not hang on what else the machine does, so a second try would end as the first."""
+    asked = []
+
+    def answer(*given: object, **named: object) -> Evaluation:
+        asked.append(1)
+        return Evaluation("failed", "it took longer than 60 s and was stopped", "wall limit", [])
+
+    one = campaign_of(tmp_path, monkeypatch, 1, answer)
+    tried = loop.attempt(Candidate("slow", Source("slow.py", "")), one.tasks["train"], one.settings)
+    assert (tried.trial.outcome, tried.failures, len(asked)) == ("failed", (), 1)
+
+
+def test_a_proposal_that_ends_its_worker_is_infra_and_the_others_of_its_batch_are_not(graph, tmp_path, monkeypatch):
+    """Which of them a worker ended over is found by trying them one by one."""
+    real, void = loop.attempt, Evaluation("void", "looked at", "review", [])
+
+    def answer(candidate, *given: object, pool: Any = None, **named: object) -> Evaluation:
+        if candidate.name.endswith("02"):
+            try:
+                pool([delayed(os._exit)(1)])
+            except BrokenProcessPool as error:
+                return Evaluation("infra", f"a worker ended: {error}", "infra", [])
+        return void
+
+    def attempt(candidate, *given: object, pool: Any = None) -> loop.Tried:
+        if pool is not None:
+            return real(candidate, *given, pool=pool)
+        if candidate.name.endswith("02"):
+            os._exit(1)
+        return loop.Tried(void, ())
+
+    one = campaign_of(tmp_path, monkeypatch, 4, answer, jobs=2)
+    monkeypatch.setattr(loop, "attempt", attempt)
+    one.run(lambda result: None)
+    assert [result.status for result in one.journal.of(Result)] == ["void", "void", "infra", "void"]
+    assert [event.iteration for event in one.journal.of(Infra)] == [2, 2, 2]
+
+
+def test_what_the_report_says_is_no_part_of_what_a_campaign_depends_on():
+    """An edit of the report, of a command or of an exploit orphans no campaign; one of the executor does."""
+    rooms = {module.split(".")[1] for module in closure(["stages.research.stage"]) if "." in module}
+    assert not rooms & {"report", "redteam", "benchmarks", "tools", "proxies"}
+    assert {"execution", "reward", "metering", "tracing", "sandbox"} <= rooms
 
 
 def test_every_incumbent_is_scored_in_the_one_opening_and_only_the_last_claims_anything(graph, uninterrupted, tmp_path):
