@@ -13,7 +13,6 @@ to keep. A server that says it took more than that is believed, and its model is
 
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 
 from pydantic import Field, JsonValue
 
-from stages.asking.provider import Answer, Question
+from stages.asking.provider import Answer, Interrupted, Question
 from stages.base import paths
 from stages.base.params import Params, load
 from stages.contracts.journal import Asked, CallStatus, Replied, Stopped, Tokens
@@ -143,6 +142,8 @@ class Answers(Protocol):
 
     def answer(self, name: str, question: Question) -> Answer: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass
 class Client:
@@ -164,7 +165,8 @@ class Client:
     limit_usd: Decimal
     retries: int = len(PAUSES_S)
     retry_lost: bool = False
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
     _turn: threading.Condition = field(default_factory=threading.Condition)
     _open: dict[tuple[str, int], Decimal] = field(default_factory=dict)
     """Reservations of calls that are being made now."""
@@ -214,7 +216,14 @@ class Client:
             last, attempt, tries = reply, attempt + 1, tries + 1
             if reply.status in TRANSIENT and tries <= self.retries:
                 pause = PAUSES_S[min(tries, len(PAUSES_S)) - 1]
-                self.sleep(min(max(pause, wait_s), LONGEST_PAUSE_S))
+                (self.sleep or self._ended.wait)(min(max(pause, wait_s), LONGEST_PAUSE_S))
+
+    def close(self) -> None:
+        """Give up what is being asked, from any thread; in the book it stays asked without a reply."""
+        self._ended.set()
+        self.provider.close()
+        with self._turn:
+            self._turn.notify_all()
 
     def _lost(self, call: Asked) -> Replied:
         """Write down that nothing came of a call: the process ended first."""
@@ -307,6 +316,8 @@ class Client:
     def _reserve(self, key: tuple[str, int], model: str, most: Decimal) -> None:
         """Wait until there is room for a call; calls under way may yet turn out cheaper than what is reserved."""
         while True:
+            if self._ended.is_set():
+                raise Interrupted
             known = {(one.about, one.attempt): one.model for one in self.book.events if isinstance(one, Asked)}
             dearest = max(
                 (one.usd for one in self.book.events

@@ -21,7 +21,7 @@ from stages.base.text import plain
 from stages.contracts.journal import CallStatus, Tokens
 from stages.errors import UserError
 
-__all__ = ["INSTALL", "Answer", "Model", "Provider", "Question", "installed"]
+__all__ = ["INSTALL", "Answer", "Interrupted", "Model", "Provider", "Question", "installed"]
 
 INSTALL = "pip install -c constraints.txt -e '.[llm]'"
 MAX_DETAIL = 300
@@ -88,6 +88,10 @@ def installed() -> ModuleType:
     return inspect_ai.model  # type: ignore[no-any-return]
 
 
+class Interrupted(Exception):
+    """Asking was given up before there was an answer."""
+
+
 class Provider:
     """Asks models from any number of threads; calls run in one event loop of its own.
 
@@ -102,14 +106,20 @@ class Provider:
     def __init__(self, models: tuple[Model, ...], max_tokens: int, attempt_timeout: int) -> None:
         self.api = installed()
         self.max_tokens, self.attempt_timeout = max_tokens, attempt_timeout
-        self.loop = asyncio.new_event_loop()
+        self.loop, self.closed = asyncio.new_event_loop(), False
         threading.Thread(target=self.loop.run_forever, name="asking", daemon=True).start()
         self.models = {one.name: one for one in models}
         self.made = {one.name: asyncio.run_coroutine_threadsafe(self._make(one), self.loop).result() for one in models}
 
     def close(self) -> None:
-        """End the event loop; calls in flight are given up."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        """Give up the calls in flight: whoever waits for one gets ``Interrupted``."""
+        self.closed = True
+
+        def give_up() -> None:
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+
+        self.loop.call_soon_threadsafe(give_up)
 
     async def _make(self, model: Model) -> Any:
         given: dict[str, str] = {"base_url": model.base_url} if model.base_url else {}
@@ -127,11 +137,17 @@ class Provider:
         return made
 
     def answer(self, name: str, question: Question) -> Answer:
-        """Ask once. Never raises for what a server does."""
+        """Ask once. Never raises for what a server does.
+
+        Raises:
+            Interrupted: ``close`` was called.
+        """
         running = asyncio.run_coroutine_threadsafe(self._ask(name, question), self.loop)
         try:
             return classified(running.result(self.attempt_timeout + SPARE_S))
         except (TimeoutError, CancelledError):
+            if self.closed:
+                raise Interrupted from None
             running.cancel()
             return Answer("timeout", detail=f"no answer within {self.attempt_timeout} s")
         except Exception as error:

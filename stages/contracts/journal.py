@@ -41,7 +41,7 @@ Choices = dict[str, bool | int | float | str]
 
 
 Reached = Literal["import", "train", "validation"]
-"""How far a proposal was taken; without a cascade always to validation."""
+"""How far a proposal was taken; without a cascade to validation, unless it is no method at all."""
 
 
 class Chained(Record):
@@ -78,9 +78,9 @@ CallStatus = Literal[
     "auth", "not_found", "bad_request", "malformed",
     "lost",
 ]  # fmt: skip
-"""What came of one call to a language model. First line: there is an answer (without ``usage``: its price is a guess).
-Second: the model gave nothing that can be used. Third: the server could not for now. Fourth: something is set up wrongly.
-Last: the process ended before the reply was written down."""
+"""What came of one call to a language model. First line: there is an answer, with or without a count of its tokens.
+Second: the model gave nothing that can be used. Third: the server could not for now. Fourth: something is set up
+wrongly. Last: the process ended before the reply was written down."""
 
 
 class Tokens(Record):
@@ -168,6 +168,10 @@ class Proposed(Chained):
     """Iterations of the proposals it was made from."""
     diff: str
     """How it differs from its first parent; empty where it has none."""
+    outcome: Literal["ok", "failed", "infra"] = "ok"
+    """Whether there is a method to be judged; if not, whether that says something of the researcher."""
+    fault: str = ""
+    """Why there is none; empty otherwise."""
 
 
 class Result(Chained):
