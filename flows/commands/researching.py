@@ -115,6 +115,10 @@ def research(
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
         raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
     console = Console()
+
+    def say(message: object) -> None:
+        console.print(str(message), markup=False, highlight=False)
+
     author: str | Researcher = researcher
     if asks:
         from stages.research.llm_options import LlmOptions, make_llm
@@ -134,7 +138,7 @@ def research(
         if dry_run:
             _say_estimate(console, options, budget)
             return
-        author = make_llm(options, seed)
+        author = make_llm(options, seed, say)
         for model, prices in options.prices().items():
             if not prices:
                 console.print(f"warning: no price of {model} is known, so no limit holds for it", highlight=False)
@@ -147,7 +151,7 @@ def research(
                 budget=budget,
                 seed=seed,
                 name=name,
-                progress=lambda message: console.print(str(message), markup=False, highlight=False),
+                progress=say,
                 methods=methods,
                 space=space,
                 cascade=cascade,

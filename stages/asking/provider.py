@@ -10,6 +10,7 @@ own retries and those of the provider's client are switched off, and its cache i
 import asyncio
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -130,7 +131,8 @@ class Provider:
         try:
             made = self.api.get_model(model.name, memoize=False, **given)
         except Exception as error:  # whatever a provider's constructor raises: a key, a package, a name
-            raise UserError(f"model {model.name} cannot be used: {_said(error)}") from None
+            said = re.sub(r"\[/?[a-z ]+\]", "", str(error))  # Inspect's are marked up for a terminal
+            raise UserError(f"model {model.name} cannot be used: {_clean(said.removeprefix('ERROR: '))}") from None
         client: Any = getattr(made.api, "client", None)
         if hasattr(client, "max_retries"):
             client.max_retries = 0  # those of the provider's own client, which Inspect does not switch off

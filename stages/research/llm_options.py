@@ -1,7 +1,7 @@
 """What `lensmith research --researcher llm` was given: the researcher it makes, and what it would cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -85,13 +85,17 @@ class LlmOptions:
         return {LOCAL: FREE_PRICE} if self.local else priced(self.names, load_prices(), self.price_unknown)
 
 
-def make_llm(options: LlmOptions, seed: int) -> LlmResearcher:
+def make_llm(options: LlmOptions, seed: int, tell: Callable[[str], object] = print) -> LlmResearcher:
     """The researcher, ready to ask.
+
+    Args:
+        tell: is told one line per reply.
 
     Raises:
         UserError: a package, a key or a price is missing.
     """
     prices = options.prices()
+    served = None
     if options.local:
         served = LocalModel()
         models = [Model(LOCAL, served.url, {"temperature": 0.9}, seeded=True)]
@@ -103,7 +107,9 @@ def make_llm(options: LlmOptions, seed: int) -> LlmResearcher:
         return Client(provider, journal, prices, options.max_usd, retry_lost=options.retry_lost)
 
     held_out = sorted({family for split in ("validation", "test") for family, _ in list_tasks(split)})
-    how = Asking(client, options.names, options.mode, tuple(held_out), options.workers, (str(options.tokens),))
+    how = Asking(
+        client, options.names, options.mode, tuple(held_out), options.workers, (str(options.tokens),), tell, served
+    )
     return LlmResearcher(seed, how=how)
 
 
@@ -128,7 +134,7 @@ def estimate(options: LlmOptions, budget: int, batch: int = LlmResearcher.batch)
     nothing = View(slot=0, seen=(), pending=())
     ask = genome_question if options.mode == "genome" else source_question
     question = ask(nothing, "draft", (), 0)
-    shortest = len(question.sent().encode()) // 4
+    shortest = len((question.system + question.prompt).encode()) // 4  # how a schema is counted, providers do not say
     calls = budget, budget * (1 + len(PAUSES_S))
     low_usd = min(
         (shortest * known["input"] + SHORTEST[options.mode] * known["output"]) / 1_000_000 if known else Decimal(0)

@@ -50,6 +50,8 @@ class Asking:
         held_out: families that no prompt may name.
         workers: slots that are asked for at once; what is proposed does not depend on it.
         settings: what else answers depend on, told apart by a campaign's fingerprint.
+        tell: is told one line per reply.
+        served: a server in this process, which goes with what refers to it.
     """
 
     client: Callable[[Journal], Client]
@@ -58,6 +60,8 @@ class Asking:
     held_out: tuple[str, ...] = ()
     workers: int = 4
     settings: tuple[str, ...] = ()
+    tell: Callable[[str], object] = lambda line: None
+    served: object = None
 
 
 class Plan(NamedTuple):
@@ -101,9 +105,11 @@ class LlmResearcher(Researcher):
                 "parents": [one.slot for one in plan.parents],
             }
             try:
-                return client.ask(about(plan.slot), plan.arm.model, plan.question, context, self._fault)
+                reply = client.ask(about(plan.slot), plan.arm.model, plan.question, context, self._fault)
             except asking.Stop as stop:
                 return stop
+            self.how.tell(f"{about(plan.slot)}, {plan.arm.operator}: {reply.status} {reply.detail}".rstrip())
+            return reply
 
         pool = ThreadPoolExecutor(self.how.workers)
         try:
