@@ -19,6 +19,7 @@ from flows.commands import (
     nights,
     packs,
     redteam,
+    researching,
     results,
     running,
     store,
@@ -53,6 +54,7 @@ def _options(
 _MODULES: tuple[ModuleType, ...] = (
     running,
     results,
+    researching,
     comparing,
     tasks,
     circuits,

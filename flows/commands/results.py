@@ -1,4 +1,4 @@
-"""`lensmith leaderboard`, `score`, `research`, `report`."""
+"""`lensmith leaderboard`, `score`, `report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -246,75 +246,6 @@ def _write_json(out: Path, result: "ScoreResult | TaskRow") -> None:
         out.write_text(to_json(result) + "\n", encoding="utf-8")
 
 
-def research(
-    context: typer.Context,
-    researcher: Annotated[
-        str, typer.Option("--researcher", help="Who proposes: random, search, programs, policy or FILE.py.")
-    ] = "search",
-    budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,
-    name: Annotated[
-        str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
-    ] = "",
-    space: Annotated[str, typer.Option("--space", help="What random and search propose: specs or programs.")] = "specs",
-    cascade: Annotated[
-        bool, typer.Option("--cascade", help="Ask validation only about what earns more on train than the incumbent.")
-    ] = False,
-    methods: Annotated[
-        Path | None,
-        typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
-    ] = None,
-) -> None:
-    """Run a campaign that looks for a better method. Killed and run again, it continues where it was.
-
-    Example: lensmith research --researcher search --budget 24
-    """
-    import re
-
-    from rich.console import Console
-
-    from flows.lock import run_lock
-    from flows.options import refuse
-    from flows.progress import telling
-    from flows.terminal import print_iterations
-    from stages.base import paths
-    from stages.errors import UserError
-
-    if methods is not None and not methods.is_dir():
-        raise UserError(f"{methods} is not a folder: give one with one method per Python file")
-    if methods is not None:
-        refuse(context, "researcher seed space", "--methods hands in files in their order, and nobody proposes")
-    if space not in ("specs", "programs"):
-        raise UserError(f"--space {space} is unknown: use specs or programs")
-    who = Path(researcher).stem + ("-programs" if space == "programs" else "")
-    name = name or f"{who if methods is None else 'files'}-{seed}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
-        raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
-    console = Console()
-    with run_lock(paths.root(), "lensmith research", shared=True):
-        from stages.research.stage import campaign
-
-        with telling(console, f"campaign {name}"):
-            result = campaign(
-                researcher=researcher,
-                budget=budget,
-                seed=seed,
-                name=name,
-                progress=lambda message: console.print(str(message), markup=False, highlight=False),
-                methods=methods,
-                space=space,
-                cascade=cascade,
-            )
-    print_iterations(console, result.iterations, f"campaign {name}")
-    from stages.research.cascade import survivors
-
-    came = survivors((row.reached for row in result.iterations), sum(row.accepted for row in result.iterations))
-    console.print("came to: " + ", ".join(f"{stage} {n}" for stage, n in came), highlight=False)
-    for key in ("campaign", "researcher", "seed"):
-        console.print(f"{key}: {getattr(result, key)}", markup=False, highlight=False)
-    console.print(f"events: {paths.campaign_dir(name) / 'events.jsonl'}", markup=False, highlight=False, soft_wrap=True)
-
-
 def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the default browser.")] = False,
 ) -> None:
@@ -344,4 +275,4 @@ def report(
             raise UserError(f"no browser could be started: open {path.as_uri()} yourself")
 
 
-COMMANDS = (leaderboard, score, research, report)
+COMMANDS = (leaderboard, score, report)

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from stages.base.files import save_json
 from stages.base.processes import process_pool
-from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started
+from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started, Stopped
 from stages.contracts.outcomes import worst
+from stages.errors import UserError
 from stages.execution.results import load_arms, save_arms
 from stages.research.cascade import promising, static_fault
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
 from stages.research.lineage import difference
-from stages.research.researcher import Researcher
+from stages.research.researcher import Halt, Researcher
 from stages.research.view import batch_start, seen_of, view_of
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.reward.statements import MAX_UNSEEN
@@ -86,13 +87,19 @@ class Campaign:
         self.journal = Journal(folder / "events.jsonl")
 
     def run(self, on_result: Callable[[Result], None]) -> None:
-        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order."""
+        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order.
+
+        Raises:
+            UserError: the researcher cannot propose for now. What it had proposed is judged.
+        """
+        halted: Halt | None = None
         if self.journal.first(Started) is None:
             self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
         for iteration in range(self.budget):
             if batch_start(iteration, self.researcher.batch) == iteration:
-                for slot in range(iteration, min(iteration + self.researcher.batch, self.budget)):
-                    self._proposed(slot)
+                halted = self._propose_batch(range(iteration, min(iteration + self.researcher.batch, self.budget)))
+            if halted is not None and iteration not in {one.iteration for one in self.journal.of(Proposed)}:
+                break
             result = next((one for one in self.journal.of(Result) if one.iteration == iteration), None)
             if result is None:
                 result = self._iterate(iteration)
@@ -100,6 +107,25 @@ class Campaign:
             self.researcher.update(seen_of(self._proposed(iteration), result))
             self._save_theta()
             on_result(result)
+        if halted is not None:
+            said = self._without_names(halted.reason)
+            self.journal.append(Stopped(status=halted.status, reason=said))
+            if halted.status != "spent":
+                raise UserError(said)
+            self.progress(f"stopped: {said}")
+
+    def _propose_batch(self, slots: range) -> Halt | None:
+        """Propose for a batch, in order; why not for all of it, where that is so."""
+        known = {one.iteration for one in self.journal.of(Proposed)}
+        wanted = [slot for slot in slots if slot not in known]
+        try:
+            if wanted:
+                self.researcher.prepare(self.journal, wanted)
+            for slot in wanted:
+                self._proposed(slot)
+        except Halt as halt:
+            return halt
+        return None
 
     def _proposed(self, slot: int) -> Proposed:
         """The proposal of a slot, asked for and written down where there is none."""
@@ -120,6 +146,8 @@ class Campaign:
                 operator=move.operator,
                 parents=move.parents,
                 diff=difference(known[move.parents[0]].spec, facts) if move.parents else "",
+                outcome=move.outcome,
+                fault=self._without_names(move.fault),
             )
         )
 
@@ -134,10 +162,12 @@ class Campaign:
         proposed = self._proposed(iteration)
         # Half an iteration's arms, if it was killed.
         shutil.rmtree(self.folder / "arms" / f"{iteration:04d}", ignore_errors=True)
-        fault = static_fault(str(proposed.spec["source"])) if self.cascade and "source" in proposed.spec else ""
+        fault, outcome = proposed.fault, proposed.outcome
+        if not fault and self.cascade and "source" in proposed.spec:
+            fault, outcome = static_fault(str(proposed.spec["source"])), "failed"
         if fault:
-            nothing: Evaluation[None] = Evaluation("failed", fault, "import", [])
-            told = {"objective": 0.0, "reached": "import"}
+            nothing: Evaluation[None] = Evaluation(outcome, fault, "import", [])
+            told = {"objective": 0.0 if outcome == "failed" else None, "reached": "import"}
             return self.journal.append(self._result(proposed, nothing).model_copy(update=told))
         both = [*self.tasks["train"], *(() if self.cascade else self.tasks["validation"])]
         trial = self._try(iteration, proposed, both)
