@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from stages.research.llm_options import LlmOptions
     from stages.research.researcher import Researcher
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "usd"]
 
 LLM = "With --researcher llm"
 
@@ -127,7 +127,7 @@ def research(
             models=tuple(models or ()),
             mode=mode,  # type: ignore[arg-type]  # checked by LlmOptions
             base_url=base_url,
-            max_usd=_usd(max_usd),
+            max_usd=usd(max_usd),
             max_tokens=max_tokens,
             attempt_timeout=attempt_timeout,
             workers=workers,
@@ -168,7 +168,7 @@ def research(
     console.print(f"events: {paths.campaign_dir(name) / 'events.jsonl'}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _usd(text: str) -> "Decimal":
+def usd(text: str) -> "Decimal":
     from decimal import Decimal, InvalidOperation
 
     from stages.errors import UserError

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+LLM = "With --executor llm"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
@@ -144,8 +145,31 @@ def score(
     ] = None,
     executor: Annotated[
         str,
-        typer.Option("--executor", help="Who uses it: rule, always (believes any answer) or FILE.py of yours."),
+        typer.Option("--executor", help="Who uses it: rule, always (believes any answer), llm or FILE.py of yours."),
     ] = "rule",
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="NAME", rich_help_panel=LLM, help="Who is asked: see `lensmith research`."),
+    ] = "",
+    base_url: Annotated[
+        str, typer.Option("--base-url", metavar="URL", rich_help_panel=LLM, help="Of an OpenAI-compatible server.")
+    ] = "",
+    max_usd: Annotated[
+        str, typer.Option("--max-usd", rich_help_panel=LLM, help="What all calls about this method may cost.")
+    ] = "1.00",
+    attempt_timeout: Annotated[
+        int, typer.Option("--attempt-timeout", min=1, rich_help_panel=LLM, help="Seconds that one call may take.")
+    ] = 300,
+    price_unknown: Annotated[
+        bool,
+        typer.Option("--price-unknown", rich_help_panel=LLM, help="Ask although no price is known: calls count as 0."),
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", rich_help_panel=LLM, help="Ask a small model on this machine; no network.")
+    ] = False,
+    parameters: Annotated[
+        float, typer.Option("--parameters", min=0, rich_help_panel=LLM, help="Of the model, for its own FLOPs.")
+    ] = 0.0,
 ) -> None:
     """Score a method of your own next to the built-in ones, on train and validation families.
 
@@ -164,6 +188,9 @@ def score(
         raise UserError(f"{method} is not a file: give the path of a Python file with one subclass of Method")
     if executor != "rule":
         refuse(context, "null task_file", f"--executor {executor} scores a method on the tasks there are")
+    if executor != "llm":
+        what = "model base_url max_usd attempt_timeout price_unknown local parameters"
+        refuse(context, what, "nobody is asked; they belong to --executor llm")
     about = targets.replace(",", " ").split() or None
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
@@ -173,10 +200,11 @@ def score(
         return
     make_what_score_needs(lambda message: console.print(message, highlight=False, soft_wrap=True))
     if executor != "rule":
-        from flows.commands.executors import score_with
+        from flows.commands.executors import Asks, score_with
 
         with run_lock(paths.root(), "lensmith score", shared=True):
-            score_with(console, executor, method, about, timeout, trust, out)
+            asks = Asks(model, base_url, max_usd, attempt_timeout, price_unknown, local, parameters)
+            score_with(console, executor, asks, method, about, timeout, trust, out)
         return
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method

@@ -7,19 +7,22 @@ from decimal import Decimal
 
 from stages.asking.client import OVERHEAD, PAUSES_S, Client, bound, load_prices, priced
 from stages.asking.provider import Model, Provider, Question
+from stages.base import paths
 from stages.contracts.journal import Asked, Replied
 from stages.errors import UserError
 from stages.research.journal import Journal
 from stages.research.local_model import LOCAL, LocalModel
+from stages.research.m2 import LlmPolicy
 from stages.research.prompts import MOST_BYTES, genome_question, source_question
 from stages.research.researchers.llm import Asking, LlmResearcher, Mode
 from stages.research.view import View
 from stages.tasks.storage import list_tasks
 
-__all__ = ["LlmOptions", "account", "estimate", "make_llm"]
+__all__ = ["LlmOptions", "account", "estimate", "make_llm", "make_m2"]
 
 MAX_TOKENS = {"genome": 4_096, "source": 16_384}
 LOCAL_TOKENS = 600
+LOCAL_PARAMETERS = 134_515_008.0
 SHORTEST = {"genome": 100, "source": 500}
 """Tokens of the shortest answers that are any use."""
 FASTEST = 200.0
@@ -95,13 +98,7 @@ def make_llm(options: LlmOptions, seed: int, tell: Callable[[str], object] = pri
         UserError: a package, a key or a price is missing.
     """
     prices = options.prices()
-    served = None
-    if options.local:
-        served = LocalModel()
-        models = [Model(LOCAL, served.url, {"temperature": 0.9}, seeded=True)]
-    else:
-        models = [Model(name, options.base_url) for name in options.names]
-    provider = Provider(tuple(models), options.tokens, options.attempt_timeout)
+    provider, served = _provider(options)
 
     def client(journal: Journal) -> Client:
         return Client(provider, journal, prices, options.max_usd, retry_lost=options.retry_lost)
@@ -111,6 +108,35 @@ def make_llm(options: LlmOptions, seed: int, tell: Callable[[str], object] = pri
         client, options.names, options.mode, tuple(held_out), options.workers, (str(options.tokens),), tell, served
     )
     return LlmResearcher(seed, how=how)
+
+
+def make_m2(options: LlmOptions, name: str, parameters: float = 0.0) -> LlmPolicy:
+    """A language model as M2. Its calls are kept in data/research/<name>, and are not made again.
+
+    Args:
+        name: of the journal.
+        parameters: of the model, for the account of its own FLOPs; 0: not known.
+
+    Raises:
+        UserError: a package, a key or a price is missing, or there are several models.
+    """
+    if len(options.names) != 1:
+        raise UserError(f"{len(options.names)} models are named: an M2 is one; give one --model")
+    provider, served = _provider(options)
+    book = Journal(paths.campaign_dir(name) / "events.jsonl")
+    client = Client(provider, book, options.prices(), options.max_usd, retry_lost=options.retry_lost)
+    if served is not None:
+        parameters = parameters or LOCAL_PARAMETERS
+    return LlmPolicy(client, options.names[0], parameters, f"llm {options.names[0]}", served)
+
+
+def _provider(options: LlmOptions) -> tuple[Provider, LocalModel | None]:
+    if options.local:
+        served = LocalModel()
+        models = [Model(LOCAL, served.url, {"temperature": 0.9}, seeded=True)]
+        return Provider(tuple(models), options.tokens, options.attempt_timeout), served
+    models = [Model(name, options.base_url) for name in options.names]
+    return Provider(tuple(models), options.tokens, options.attempt_timeout), None
 
 
 @dataclass(frozen=True)
