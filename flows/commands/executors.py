@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stages.execution.policies import Policy
+    from stages.research.llm_options import LlmOptions
     from stages.research.m2 import LlmPolicy
     from stages.scoring.agent import AgentScore
 
@@ -16,6 +17,8 @@ __all__ = ["Asks", "score_with"]
 
 MAX_TOKENS = 1_000
 """Of a choice, with what a model may think before it."""
+REACT_TOKENS = 2_000
+"""Of one step."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ def score_with(
     from stages.base.users_code import given_by_the_user
     from stages.scoring.agent import AgentScore, policy_named, score_by
 
+    if executor == "react":
+        _react(console, asks, method, targets, timeout, trust, out)
+        return
     agent = _llm(asks, method) if executor == "llm" else None
     policy: Policy = agent or policy_named(executor)
     with telling(console, "scoring") as tell:
@@ -68,21 +74,54 @@ def score_with(
         out.write_text(to_json(score) + "\n", encoding="utf-8")
 
 
-def _llm(asks: Asks, method: Path) -> "LlmPolicy":
-    from flows.commands.researching import usd
-    from stages.base.text import safe_name
-    from stages.research.llm_options import LlmOptions, make_m2
+def _react(
+    console: "Console",
+    asks: Asks,
+    method: Path,
+    targets: list[str] | None,
+    timeout: float,
+    trust: bool,
+    out: Path | None,
+) -> None:
+    """The method in the hands of a model that works step by step."""
+    from flows.progress import telling
+    from flows.terminal import print_json, print_rows, to_json
+    from stages.research.llm_options import react_by
 
-    options = LlmOptions(
+    with telling(console, "scoring") as tell:
+        rows, logs = react_by(_options(asks, REACT_TOKENS), method, targets, timeout, trust, tell)
+    print_rows(console, rows, f"{method.stem} with {asks.model or 'the local model'}, step by step")
+    console.print(
+        "one sample a task and arm, eight instances to predict: no interval, so read it as a log and not as a score;\n"
+        f"every step: inspect view --log-dir {logs}",
+        highlight=False,
+    )
+    if out is not None and str(out) == "-":
+        print_json([row.facts() for row in rows])
+    elif out is not None:
+        out.write_text(to_json([row.facts() for row in rows]) + "\n", encoding="utf-8")
+
+
+def _llm(asks: Asks, method: Path) -> "LlmPolicy":
+    from stages.base.text import safe_name
+    from stages.research.llm_options import make_m2
+
+    return make_m2(_options(asks, MAX_TOKENS), f"m2-{safe_name(method.stem)}", asks.parameters)
+
+
+def _options(asks: Asks, max_tokens: int) -> "LlmOptions":
+    from flows.commands.researching import usd
+    from stages.research.llm_options import LlmOptions
+
+    return LlmOptions(
         models=(asks.model,) if asks.model else (),
         base_url=asks.base_url,
         max_usd=usd(asks.max_usd),
-        max_tokens=MAX_TOKENS,
+        max_tokens=max_tokens,
         attempt_timeout=asks.attempt_timeout,
         price_unknown=asks.price_unknown,
         local=asks.local,
     )
-    return make_m2(options, f"m2-{safe_name(method.stem)}", asks.parameters)
 
 
 def _asked(work: "Callable[[], AgentScore]") -> "AgentScore":

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
-LLM = "With --executor llm"
+LLM = "With --executor llm or react"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
@@ -145,7 +145,7 @@ def score(
     ] = None,
     executor: Annotated[
         str,
-        typer.Option("--executor", help="Who uses it: rule, always (believes any answer), llm or FILE.py of yours."),
+        typer.Option("--executor", help="Who uses it: rule, always, llm, react or FILE.py of yours."),
     ] = "rule",
     model: Annotated[
         str,
@@ -188,9 +188,9 @@ def score(
         raise UserError(f"{method} is not a file: give the path of a Python file with one subclass of Method")
     if executor != "rule":
         refuse(context, "null task_file", f"--executor {executor} scores a method on the tasks there are")
-    if executor != "llm":
+    if executor not in ("llm", "react"):
         what = "model base_url max_usd attempt_timeout price_unknown local parameters"
-        refuse(context, what, "nobody is asked; they belong to --executor llm")
+        refuse(context, what, "nobody is asked; they belong to --executor llm and react")
     about = targets.replace(",", " ").split() or None
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")

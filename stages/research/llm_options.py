@@ -1,24 +1,32 @@
 """What `lensmith research --researcher llm` was given: the researcher it makes, and what it would cost."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 
 from stages.asking.client import OVERHEAD, PAUSES_S, Client, bound, load_prices, priced
 from stages.asking.provider import Model, Provider, Question
 from stages.base import paths
+from stages.contracts.arms import Answered, LadderStep
 from stages.contracts.journal import Asked, Replied
 from stages.errors import UserError
 from stages.research.journal import Journal
 from stages.research.local_model import LOCAL, LocalModel
 from stages.research.m2 import LlmPolicy
 from stages.research.prompts import MOST_BYTES, genome_question, source_question
+from stages.research.react import ReactRow, most_usd, run_react
 from stages.research.researchers.llm import Asking, LlmResearcher, Mode
 from stages.research.view import View
-from stages.tasks.storage import list_tasks
+from stages.scoring.cached import cached_target, cached_task
+from stages.scoring.evaluate import questions, stage_baseline
+from stages.scoring.isolated import Isolated
+from stages.scoring.score import about, candidate_of
+from stages.scoring.settings import settings
+from stages.tasks.storage import Task, list_tasks
 
-__all__ = ["LlmOptions", "account", "estimate", "make_llm", "make_m2"]
+__all__ = ["LlmOptions", "account", "estimate", "make_llm", "make_m2", "react_by"]
 
 MAX_TOKENS = {"genome": 4_096, "source": 16_384}
 LOCAL_TOKENS = 600
@@ -128,6 +136,54 @@ def make_m2(options: LlmOptions, name: str, parameters: float = 0.0) -> LlmPolic
     if served is not None:
         parameters = parameters or LOCAL_PARAMETERS
     return LlmPolicy(client, options.names[0], parameters, f"llm {options.names[0]}", served)
+
+
+def react_by(
+    options: LlmOptions,
+    method: Path,
+    targets: Sequence[str] | None,
+    timeout_s: float,
+    trust: bool,
+    tell: Callable[[str], object] = print,
+) -> tuple[list[ReactRow], Path]:
+    """A language model that answers step by step, with and without a method file, on the train and validation tasks of
+    one item an instance.
+
+    Returns:
+        One row a task, and the folder of logs.
+
+    Raises:
+        UserError: a package, a key or a price is missing, or all steps together could cost more than the limit.
+    """
+    if len(options.names) != 1:
+        raise UserError(f"{len(options.names)} models are named: an M2 is one; give one --model")
+    paths.require(paths.execution_dir("baseline"), "baseline")
+    splits = {split: list_tasks(split) for split in ("train", "validation")}
+    named = [one for of in (splits if targets is None else about(targets, splits)).values() for one in of]
+    tasks = [one for one in named if cached_task(*one).truth.values.shape[1] == 1]
+    if not tasks:
+        raise UserError("no train or validation task there has one item an instance: leave --targets out")
+    name = options.names[0]
+    most = most_usd(options.prices()[name], len(tasks), options.tokens)
+    if most > options.max_usd:
+        raise UserError(
+            f"{len(tasks)} tasks, three arms each, may cost ${most:f} at most, and --max-usd is ${options.max_usd:f}:"
+            " raise it, or name fewer --targets"
+        )
+    provider, _served = _provider(options)
+    chosen, candidate = settings(), candidate_of(method)
+    host = Isolated(chosen.interpretation, timeout_s, trust)
+    tell("interpret, and record the answers")
+    frozen = host.freeze(candidate, sorted({target for _, target in tasks}), questions(tasks))
+    folder = paths.campaign_dir(f"react-{candidate.name}")
+
+    def posed() -> Iterator[tuple[Task, Sequence[LadderStep], Answered]]:
+        for family, target in tasks:
+            task = cached_task(family, target)
+            answered = host.ask(candidate, frozen[target], task, cached_target(target))
+            yield task, stage_baseline(task.name).rungs[0], answered
+
+    return run_react(provider.made[name], posed(), chosen.execution, folder, options.tokens, tell), folder
 
 
 def _provider(options: LlmOptions) -> tuple[Provider, LocalModel | None]:
