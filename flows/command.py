@@ -20,6 +20,7 @@ from flows.commands import (
     nights,
     packs,
     redteam,
+    researching,
     results,
     running,
     store,
@@ -54,6 +55,7 @@ def _options(
 _MODULES: tuple[ModuleType, ...] = (
     running,
     results,
+    researching,
     comparing,
     tasks,
     circuits,

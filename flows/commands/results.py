@@ -1,4 +1,4 @@
-"""`lensmith leaderboard`, `score`, `research`, `report`."""
+"""`lensmith leaderboard`, `score`, `report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+LLM = "With --executor llm or react"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
@@ -149,11 +150,34 @@ def score(
     ] = None,
     executor: Annotated[
         str,
-        typer.Option("--executor", help="Who uses it: rule, always (believes any answer) or FILE.py of yours."),
+        typer.Option("--executor", help="Who uses it: rule, always, llm, react or FILE.py of yours."),
     ] = "rule",
     against: Annotated[
         str, typer.Option("--against", metavar="METHOD", help="Of a table: also compare with this method of it.")
     ] = "",
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="NAME", rich_help_panel=LLM, help="Who is asked: see `lensmith research`."),
+    ] = "",
+    base_url: Annotated[
+        str, typer.Option("--base-url", metavar="URL", rich_help_panel=LLM, help="Of an OpenAI-compatible server.")
+    ] = "",
+    max_usd: Annotated[
+        str, typer.Option("--max-usd", rich_help_panel=LLM, help="What all calls about this method may cost.")
+    ] = "1.00",
+    attempt_timeout: Annotated[
+        int, typer.Option("--attempt-timeout", min=1, rich_help_panel=LLM, help="Seconds that one call may take.")
+    ] = 300,
+    price_unknown: Annotated[
+        bool,
+        typer.Option("--price-unknown", rich_help_panel=LLM, help="Ask although no price is known: calls count as 0."),
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", rich_help_panel=LLM, help="Ask a small model on this machine; no network.")
+    ] = False,
+    parameters: Annotated[
+        float, typer.Option("--parameters", min=0, rich_help_panel=LLM, help="Of the model, for its own FLOPs.")
+    ] = 0.0,
 ) -> None:
     """Score methods of your own next to the built-in ones, on train and validation families.
 
@@ -178,6 +202,9 @@ def score(
         refuse(context, "null task_file executor", "it is about one method: give one file and no --against")
     if executor != "rule":
         refuse(context, "null task_file", f"--executor {executor} scores a method on the tasks there are")
+    if executor not in ("llm", "react"):
+        what = "model base_url max_usd attempt_timeout price_unknown local parameters"
+        refuse(context, what, "nobody is asked; they belong to --executor llm and react")
     method = methods[0]
     about = targets.replace(",", " ").split() or None
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
@@ -188,10 +215,11 @@ def score(
         return
     make_what_score_needs(lambda message: console.print(message, highlight=False, soft_wrap=True))
     if executor != "rule":
-        from flows.commands.executors import score_with
+        from flows.commands.executors import Asks, score_with
 
         with run_lock(paths.root(), "lensmith score", shared=True):
-            score_with(console, executor, method, about, timeout, trust, out)
+            asks = Asks(model, base_url, max_usd, attempt_timeout, price_unknown, local, parameters)
+            score_with(console, executor, asks, method, about, timeout, trust, out)
         return
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method
@@ -309,80 +337,6 @@ def _write_json(out: Path, result: "ScoreResult | ScoreTable | TaskRow") -> None
         out.write_text(to_json(result) + "\n", encoding="utf-8")
 
 
-def research(
-    context: typer.Context,
-    researcher: Annotated[
-        str, typer.Option("--researcher", help="Who proposes: random, search, programs, policy or FILE.py.")
-    ] = "search",
-    budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,
-    name: Annotated[
-        str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
-    ] = "",
-    space: Annotated[str, typer.Option("--space", help="What random and search propose: specs or programs.")] = "specs",
-    cascade: Annotated[
-        bool, typer.Option("--cascade", help="Ask validation only about what earns more on train than the incumbent.")
-    ] = False,
-    methods: Annotated[
-        Path | None,
-        typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Proposals tried at once; the journal is the same. Default: one per core."),
-    ] = None,
-) -> None:
-    """Run a campaign that looks for a better method. Killed and run again, it continues where it was.
-
-    Example: lensmith research --researcher search --budget 24
-    """
-    import re
-
-    from rich.console import Console
-
-    from flows.lock import run_lock
-    from flows.options import refuse
-    from flows.progress import telling
-    from flows.terminal import print_iterations
-    from stages.base import paths
-    from stages.errors import UserError
-
-    if methods is not None and not methods.is_dir():
-        raise UserError(f"{methods} is not a folder: give one with one method per Python file")
-    if methods is not None:
-        refuse(context, "researcher seed space", "--methods hands in files in their order, and nobody proposes")
-    if space not in ("specs", "programs"):
-        raise UserError(f"--space {space} is unknown: use specs or programs")
-    who = Path(researcher).stem + ("-programs" if space == "programs" else "")
-    name = name or f"{who if methods is None else 'files'}-{seed}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
-        raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
-    console = Console()
-    with run_lock(paths.root(), "lensmith research", shared=True):
-        from stages.research.stage import campaign
-
-        with telling(console, f"campaign {name}"):
-            result = campaign(
-                researcher=researcher,
-                budget=budget,
-                seed=seed,
-                name=name,
-                progress=lambda message: console.print(str(message), markup=False, highlight=False),
-                methods=methods,
-                space=space,
-                cascade=cascade,
-                workers=jobs,
-            )
-    print_iterations(console, result.iterations, f"campaign {name}")
-    from stages.research.cascade import survivors
-
-    came = survivors((row.reached for row in result.iterations), sum(row.accepted for row in result.iterations))
-    console.print("came to: " + ", ".join(f"{stage} {n}" for stage, n in came), highlight=False)
-    for key in ("campaign", "researcher", "seed"):
-        console.print(f"{key}: {getattr(result, key)}", markup=False, highlight=False)
-    console.print(f"events: {paths.campaign_dir(name) / 'events.jsonl'}", markup=False, highlight=False, soft_wrap=True)
-
-
 def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the default browser.")] = False,
 ) -> None:
@@ -412,4 +366,4 @@ def report(
             raise UserError(f"no browser could be started: open {path.as_uri()} yourself")
 
 
-COMMANDS = (leaderboard, score, research, report)
+COMMANDS = (leaderboard, score, report)

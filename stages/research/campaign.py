@@ -25,14 +25,15 @@ from joblib import Parallel, delayed
 
 from stages.base.files import save_json
 from stages.base.processes import process_pool
-from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started
+from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started, Stopped
 from stages.contracts.outcomes import worst
+from stages.errors import UserError
 from stages.execution.results import load_arms, save_arms
 from stages.research.cascade import promising, static_fault
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
 from stages.research.lineage import difference
-from stages.research.researcher import Researcher
+from stages.research.researcher import Halt, Researcher
 from stages.research.view import seen_of, view_of
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.reward.statements import MAX_UNSEEN
@@ -65,17 +66,12 @@ class Tried(NamedTuple):
     failures: tuple[str, ...]
 
 
-def attempt(
-    candidate: Candidate, tasks: TaskNames, settings: Settings, fault: str = "", pool: Parallel | None = None
-) -> Tried:
+def attempt(candidate: Candidate, tasks: TaskNames, settings: Settings, pool: Parallel | None = None) -> Tried:
     """The trial of a candidate on tasks, repeated where the machinery fails.
 
     Args:
-        fault: why there is nothing to try.
         pool: workers for the tasks; None: one after the other, here.
     """
-    if fault:
-        return Tried(Evaluation("failed", fault, "import", []), ())
     failures: list[str] = []
     while True:
         host = host_of(candidate, settings)
@@ -124,26 +120,54 @@ class Campaign:
         self._kept: dict[tuple[int, str], list[Judged]] = {}
 
     def run(self, on_result: Callable[[Result], None]) -> None:
-        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order."""
+        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order.
+
+        Raises:
+            UserError: the researcher cannot propose for now. What it had proposed is judged.
+        """
+        halted: Halt | None = None
         if self.journal.first(Started) is None:
             self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
         for start in range(0, self.budget, self.researcher.batch):
-            batch = [self._proposed(slot) for slot in range(start, min(start + self.researcher.batch, self.budget))]
+            slots = range(start, min(start + self.researcher.batch, self.budget))
+            halted = self._propose_batch(slots)
+            batch = [one for one in self.journal.of(Proposed) if one.iteration in slots]
             known = {one.iteration: one for one in self.journal.of(Result)}
-            trials = self._trials([proposed for proposed in batch if proposed.iteration not in known])
+            trials = self._trials([one for one in batch if one.iteration not in known and not self._fault(one)])
             for proposed in batch:
                 result = known.get(proposed.iteration)
                 if result is None:
-                    result = self._iterate(proposed, next(trials))
+                    result = self._unfit(proposed) if self._fault(proposed) else self._iterate(proposed, next(trials))
                     self.progress(describe(result, self.budget))
                 self.researcher.update(seen_of(proposed, result))
                 self._save_theta()
                 on_result(result)
+            if halted is not None:
+                break
+        if halted is not None:
+            said = self._without_names(halted.reason)
+            self.journal.append(Stopped(status=halted.status, reason=said))
+            if halted.status != "spent":
+                raise UserError(said)
+            self.progress(f"stopped: {said}")
+
+    def _propose_batch(self, slots: range) -> Halt | None:
+        """Propose for a batch, in order; why not for all of it, where that is so."""
+        known = {one.iteration for one in self.journal.of(Proposed)}
+        wanted = [slot for slot in slots if slot not in known]
+        try:
+            if wanted:
+                self.researcher.prepare(self.journal, wanted)
+            for slot in wanted:
+                self._proposed(slot)
+        except Halt as halt:
+            return halt
+        return None
 
     def _trials(self, batch: Sequence[Proposed]) -> Iterator[Tried]:
         """The first trial of each proposal, in their order: on all tasks, or with a cascade on those of train."""
         tasks = [*self.tasks["train"], *(() if self.cascade else self.tasks["validation"])]
-        work = [(candidate_of(from_json(one.spec), one.name), tasks, self.settings, self._fault(one)) for one in batch]
+        work = [(candidate_of(from_json(one.spec), one.name), tasks, self.settings) for one in batch]
         done = 0
         if self.jobs > 1 and len(work) > 1:
             try:
@@ -159,7 +183,17 @@ class Campaign:
                 yield attempt(*one, pool=pool if self.jobs > 1 else None)
 
     def _fault(self, proposed: Proposed) -> str:
-        return static_fault(str(proposed.spec["source"])) if self.cascade and "source" in proposed.spec else ""
+        """Why there is nothing to try; empty where there is."""
+        if proposed.fault or not (self.cascade and "source" in proposed.spec):
+            return proposed.fault
+        return static_fault(str(proposed.spec["source"]))
+
+    def _unfit(self, proposed: Proposed) -> Result:
+        """The result of a proposal that there is nothing to try of."""
+        outcome = proposed.outcome if proposed.fault else "failed"
+        nothing: Evaluation[None] = Evaluation(outcome, self._fault(proposed), "import", [])
+        told = {"objective": 0.0 if outcome == "failed" else None, "reached": "import"}
+        return self.journal.append(self._result(proposed, nothing).model_copy(update=told))
 
     def _proposed(self, slot: int) -> Proposed:
         """The proposal of a slot, asked for and written down where there is none."""
@@ -180,6 +214,8 @@ class Campaign:
                 operator=move.operator,
                 parents=move.parents,
                 diff=difference(known[move.parents[0]].spec, facts) if move.parents else "",
+                outcome=move.outcome,
+                fault=self._without_names(move.fault),
             )
         )
 
@@ -196,9 +232,6 @@ class Campaign:
         iteration, trial = proposed.iteration, self._told(proposed, tried)
         # Half an iteration's arms, if it was killed.
         shutil.rmtree(self.folder / "arms" / f"{iteration:04d}", ignore_errors=True)
-        if self._fault(proposed):
-            told = {"objective": 0.0, "reached": "import"}
-            return self.journal.append(self._result(proposed, trial).model_copy(update=told))
         if not trial.scored:
             so_far = {"reached": "train"} if self.cascade else {}
             return self.journal.append(self._result(proposed, trial).model_copy(update=so_far))

@@ -51,7 +51,7 @@ def _data_sets(packages: Path) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _files() -> tuple[str, ...]:
-    """What a method's process needs of ours, relative to the checkout: the contract, the worker and its warm parent, and
+    """What a method's process needs of ours, relative to the checkout: the contract, the worker, its warm parent, and
     what `lensmith` hands out. No target, task family, data set, seed, built-in method, executor, reward, campaign or
     exploit."""
     needed = closure(

@@ -119,7 +119,9 @@ def policy_named(name: str) -> Policy:
         return AlwaysUse()
     path = Path(name)
     if path.suffix != ".py":
-        raise UserError(f"no M2 is called {name!r}: use rule, always, or a FILE.py with a class that has choose(menu)")
+        raise UserError(
+            f"no M2 is called {name!r}: use rule, always, llm, react, or a FILE.py whose class has choose(menu)"
+        )
     if not path.is_file():
         raise UserError(f"{path} is not a file: give one with a class that has a method choose(menu)")
     found = classes_of(users_module(path), lambda cls: callable(getattr(cls, "choose", None)))

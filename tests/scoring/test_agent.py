@@ -51,5 +51,5 @@ def test_a_file_that_is_no_m2_says_why(tmp_path, text, says):
         file.write_text(text)
     with pytest.raises(UserError, match=says):
         policy_named(str(file))
-    with pytest.raises(UserError, match="use rule, always, or"):
+    with pytest.raises(UserError, match="use rule, always, llm, react, or"):
         policy_named("sometimes")
