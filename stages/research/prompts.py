@@ -23,7 +23,7 @@ from stages.research.cascade import static_fault
 from stages.research.programs.grammar import KINDS, NONE, Genome, choices_of, genome_of
 from stages.research.view import Seen, View
 
-__all__ = ["MOST_BYTES", "genome_question", "genome_schema", "read_genome", "read_method", "source_question"]
+__all__ = ["MOST_BYTES", "genome_question", "genome_schema", "read_genome", "read_method", "source_question", "without"]
 
 MAX_SOURCE = 16_000
 """Characters of a file that are taken, and shown."""
