@@ -504,7 +504,7 @@ def test_what_methods_say_is_fenced_what_they_do_is_confined_and_no_prompt_holds
 
 @needs_llm
 def test_a_genome_that_was_answered_is_the_program_that_is_proposed(tmp_path):
-    genome = genomes(4)[3]
+    genome = next(one for one in genomes(20) if all(fragment.source != NONE for fragment in one.values()))
     with Loopback(lambda body: json.dumps(as_object(genome))) as server:
         author = researcher(server.url, "genome")
         journal = Journal(tmp_path / "events.jsonl")
@@ -517,6 +517,7 @@ def test_a_genome_that_was_answered_is_the_program_that_is_proposed(tmp_path):
         sent = server.bodies[0]["response_format"]["json_schema"]
     assert sent["strict"] is True and jsonschema.Draft202012Validator(sent["schema"]).is_valid(as_object(genome))
     assert not jsonschema.Draft202012Validator(sent["schema"]).is_valid(as_object(genome) | {"note": 1})
+    assert not jsonschema.Draft202012Validator(sent["schema"]).is_valid(as_object(genome) | {"Steer": {"source": NONE}})
 
 
 # ---- the command
