@@ -132,6 +132,9 @@ def test_what_others_say_cannot_leave_its_fence(text, limit):
     opening = re.fullmatch(r"<data ([0-9a-f]{8})>", first)
     assert opening is not None and last == f"</data {opening[1]}>" and opening[1] not in "\n".join(inside)
     assert len("\n".join(inside)) <= limit and all(line.isprintable() for line in inside)
+    # Who has seen a mark can quote it, and then the mark is another one.
+    quoting = fenced(fenced(text, limit), 600).split("\n")
+    assert quoting[-1] not in quoting[:-1]
 
 
 def seen(slot: int, value: float | None, source: str = "", **given_too: Any) -> Seen:
