@@ -19,9 +19,10 @@ def plain(text: object, limit: int = 2000) -> str:
 
 
 def plain_lines(text: object, limit: int) -> str:
-    """As ``plain``, with line ends and indentation kept."""
-    joined = str(text).replace("\r\n", "\n").expandtabs(4)
-    return "".join("?" if char != "\n" and unicodedata.category(char) in ODD else char for char in joined)[:limit]
+    """As ``plain``, with line ends and blanks kept."""
+    joined = str(text).replace("\r\n", "\n").expandtabs(4)[:limit]
+    shown = ("\n" if char == "\n" else " " if unicodedata.category(char) == "Zs" else plain(char) for char in joined)
+    return "".join(shown)
 
 
 SIGNS = {"\n": "\u21b5", "\r": "\u2190", "\t": "\u21e5"}

@@ -23,7 +23,7 @@ from stages.research.cascade import static_fault
 from stages.research.programs.grammar import KINDS, NONE, Genome, choices_of, genome_of
 from stages.research.view import Seen, View
 
-__all__ = ["MOST_BYTES", "genome_question", "genome_schema", "read_genome", "read_method", "source_question"]
+__all__ = ["MOST_BYTES", "genome_question", "genome_schema", "read_genome", "read_method", "source_question", "without"]
 
 MAX_SOURCE = 16_000
 """Characters of a file that are taken, and shown."""
@@ -70,14 +70,20 @@ def _rows(one: Seen) -> str:
 # ---- genomes
 
 
-def genome_schema() -> dict[str, Any]:
-    """The grammar as a JSON schema: an object with one object for each kind, in which every gene is an enum."""
+def genome_schema(declines: bool = True) -> dict[str, Any]:
+    """The grammar as a JSON schema: an object with one object for each kind, in which every gene is an enum.
+
+    Args:
+        declines: whether a kind may be declined. A first draft may not: it is to say something about every kind, and a
+            small model would decline them all.
+    """
     kinds = {}
     for kind, rules in KINDS.items():
         kinds[kind] = {
             "anyOf": [
                 _closed({"source": [source], **{gene.name: list(gene.options) for gene in genes}})
                 for source, genes in rules.sources.items()
+                if declines or source != NONE
             ]
         }
     return {"type": "object", "properties": kinds, "required": list(kinds), "additionalProperties": False}
@@ -159,7 +165,7 @@ def genome_question(view: View, operator: str, parents: Sequence[Seen], seed: in
         operator: ``draft``, ``improve`` (one parent) or ``cross`` (two).
     """
     told = {
-        "draft": "Propose a method that differs from those tried.",
+        "draft": "Propose a method that differs from those tried and declines no kind.",
         "improve": "Change this method so that its rewards rise: keep what earns, change what does not.",
         "cross": "Put the better parts of these two methods together.",
     }[operator]
@@ -175,7 +181,7 @@ def genome_question(view: View, operator: str, parents: Sequence[Seen], seed: in
         f" reads. {NONE} declines a kind.\n\n{grammar_text()}\n\nAnswer with one JSON object: for each of"
         f" {', '.join(KINDS)} an object with source and exactly its genes. No other words."
     )
-    return Question(system, _joined(parts, told), genome_schema(), seed)
+    return Question(system, _joined(parts, told), genome_schema(declines=operator != "draft"), seed)
 
 
 def _joined(parts: Sequence[str], told: str) -> str:
