@@ -18,13 +18,15 @@ from torch import Tensor
 from stages.contracts.method import Localise, Query
 from stages.contracts.target import Component, Intervention, Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
+from stages.targets.storage import definition_of
 from stages.tasks.black_box import CHUNK, ask, label_features, outputs_of
 from stages.tasks.components import decode, draw_behaviours, encode, word_looks
 from stages.tasks.inputs import draw_inputs
+from stages.tasks.word_backdoors import with_word
 
 __all__ = ["HeadRole"]
 
-N_INPUTS = 2
+N_INPUTS = 1
 N_ORDINARY = 64
 POOL = 4096
 LADDER = (0.0, 0.25, 0.5, 1.0)
@@ -49,6 +51,8 @@ class HeadRole(TaskFamily):
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         arrays = draw_behaviours(target, n, rng, n_inputs=N_INPUTS, pool=POOL, max_blend=0.0, grain=0.0, most_kinds=1)
+        if "triggers" in target.spec.offers:
+            arrays["inputs"] = _with_a_word(target, arrays["inputs"], rng)
         ordinary = draw_inputs(target, N_ORDINARY, rng)
         arrays |= {"shared_inputs": ordinary.inputs, "shared_labels": ordinary.labels}
         return Instances(arrays | encode(target.spec.components), n)
@@ -92,6 +96,14 @@ class HeadRole(TaskFamily):
 
     def query(self, instances: Instances) -> Query:
         return Localise(instances.arrays["inputs"], instances.arrays["labels"], decode(instances))
+
+
+def _with_a_word(target: Target, inputs_NM: Tensor, rng: torch.Generator) -> Tensor:
+    """Prompts with one more word in each, any word at any place."""
+    words = definition_of(target.name).triggers()  # type: ignore[attr-defined]  # it offers triggers
+    inputs = inputs_NM.flatten(0, 1)
+    chosen = words[torch.randint(len(words), (len(inputs),), generator=rng)]
+    return with_word(inputs, chosen, torch.rand(len(inputs), generator=rng)).view_as(inputs_NM)
 
 
 def _mean_outputs(target: Target, inputs: Tensor) -> dict[str, Tensor]:
