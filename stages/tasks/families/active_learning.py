@@ -10,7 +10,7 @@ Shape legend: N = instances, H = held-out inputs, D = directions, C = outputs.
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from stages.contracts.method import Query, Represent
@@ -18,7 +18,6 @@ from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, compressed, label_features, outputs_of
 from stages.tasks.inputs import draw_inputs, noisy_channels
-from stages.tasks.side_by_side import copies, outputs_of_variants
 
 __all__ = ["ActiveLearning", "compress"]
 
@@ -32,8 +31,6 @@ LADDER = ((0, 0), (32, 0), (128, 0), (128, 64))
 EPS = 0.05
 """Length of the step that a slope is taken with."""
 N_NEIGHBOURS = 8
-SIDE_BY_SIDE = 50
-"""Trained copies that answer at once."""
 
 
 CONSTANTS: Constants = {
@@ -82,20 +79,21 @@ class ActiveLearning(TaskFamily):
         held_out, right = instances.arrays["shared_inputs"], instances.arrays["shared_labels"]
         before = F.cross_entropy(outputs_of(target, held_out).double(), right)
         changes = []
-        for part in torch.split(torch.arange(instances.n), SIDE_BY_SIDE):
-            weights = _trained(target, instances.arrays["inputs"][part], instances.arrays["labels"][part])
-            for outputs in outputs_of_variants(target, weights, held_out).double():
-                changes.append(F.cross_entropy(outputs, right) - before)
+        for x, y in zip(
+            torch.split(instances.arrays["inputs"], 1), torch.split(instances.arrays["labels"], 1), strict=True
+        ):
+            with torch.no_grad():
+                outputs = functional_call(target.model, _trained(target, x, y), (held_out,))
+            changes.append(F.cross_entropy(outputs.double(), right) - before)
         return Truth(compress(torch.stack(changes)).unsqueeze(-1))
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
         inputs, labels = instances.arrays["inputs"], instances.arrays["labels"]
         clean_NC = ask(access, inputs)
         features = [answer_features(clean_NC), label_features(clean_NC, labels)]
-        mask = noisy_channels(access.spec)
-        n_directions = min(LADDER[-1][1], int(mask.sum()))
-        drawn = torch.randn(n_directions, *mask.shape, generator=rng) * mask
-        directions = torch.linalg.qr(drawn.flatten(1).T)[0].T.view(-1, *mask.shape)
+        mask = noisy_channels(access.spec).flatten().unsqueeze(1)
+        drawn = torch.randn(len(mask), min(LADDER[-1][1], len(mask)), generator=rng) * mask
+        directions = torch.linalg.qr(drawn)[0].T.view(-1, *access.spec.input_shape)
         outputs_HC = clean_NC[:0]
         for n_seen, n_slopes in LADDER[: effort + 1]:
             new = instances.arrays["shared_inputs"][len(outputs_HC) : n_seen]
@@ -115,22 +113,18 @@ def compress(change: Tensor) -> Tensor:
     return compressed(change, SCALE)
 
 
-def _trained(target: Target, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Stacked weights of a copy for each sample, trained on it until it is sure of it."""
-    weights = copies(target, len(labels))
-
-    def loss(state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(target.model, state, (x.unsqueeze(0),)), y.unsqueeze(0))
-
-    slopes = vmap(grad(loss))
+def _trained(target: Target, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Weights after training on one sample, (1, *input_shape) and (1,), until the target is sure of it."""
+    state = {name: value.detach() for name, value in target.model.named_parameters()}
     for _ in range(MOST_STEPS):
-        with torch.no_grad():
-            goes_on = (-vmap(loss)(weights, inputs, labels)).exp() < SURE
-        if not bool(goes_on.any()):
-            break
-        for name, slope in slopes(weights, inputs, labels).items():
-            weights[name] = weights[name] - LR * slope * goes_on.view(-1, *[1] * (slope.dim() - 1))
-    return weights
+        leaves = {name: value.requires_grad_(True) for name, value in state.items()}
+        with torch.enable_grad():
+            loss = F.cross_entropy(functional_call(target.model, leaves, (x,)), y)
+            if float((-loss.detach()).exp()) >= SURE:
+                break
+            grads = torch.autograd.grad(loss, list(leaves.values()))
+        state = {name: leaf.detach() - LR * grad for (name, leaf), grad in zip(leaves.items(), grads, strict=True)}
+    return {name: value.detach() for name, value in state.items()}
 
 
 def _influence(instances: Instances, clean_NC: Tensor, outputs_HC: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ CONSTANTS: Constants = {
 class ConstrainedResampling(TaskFamily):
     cluster = "constrained_resampling"
     title = "How much more often must what begins with this word be sampled, to be sure at equal reward?"
-    source = "Korbak et al. 2022 (RL with KL penalties is better viewed as Bayesian inference), arXiv 2205.11275, section 3"
+    source = (
+        "Korbak et al. 2022 (RL with KL penalties is better viewed as Bayesian inference), arXiv 2205.11275, section 3"
+    )
     why_hard_black_box = "what all continuations are worth together needs a pass for each of their beginnings"
     why_white_box_helps = "what will follow a word is prepared inside before the word is said"
     query_kind = "Represent"

@@ -1,11 +1,12 @@
 """head_role: which heads do this skill?
 
-One instance: 2 prompts of one kind, beside 64 ordinary prompts shared by all; items: the target's heads. Truth: the
-margin that is lost on average when a head says what it says on ordinary prompts. Over many prompts of a kind the answer
-is the kind's, and a target has few kinds; heads stand in for each other, so from prompt to prompt another one counts.
+One instance: a prompt, beside 64 ordinary prompts shared by all; items: the target's heads. Truth: the margin that is
+lost when a head says what it says on ordinary prompts. Over many prompts of a kind the answer is the kind's, and a target
+has few kinds; heads stand in for each other, so from prompt to prompt another one counts. Where words can be put into a
+prompt one is, any word at any place: else there are few prompts, and the answer to each is certain.
 Source: mean ablation as in Wang et al. 2022, arXiv 2211.00593, section 2.2.
 
-Shape legend: N = instances, M = prompts of an instance (2), R = ordinary prompts (64), T = places, P = heads, K = width
+Shape legend: N = instances, M = prompts of an instance (1), R = ordinary prompts (64), T = places, P = heads, K = width
 of a head.
 """
 
@@ -30,11 +31,12 @@ N_INPUTS = 1
 N_ORDINARY = 64
 POOL = 4096
 LADDER = (0.0, 0.25, 0.5, 1.0)
-"""Share of the heads that is cut on the prompts at each rung."""
+"""Share of the heads that is cut on the prompt at each rung."""
 CONSTANTS: Constants = {"n_inputs": N_INPUTS, "n_ordinary": N_ORDINARY}
 
 
 class HeadRole(TaskFamily):
+    version = 2
     title = "Which heads does the target answer these prompts with?"
     source = "Wang et al. 2022 (Interpretability in the wild), arXiv 2211.00593, section 2.2: mean ablation of heads"
     why_hard_black_box = "every head needs its own forward passes, and heads stand in for each other"
@@ -45,7 +47,7 @@ class HeadRole(TaskFamily):
     truth_recipe = (
         "z = mean output of a head (hook_z) over the words of shared_inputs. The margin of a prompt is the logit of its"
         " right label minus the largest other logit. Truth of a head: the mean margin on the instance's n_inputs"
-        " prompts, minus the same when the head's output is z at every place."
+        " prompts (one), minus the same when the head's output is z at every place."
     )
     constants = CONSTANTS
 
