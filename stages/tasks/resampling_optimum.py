@@ -6,8 +6,8 @@ keeps its mass, so the groups are solved apart, each with one condition on its s
 
 In a group, by the second-order condition, at most one outcome is raised (q > p), and one is unless q = p everywhere. It
 is the most probable one: if it were k and some j had p_j > p_k, then q_j < q_k, and exchanging q_j and q_k would lower
-the objective by (p_j - p_k)(log q_k - log q_j). Where the objective is stationary p / q + log q = c for all outcomes, with
-c of the group. For given c that has one solution below p and one above, so a group is one equation in c.
+the objective by (p_j - p_k)(log q_k - log q_j). Where the objective is stationary p / q + log q = c for all outcomes,
+with c of the group. For given c that has one solution below p and one above, so a group is one equation in c.
 
 Shape legend: B = groups, G = outcomes of a group, N = instances.
 """

@@ -1,8 +1,8 @@
 """active_learning: which sample is worth training on?
 
 One instance: an input with a wrong label, as a pool has them that nobody checked. Truth: the compressed change of the
-loss on a fixed held-out set when the target is trained on that sample alone until it is sure of it. (Of right labels the
-sample's own loss and a few products of outputs tell most of it.)
+loss on a fixed held-out set when the target is trained on that sample alone until it is sure of it. (Of right labels
+the sample's own loss and a few products of outputs tell most of it.)
 Source: expected error reduction, evaluated instead of expected (Roy and McCallum 2001; Settles 2009, section 3.4).
 
 Shape legend: N = instances, H = held-out inputs, D = directions, C = outputs.
@@ -56,8 +56,8 @@ class ActiveLearning(TaskFamily):
     needs = frozenset({"pixels"})
     n_efforts = len(LADDER)
     truth_recipe = (
-        "Every sample has a label drawn from all but the right one. Start from the target's weights; take steps of plain"
-        " gradient descent (all weights, learning rate lr, no momentum) on the cross-entropy of this one input and"
+        "Every sample has a label drawn from all but the right one. Start from the target's weights; take steps of"
+        " plain gradient descent (all weights, learning rate lr, no momentum) on the cross-entropy of this one input and"
         " label, until the label's probability is at least sure, and most_steps at most. d = mean cross-entropy (nats)"
         " on shared_inputs/shared_labels afterwards minus before. Truth: sign(d) * log(1 + |d| / scale)."
     )

@@ -7,6 +7,8 @@ Source: activation addition, Turner et al. 2023, arXiv 2308.10248, section 3.
 Shape legend: N = directions, M = inputs, W = width of the hook point, C = outputs.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ class SteeringEffect(TaskFamily):
         "to second order the effect is a product with the mean slope and its second moments, known once"
     )
     query_kind = "Steer"
-    needs: frozenset[Offer] = frozenset()
+    needs: ClassVar[frozenset[Offer]] = frozenset()
     n_efforts = len(LADDER)
     truth_recipe = (
         "d = mean cross-entropy (nats) of shared_labels on shared_inputs when the instance's direction is added to the"
