@@ -1,9 +1,9 @@
 """constrained_resampling: how much more often must what begins with this word be sampled?
 
-One instance: a prompt, eight words, and one of them. Outcomes are the 512 continuations of three of the eight words, M
-is what the target says of them at temperature 2, and those that end in one of the first four words have reward 1. M'
-are the sampling weights of the least KL(M || M') + H(M') at equal reward. Truth: log M'/M of the continuations that begin
-with the instance's word, together.
+One instance: a prompt, eight words, and one of them. Outcomes are the 512 continuations of three of the eight words,
+M is what the target says of them at temperature 2, and those that end in one of the first four words have reward 1.
+M' are the sampling weights of the least KL(M || M') + H(M') at equal reward. Truth: log M'/M of the continuations
+that begin with the instance's word, together.
 Source: the best distribution close to a model's at a given reward, Korbak et al. 2022, arXiv 2205.11275, section 3;
 here with the entropy of the result as well, over outcomes that are all enumerated.
 

@@ -2,8 +2,8 @@
 
 One instance: a prompt, beside 64 ordinary prompts shared by all; items: the target's heads. Truth: the margin that is
 lost when a head says what it says on ordinary prompts. Over many prompts of a kind the answer is the kind's, and a
-target has few kinds; heads stand in for each other, so from prompt to prompt another one counts. Where words can be put into a
-prompt one is, any word at any place: else there are few prompts, and the answer to each is certain.
+target has few kinds; heads stand in for each other, so from prompt to prompt another one counts. Where words can be
+put into a prompt one is, any word at any place: else there are few prompts, and the answer to each is certain.
 Source: mean ablation as in Wang et al. 2022, arXiv 2211.00593, section 2.2.
 
 Shape legend: N = instances, M = prompts of an instance (1), R = ordinary prompts (64), T = places, P = heads, K = width
