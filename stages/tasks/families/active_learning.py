@@ -58,7 +58,8 @@ class ActiveLearning(TaskFamily):
     truth_recipe = (
         "Every sample has a label drawn from all but the right one. Start from the target's weights; take steps of"
         " plain gradient descent (all weights, learning rate lr, no momentum) on the cross-entropy of this one input"
-        " and label, until the label's probability is at least sure, and most_steps at most. d = mean cross-entropy (nats)"
+        " and label, until the label's probability is at least sure, and most_steps at most."
+        " d = mean cross-entropy (nats)"
         " on shared_inputs/shared_labels afterwards minus before. Truth: sign(d) * log(1 + |d| / scale)."
     )
     constants = CONSTANTS
