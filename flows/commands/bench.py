@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import circuits, dictionaries
+from flows.commands import circuits, dictionaries, validity
 from flows.commands.running import Jobs
 
 if TYPE_CHECKING:
@@ -369,6 +369,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "calibrator": calibrator,
     circuits.__name__.rpartition(".")[2]: circuits.measure,
     dictionaries.__name__.rpartition(".")[2]: dictionaries.measure_training,
+    validity.estimation.__name__: validity.estimation,
     "metering": metering,
     "pipeline": pipeline,
     "synthetic": dictionaries.measure_synthetic,
@@ -391,7 +392,8 @@ def bench(
     what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
     reads and writes activations; `synthetic` trains dictionaries where the features are known;
     `circuits` looks for circuits that are known; `targets` runs every target that was made; `truth`
-    times the brute-force truth of every family beside a loop of single questions.
+    times the brute-force truth of every family beside a loop of single questions; `estimation`
+    estimates mean outputs and rare events within a FLOP budget.
 
     Example: lensmith bench pipeline
     """
