@@ -49,7 +49,9 @@ def estimation_table(rows: "list[EstimationRow]") -> list[dict[str, object]]:
 
 
 def _cell(row: "EstimationRow") -> str:
-    mark = "*" if row.ratio_high < 1 else "!" if row.ratio_low > 1 else ""
+    mark = ""
+    if row.ratio_low is not None and row.ratio_high is not None:
+        mark = "*" if row.ratio_high < 1 else "!" if row.ratio_low > 1 else ""
     return f"{row.error:.1e}{mark} [{row.low:.0e}, {row.high:.0e}]"
 
 

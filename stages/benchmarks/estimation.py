@@ -117,10 +117,10 @@ class EstimationRow:
     low: float
     high: float
     """95% Student's t over networks, of the logarithm of their errors."""
-    ratio: float
-    """Error over that of plain sampling at this budget, network by network."""
-    ratio_low: float
-    ratio_high: float
+    ratio: float | None
+    """Error over that of plain sampling at this budget, network by network; None: the budget pays for no sampling."""
+    ratio_low: float | None
+    ratio_high: float | None
     floor: float
     """The truth's own squared error, largest over networks: an error below it cannot be told from 0."""
     n_networks: int
@@ -314,7 +314,7 @@ def _rows(
         logs = [math.log(max(error, SMALLEST)) for error, _ in each]
         plain = [math.log(max(error, SMALLEST)) for error, _ in found.get((question, SAMPLING, budget), ())]
         error, low, high = _over_networks(logs)
-        ratio = (math.nan,) * 3
+        ratio: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
         if len(plain) == len(logs):
             ratio = _over_networks([of - beside for of, beside in zip(logs, plain, strict=True)])
         rare = question != "mean"

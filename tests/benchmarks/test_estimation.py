@@ -2,7 +2,11 @@
 
 import math
 import statistics
+import sys
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -13,6 +17,8 @@ from scipy import integrate, optimize, stats
 from torch import Tensor
 
 from flows.commands.validity import estimation_table
+from flows.terminal import to_json
+from stages.benchmarks import estimation_figure
 from stages.benchmarks.estimation import (
     Bench,
     EstimationRow,
@@ -222,7 +228,7 @@ def test_rows_of_a_small_bench() -> None:
     assert of["mean", "propagation, covariances", 3 * 10**5].error > 0
     for row in rows:
         assert 0 < row.flops <= row.budget and row.low <= row.error <= row.high
-        assert row.n_networks == 3 and row.ratio_low <= row.ratio <= row.ratio_high
+        assert row.n_networks == 3 and row.ratio_low <= row.ratio <= row.ratio_high  # type: ignore[operator]
         if row.estimator == "sampling":
             assert row.ratio == 1.0
     # Plain sampling has the error 1 / n, and n follows from the price of one sample.
@@ -231,6 +237,15 @@ def test_rows_of_a_small_bench() -> None:
     assert plain.error == pytest.approx(1 / n, rel=0.5)
     again = bench_estimation(told.append, replace(bench, budgets=(10**4,)))
     assert again == [row for row in rows if row.budget == 10**4], "the same draws, whatever else is measured"
+
+
+def test_a_budget_that_pays_for_no_sample_has_no_ratio() -> None:
+    rows = bench_estimation(lambda said: None, Bench((SMALL,), 2, (2_300,), 2, 1, 2e8))
+    # Four samples of 590 FLOPs are too dear; five for each of 264 weights and some more are not.
+    assert [(row.question, row.estimator) for row in rows] == [("mean", "propagation, units independent")]
+    assert (rows[0].ratio, rows[0].ratio_low, rows[0].ratio_high) == (None, None, None)
+    assert estimation_table(rows)[0]["2e+03"].endswith("]")  # type: ignore[attr-defined]
+    to_json(rows)
 
 
 def test_an_interval_needs_two_networks() -> None:
@@ -247,3 +262,26 @@ def test_the_table_marks_what_differs_from_sampling() -> None:
         {"estimator": "a", "1e+02": "5.0e-01* [4e-01, 6e-01]", "1e+03": "-"},
         {"estimator": "b", "1e+02": "5.0e-01! [4e-01, 6e-01]", "1e+03": "5.0e-01 [4e-01, 6e-01]"},
     ]
+
+
+def test_the_figure_has_every_number_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(estimator: str, budget: int, flops: int, error: float) -> EstimationRow:
+        return EstimationRow("g", "mean", estimator, budget, flops, error, error / 3, error * 2, 1, 1, 1, 1e-6, 3, 1)
+
+    plain = [row("sampling", 10**k, 10**k, 10.0 ** (2 - k)) for k in (4, 5, 6)]
+    carried = [row("propagation, covariances", 10**k, 20_000, 1e-3) for k in (5, 6)]
+    rows = tmp_path / "rows.json"
+    rows.write_text(to_json([*plain, *carried]), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["x", str(rows), str(tmp_path / "figure.svg")])
+    estimation_figure.main()
+    drawn = ET.parse(tmp_path / "figure.svg").getroot()
+    circles = [one for one in drawn if one.tag.endswith("circle") and one.get("r") == "3"]
+    at = [(float(one.get("cx", "nan")), float(one.get("cy", "nan"))) for one in circles]
+    assert len(at) == 4, "what costs the same at every budget is one point"
+    # Both axes are logarithms, so points a factor of ten apart are equally far apart.
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(at[:3])]
+    assert steps[0] == pytest.approx(steps[1], abs=0.2) and steps[0][0] > 0 and steps[0][1] > 0
+    assert at[0][0] < at[3][0] < at[1][0] and at[3][1] == at[1][1]
+    rows.write_text("[{}]", encoding="utf-8")
+    with pytest.raises(UserError, match="make it with"):
+        estimation_figure.main()

@@ -39,7 +39,9 @@ def cued_target() -> Target:
 def words() -> Target:
     target = make_target("context_lm", steps=0, n=80)
     target.model.unembed.W_U.data.mul_(4.0)  # untrained outputs hardly vary
-    return freeze(target.name, target.model, {split: target.corpus(split) for split in ("train", "validation", "tasks")})
+    return freeze(
+        target.name, target.model, {split: target.corpus(split) for split in ("train", "validation", "tasks")}
+    )
 
 
 @pytest.fixture(scope="module")
