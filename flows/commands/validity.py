@@ -31,7 +31,8 @@ def estimation(*, jobs: int, as_json: bool) -> None:
             print_rows(console, estimation_table(of_group), title)
     console.print(
         "Of means in units of the output's variance, of events of the logarithm of the probability. [95%] over"
-        " networks. * and !: less and more than plain sampling at the same budget, at the 5% level. -: too dear.",
+        " networks. * and !: less and more than plain sampling at the same budget, at the 5% level. -: dearer than it,"
+        " on one network at least.",
         highlight=False,
         markup=False,
     )

@@ -24,6 +24,7 @@ import torch
 from stages.base.params import names
 from stages.benchmarks.shifted import Estimate, Half, alone, answer, interpreted, joined, over_draws
 from stages.contracts.arms import ArmResult
+from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Target
 from stages.contracts.task import Instances, Truth, skill
 from stages.errors import UserError
@@ -109,7 +110,7 @@ def bench_elk(
     config = chosen.execution.model_copy(update={"n_seeds": 1})
     target = load_target(TARGET)
     pool = pool_of(target, "train", key)
-    frozen = {}
+    frozen: dict[str, tuple[Method, Interpretation]] = {}
     for name in methods or names("reward", "methods"):
         tell(f"interpreting with {name}")
         frozen |= interpreted([name], target, chosen.interpretation)
@@ -123,7 +124,8 @@ def bench_elk(
         test = _together(draw(pool, N_EACH, rng, right=True), draw(pool, N_EACH, rng, right=False))
         task, taught = (joined(family, TARGET, half, test, config) for half in (easy, mixed))
         baseline = baseline_of(task, target, config)
-        found = _of_draw(baseline.first, *(alone(one, _outputs(one, target), config) for one in (task, taught)), test)
+        plain, plain_taught = (alone(one, _outputs(one, target), config) for one in (task, taught))
+        found = _of_draw(baseline.first, plain, plain_taught, test)
         seen.setdefault(BLACK_BOX, []).append(found)
         for name, one in frozen.items():
             said, again = answer(name, one, task, target), answer(name, one, taught, target)

@@ -309,7 +309,7 @@ def _rows(
 ) -> list[EstimationRow]:
     rows = []
     for (question, estimator, budget), each in found.items():
-        if len(each) < bench.n_networks:
+        if len(each) < bench.n_networks:  # on some network it costs more than the budget
             continue
         logs = [math.log(max(error, SMALLEST)) for error, _ in each]
         plain = [math.log(max(error, SMALLEST)) for error, _ in found.get((question, SAMPLING, budget), ())]
@@ -322,7 +322,7 @@ def _rows(
         rows.append(
             EstimationRow(
                 group.name, question, estimator, budget, max(flops for _, flops in each),
-                error, low, high, *ratio, floors[question], len(each), runs,
+                error, low, high, ratio[0], ratio[1], ratio[2], floors[question], len(each), runs,
             )
         )  # fmt: skip
     return rows

@@ -181,13 +181,14 @@ def covariance_means(network: Network, event: Event, n: int, generator: torch.Ge
 def sampled_rare(network: Network, event: Event, n: int, generator: torch.Generator) -> Tensor:
     """Share of samples with the event; half a sample is added, so that none seen is not "never" (Jeffreys)."""
     hits = [(margins(network(x), event) > event.threshold).sum() for x in _drawn(network, n, generator)]
-    return (torch.stack(hits).sum() + 0.5) / (n + 1)
+    return torch.div(torch.stack(hits).sum() + 0.5, n + 1)
 
 
 def gaussian_margin(network: Network, event: Event, n: int, generator: torch.Generator) -> Tensor:
     """The margin's mean and standard deviation over samples, as if it were Gaussian (GLD)."""
     found = torch.cat([margins(network(x), event) for x in _drawn(network, max(2, n), generator)])
-    return torch.special.ndtr((found.mean() - event.threshold) / found.std().clamp(min=SMALLEST))
+    chance: Tensor = torch.special.ndtr((found.mean() - event.threshold) / found.std().clamp(min=SMALLEST))
+    return chance
 
 
 def moved_inputs(network: Network, event: Event, n: int, generator: torch.Generator) -> Tensor:

@@ -198,4 +198,5 @@ def _score(task: Task, results: Sequence[ArmResult], config: ExecutorConfig) -> 
 
 def _row(name: str, method: str, of: Mapping[str, Sequence[float]]) -> HorizonRow:
     lost = [a - b for a, b in zip(of["transfer"], of["long"], strict=True)]
-    return HorizonRow(name, method, *(over_draws(of[way]) for way in ("short", "transfer", "long")), over_draws(lost))
+    short, transfer, long = (over_draws(of[way]) for way in WAYS)
+    return HorizonRow(name, method, short, transfer, long, over_draws(lost))

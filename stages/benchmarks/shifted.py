@@ -8,7 +8,7 @@ Shape legend: N = instances, I = items, K = features, E = evaluation instances.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -115,5 +115,4 @@ def alone(task: Task, rows: FloatArray, config: ExecutorConfig) -> FloatArray:
 
     fit = cross_validate(features[calibration], truth[calibration], score, config.folds, config.max_features)
     model = Calibrator(config.max_features).fit(features[calibration], truth[calibration])
-    predicted: Mapping[str, FloatArray] = model.predict(features[evaluation])
-    return predicted[fit.kind]
+    return model.predict(features[evaluation])[fit.kind]
