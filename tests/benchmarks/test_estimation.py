@@ -103,6 +103,15 @@ def test_covariance_after_a_relu(m0: float, m1: float, s0: float, s1: float, r: 
     assert float(mean[0]) == pytest.approx(float(exact), abs=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [-1.5, 1.0, 1.5])
+def test_every_term_of_the_expansion_counts(ratio: float) -> None:
+    """At a correlation of .6 what is left out is a thousandth, so a wrong sign in a term is seen."""
+    first = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    network = Network((first, torch.eye(2)), (torch.full((2,), ratio), torch.zeros(2)))
+    wanted = by_quadrature((ratio, ratio), (1.0, 1.0), 0.6)
+    assert float(output_moments(network)[1][0, 1]) == pytest.approx(wanted, abs=3e-4)
+
+
 def test_propagation_is_nearer_the_truth_with_covariances_and_exact_for_one_hidden_layer() -> None:
     shallow = next(networks(Group("one", (6, 12, 4)), 1))
     outputs = shallow(torch.randn(400_000, 6, generator=generator()))
