@@ -2,7 +2,7 @@
 ones.
 
 Long inputs are four times as long: prompts of ``context_lm`` of 36 to 48 words beside 9 to 12, episodes of
-``digits_few_shot`` of all eight examples beside two. Every method is scored by the executor as it is, three times:
+``digits_few_shot``, if asked for, of all eight examples beside two. Every method is scored by the executor as it is, three times:
 calibrated and asked on short inputs, on short and then long ones, and on long ones alone. The second less the third is
 what the step from short to long costs, of the black box's score and of the method's gain.
 
@@ -44,7 +44,7 @@ SKILL = "induction"
 """Of the skills of ``context_lm`` the one whose prompts have every length."""
 SHORT, LONG = (9, 12), (36, 48)
 """Fewest and most words of a prompt."""
-QUESTIONS = (("early_exit", "context_lm"), ("head_role", "context_lm"), ("noise_flip", "digits_few_shot"))
+QUESTIONS = (("early_exit", "context_lm"), ("head_role", "context_lm"))
 N_EVALUATED = 120
 N_DRAWS = 5
 AT_A_TIME = 4096
