@@ -1,8 +1,8 @@
 """`lensmith bench horizon`: what a method is worth where the agent is calibrated on short inputs and asked about long
 ones.
 
-Long inputs are four times as long: prompts of ``context_lm`` of 36 to 48 words beside 9 to 12, episodes of
-``digits_few_shot``, if asked for, of all eight examples beside two. Every method is scored by the executor as it is, three times:
+Long inputs are four times as long: prompts of ``context_lm`` of 36 to 48 words beside 9 to 12; if asked for, episodes
+of ``digits_few_shot`` of all eight examples beside two. Every method is scored by the executor as it is, three times:
 calibrated and asked on short inputs, on short and then long ones, and on long ones alone. The second less the third is
 what the step from short to long costs, of the black box's score and of the method's gain.
 
