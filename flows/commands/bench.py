@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import circuits, dictionaries
+from flows.commands import circuits, dictionaries, validity
 from flows.commands.running import Jobs
 
 if TYPE_CHECKING:
@@ -408,6 +408,9 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "calibrator": calibrator,
     circuits.__name__.rpartition(".")[2]: circuits.measure,
     dictionaries.__name__.rpartition(".")[2]: dictionaries.measure_training,
+    "elk": validity.elk,
+    "estimation": validity.estimation,
+    "horizon": validity.horizon,
     "metering": metering,
     "pipeline": pipeline,
     research.__name__: research,
@@ -426,13 +429,15 @@ def bench(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
-    """Measure speed: `pipeline` copies the working copy without results and times cold, warm and
+    """Measure speed and validity: `pipeline` copies the working copy without results and times cold, warm and
     one-method runs; `calibrator` compares the executor's with scikit-learn's; `metering` measures
     what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
     reads and writes activations; `synthetic` trains dictionaries where the features are known;
     `circuits` looks for circuits that are known; `targets` runs every target that was made; `truth`
     times the brute-force truth of every family beside a loop of single questions; `research` times the
-    phases of sandboxed proposals.
+    phases of sandboxed proposals; `estimation` estimates mean outputs and rare events within a FLOP
+    budget; `elk` gives labels only where a supervisor is right; `horizon` calibrates on short inputs and
+    asks about long ones.
 
     Example: lensmith bench pipeline
     """
