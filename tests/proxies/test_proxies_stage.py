@@ -16,14 +16,18 @@ from stages.dictionaries import stage as dictionaries
 from stages.dictionaries import sweep as sweeps
 from stages.errors import UserError
 from stages.proxies.downstream import run
-from stages.proxies.settings import Config
+from stages.proxies.settings import Config, Primary
 from stages.proxies.stage import run as correlations
 from stages.proxies.stage import summarise
 from stages.targets.storage import load_target
 from tests import toy
 from tests.dictionaries.test_dictionaries_stage import make_config
 
-CONFIG = Config(families=("few_shot_shapley",), n_seeds=1, n_kept=16, draws=100, seed=0)
+PRIMARY = Primary(metric="explained_variance", stated="2026-11-30", reason="what dictionaries are trained for")
+CONFIG = Config(
+    families=("few_shot_shapley",), n_seeds=1, n_kept=16, draws=100, seed=0, primary=PRIMARY, degraded="topk",
+    shares=(0.25,),
+)  # fmt: skip
 NAME, HOOK = "digits_few_shot", "blocks.1.hook_resid_post"
 
 
