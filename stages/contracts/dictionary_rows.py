@@ -248,7 +248,7 @@ class ProxyRow(Record):
     icc_reward: Estimate | None = Field(default=None, title="ICC, reward")
     """The same of the reward: how far it can be told which dictionary is better, seeds apart."""
     ceiling: float | None = None
-    """The largest correlation that these two reliabilities allow: root of their product. What noise between seeds leaves
+    """The largest correlation that both reliabilities allow, the root of their product: what noise between seeds leaves
     of a correlation of 1."""
 
 
