@@ -22,6 +22,7 @@ from flows.commands import (
     results,
     running,
     store,
+    surprise,
     tasks,
 )
 from stages.errors import UserError, explain_os, os_cause
@@ -58,6 +59,7 @@ _MODULES: tuple[ModuleType, ...] = (
     circuits,
     editing,
     dictionaries,
+    surprise,
     nights,
     store,
     packs,

@@ -97,10 +97,12 @@ def test_reliability_is_the_f_ratio_of_the_ranks_turned_into_a_share(between, se
 
 
 def test_reliability_is_found_and_its_interval_holds_it():
-    """The share of the variance that is between groups is 4 / 5 of the values; ranks of normal values come close."""
+    """Members of a group correlate by 4 / 5, and their ranks by 6 / pi asin(2 / 5): Pearson's formula for Spearman's
+    correlation of normal values."""
+    true = 6 / math.pi * math.asin(0.4)
+    assert icc(*grouped(2.0, 0, 4000), ["one"] * 12000).value == pytest.approx(true, abs=0.01)
     found = [icc(*grouped(2.0, seed, 20), ["one"] * 60) for seed in range(40)]
-    assert np.mean([one.value for one in found]) == pytest.approx(0.8, abs=0.04)
-    assert sum(one.low <= 0.79 <= one.high for one in found) >= 34
+    assert sum(one.low <= true <= one.high for one in found) >= 34
     nothing = [icc(*grouped(0.0, seed, 20), ["one"] * 60) for seed in range(40)]
     assert abs(np.mean([one.value for one in nothing])) < 0.05
     assert sum(one.low <= 0 <= one.high for one in nothing) >= 34
