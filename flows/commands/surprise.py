@@ -37,18 +37,16 @@ def surprise(
     print_rows(console, [_cells(row) for row in rows], f"{target}: bits over N = {outputs:,} outputs")
     console.print(
         "own: the explanation's numbers; borrowed: weights of the target that it still uses; left: bits an output costs"
-        " beyond its entropy. An explanation pays from the N at which it is shorter than nothing to the N at which the"
-        " weights are.",
+        " beyond its entropy. An explanation explains where it is shorter than nothing and than the weights themselves:"
+        " pays at N says where, - nowhere.",
         highlight=False,
     )
 
 
 def _cells(row: "SurpriseRow") -> dict[str, object]:
     """What fits a terminal; --json has the intervals."""
-    pays = "never"
-    if row.kind == "nothing" or row.explanation == "as they are":
-        pays = "-"
-    elif row.pays_from is not None and (row.pays_to is None or row.pays_from < row.pays_to):
+    pays = "-"
+    if row.pays_from is not None:
         pays = f"{row.pays_from:,.0f} to {'any' if row.pays_to is None else f'{row.pays_to:,.0f}'}"
     return {
         "explanation": f"{row.kind}: {row.explanation}",

@@ -12,18 +12,19 @@ Every explanation makes a model that explains the target, and pays for all that 
                  Eckart and Young 1936), its vectors as they are
     dictionary   the reconstruction in place of the activation at its hook point; the weights on both sides are borrowed
     circuit      some components (heads, units) as they are, the others at their mean over the training corpus; which,
-                 attribution patching says
+                 attribution patching on that corpus says
 
 All numbers of an explanation are rounded alike, to as many bits as make its total least. N changes what is best: an
-explanation pays from the N at which it is shorter than nothing at all, to the N at which the weights are.
+explanation pays from the N at which it is shorter than nothing at all to the N at which the weights are shorter.
 
 Shape legend: N = outputs, C = classes or words, n = components.
 """
 
 import copy
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ from stages.dictionaries.storage import load_dictionaries
 from stages.errors import UserError
 from stages.targets.storage import load_target
 
-__all__ = ["Candidate", "SurpriseRow", "candidates", "low_rank", "main", "surprise", "used_weights"]
+__all__ = ["Candidate", "Line", "SurpriseRow", "candidates", "low_rank", "main", "surprise", "used_weights", "window"]
 
 GRID = (3, 4, 5, 6, 8, 10, 12, 16, WHOLE)
 """Bits of a number."""
@@ -55,6 +56,7 @@ RANKS = (1 / 16, 1 / 8, 1 / 4, 3 / 8)
 KEPT = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
 """Shares of the components that circuits keep."""
 MOST_INPUTS = 500
+WHOLE_NAME = "as they are"
 DRAWS = 200
 
 Kind = Literal["nothing", "weights", "dictionary", "circuit"]
@@ -84,9 +86,9 @@ class SurpriseRow(Record):
     explains: bool
     """Whether the total is below both ends: the best of nothing, and the target's weights."""
     pays_from: float | None
-    """Outputs from which it is shorter than nothing at all; null: never."""
+    """The N from which it explains, each N with its own best number of bits; null: it never does."""
     pays_to: float | None
-    """Outputs up to which it is shorter than the weights; null: always."""
+    """The N up to which it does; null: no bound, or never."""
 
 
 class Coded(NamedTuple):
@@ -104,6 +106,13 @@ class Candidate(NamedTuple):
     at: Callable[[int], Coded]
 
 
+class Line(NamedTuple):
+    """Total bits as a function of N."""
+
+    length: float
+    unexplained: float
+
+
 class Priced(NamedTuple):
     """A candidate at its best number of bits."""
 
@@ -113,6 +122,8 @@ class Priced(NamedTuple):
     borrowed: float
     left: Tensor
     """(N,) bits of each output."""
+    lines: tuple["Line", ...] = ()
+    """The candidate at every number of bits that was tried."""
 
     @property
     def length(self) -> float:
@@ -153,25 +164,47 @@ def _cheapest(one: Candidate, clean: Tensor, n_outputs: int) -> Priced:
     for bits in GRID:
         coded = one.at(bits)
         tried.append(Priced(one, bits, coded.own, coded.borrowed, unexplained_bits(clean, coded.outputs)))
-    return min(tried, key=lambda priced: priced.total(n_outputs))
+    lines = tuple(Line(priced.length, priced.unexplained) for priced in tried)
+    return min(tried, key=lambda priced: priced.total(n_outputs))._replace(lines=lines)
+
+
+def lowest(lines: Sequence[Line], n_outputs: float) -> float:
+    """Total bits at the best of several."""
+    return min(length + n_outputs * unexplained for length, unexplained in lines)
+
+
+def window(lines: Sequence[Line], ends: Sequence[Line]) -> tuple[float, float | None] | None:
+    """The N from which and to which the best of the lines is below the best of the ends; None for both: never, for the
+    second: no bound. Were it above them in between, that would not be said."""
+    crossings = {0.0}
+    for one in lines:
+        for other in ends:
+            if one.unexplained != other.unexplained:
+                crossings.add((other.length - one.length) / (one.unexplained - other.unexplained))
+    at = sorted(n for n in crossings if n >= 0)
+    middles = [(low + high) / 2 for low, high in pairwise(at)] + [2 * at[-1] + 1]
+    below = [i for i, n in enumerate(middles) if lowest(lines, n) < lowest(ends, n)]
+    if not below:
+        return None
+    return at[below[0]], at[below[-1] + 1] if below[-1] + 1 < len(at) else None
 
 
 def _rows(found: list[Priced], n_outputs: int) -> list[SurpriseRow]:
-    nothing = min((one for one in found if one.candidate.kind == "nothing"), key=lambda one: one.total(n_outputs))
-    whole = next(one for one in found if one.candidate.name == "as they are")
-    draws = resamples(len(nothing.left), DRAWS, generator_for("surprise"))
+    def is_end(one: Priced) -> bool:
+        return one.candidate.kind == "nothing" or one.candidate.name == WHOLE_NAME
+
+    ends = [line for one in found if is_end(one) for line in one.lines]
+    draws = resamples(len(found[0].left), DRAWS, generator_for("surprise"))
     rows = []
     for one in found:
         interval = percentile_interval(draws @ one.left / draws.sum(-1)).holding(one.unexplained)
-        saved, left = nothing.unexplained - one.unexplained, one.unexplained - whole.unexplained
-        pays_from = max(0.0, (one.length - nothing.length) / saved) if saved > 0 else None
-        pays_to = max(0.0, (whole.length - one.length) / left) if left > 0 else None
-        ends = min(nothing.total(n_outputs), whole.total(n_outputs))
+        pays = None if is_end(one) else window(one.lines, ends)
         rows.append(
             SurpriseRow(
                 kind=one.candidate.kind, explanation=one.candidate.name, bits=one.bits, own=one.own,
                 borrowed=one.borrowed, unexplained=one.unexplained, low=interval.low, high=interval.high,
-                total=one.total(n_outputs), explains=one.total(n_outputs) < ends, pays_from=pays_from, pays_to=pays_to,
+                total=one.total(n_outputs), explains=not is_end(one) and one.total(n_outputs) < lowest(ends, n_outputs),
+                pays_from=pays and pays[0], pays_to=pays and pays[1],
             ).rounded()
         )  # fmt: skip
     return rows
@@ -189,7 +222,7 @@ def candidates(target: Target, inputs: Tensor) -> list[Candidate]:
     weights = {name: value.detach().clone() for name, value in mine.model.named_parameters()}
     used = used_weights(mine, inputs, {})
     clean = outputs_of(mine, inputs)
-    out = [_uniform(clean), _marginal(clean), Candidate("weights", "as they are", _whole(mine, inputs, weights, used))]
+    out = [_uniform(clean), _marginal(clean), Candidate("weights", WHOLE_NAME, _whole(mine, inputs, weights, used))]
     out += [
         Candidate("weights", f"rank {share:g} of full", _decomposed(mine, inputs, weights, used, share))
         for share in RANKS
@@ -200,7 +233,7 @@ def candidates(target: Target, inputs: Tensor) -> list[Candidate]:
     ]
     if target.spec.components:
         means = _means(mine)
-        ranking = _ranking(mine, inputs, means)
+        ranking = _ranking(mine, target.corpus("train").inputs[:MOST_INPUTS], means)
         for share in KEPT:
             cut = ranking[max(1, round(share * len(ranking))) :]
             name = f"{len(ranking) - len(cut)} of {len(ranking)} components"

@@ -15,7 +15,7 @@ from stages.contracts.target import Target
 from stages.dictionaries.architectures.codec import decode, encode
 from stages.dictionaries.evaluation.surprise import BITS, explained, only_live, rounded
 from stages.tools import surprise as tool
-from stages.tools.surprise import low_rank, used_weights
+from stages.tools.surprise import Line, low_rank, used_weights, window
 
 WIDTH, LATENTS = 6, 12
 KINDS = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursuit")
@@ -138,6 +138,25 @@ def test_low_rank_is_the_sum_of_the_largest_rank_one_parts(shape: tuple[int, ...
     torch.testing.assert_close(low_rank(matrix, min(shape[-2:]), 32), matrix)
 
 
+lines = st.lists(st.builds(Line, st.integers(0, 50), st.integers(0, 8)), min_size=1, max_size=4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lines, lines)
+def test_where_an_explanation_pays_is_found_as_by_trying_every_n(mine: list[Line], ends: list[Line]) -> None:
+    grid = [i / 16 for i in range(1, 16 * 60)]
+    best = [min(a + n * b for a, b in mine) < min(a + n * b for a, b in ends) - 1e-9 for n in grid]
+    pays = [n for n, below in zip(grid, best, strict=True) if below]
+    found = window(mine, ends)
+    if found is None:
+        assert not pays
+    elif pays:
+        assert found[0] <= pays[0] <= found[0] + 1 / 16 + 1e-9
+        assert (found[1] is None and pays[-1] == grid[-1]) or abs((found[1] or 0) - pays[-1]) <= 1 / 16 + 1e-9 or (
+            found[1] is not None and found[1] > grid[-1]
+        )  # fmt: skip
+
+
 def test_every_explanation_is_priced_by_the_same_rule(
     mlp: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -155,9 +174,11 @@ def test_every_explanation_is_priced_by_the_same_rule(
         assert row.total == pytest.approx(row.own + row.borrowed + n * row.unexplained, rel=1e-5)
         assert row.low <= row.unexplained <= row.high
         assert row.explains == (row.total < min(whole.total, nothing))
-        if row.kind not in ("nothing",) and row.explains:
+        if row.explains:
             assert row.pays_from is not None and row.pays_from < n
             assert row.pays_to is None or row.pays_to > n
+        elif row.pays_from is not None:
+            assert n <= row.pays_from or (row.pays_to is not None and n >= row.pays_to)
     kept = sorted((row for row in rows if row.kind == "circuit"), key=lambda row: int(row.explanation.split()[0]))
     assert kept[0].unexplained > kept[-1].unexplained  # a larger circuit leaves less
     assert kept[0].borrowed < kept[-1].borrowed <= whole.borrowed * 16
