@@ -24,6 +24,7 @@ from flows.commands import (
     results,
     running,
     store,
+    surprise,
     tasks,
 )
 from stages.errors import UserError, explain_os, os_cause
@@ -61,6 +62,7 @@ _MODULES: tuple[ModuleType, ...] = (
     circuits,
     editing,
     dictionaries,
+    surprise,
     nights,
     store,
     packs,

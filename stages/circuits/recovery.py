@@ -1,16 +1,25 @@
 """Every method on every card, several seeds: how often the known circuit is found exactly, and at what cost."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from math import isfinite, log
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
+from stages.base.code_lengths import choice_bits
 from stages.circuits.algorithms.found import Found
 from stages.circuits.algorithms.methods import METHODS, Settings, run_method
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import mse
-from stages.circuits.evaluation import against_truth, auc, faithfulness_curve, node_scores, seed_agreement
+from stages.circuits.evaluation import (
+    against_truth,
+    auc,
+    divergence,
+    faithfulness_curve,
+    node_scores,
+    seed_agreement,
+)
 from stages.circuits.known.known_circuits import (
     TOLERANCE,
     Card,
@@ -101,6 +110,9 @@ def _judged(engine: MaskedForward, truth: Truth, found: list[Found]) -> dict[str
         faithfulness_curve(engine.group(i) if engine.groups > 1 else engine, mse, one.scores)
         for i, one in enumerate(found)
     ]
+    kept = [_kept(one, int((truth.mask > 0.5).sum())) for one in found]
+    parts = [engine.group(i) if engine.groups > 1 else engine for i in range(len(kept))]
+    left = [max(0.0, divergence(part, mask)) / log(2) for part, mask in zip(parts, kept, strict=True)]
     wanted = (node_scores(engine.layout, truth.mask) > 0.5).float()
     nodes = [auc(node_scores(engine.layout, one.scores).nan_to_num(neginf=-1e30), wanted) for one in found]
 
@@ -120,11 +132,21 @@ def _judged(engine: MaskedForward, truth: Truth, found: list[Found]) -> dict[str
         "size": mean("size"),
         "cpr": mean("cpr", curves),
         "cmd": mean("cmd", curves),
+        "choice_bits": sum(choice_bits(engine.n_edges, int(one.sum())) for one in kept) / len(kept),
+        "unexplained_bits": sum(left) / len(left) if engine.clean_outputs.shape[-1] > 1 else None,
         "iou_of_seeds": seed_agreement([one.mask for one in found if one.mask is not None]),
         "forwards": sum(one.bill.forwards for one in found) / len(found),
         "backwards": sum(one.bill.backwards for one in found) / len(found),
         "seconds_per_seed": sum(one.bill.seconds for one in found) / len(found),
     }
+
+
+def _kept(found: Found, size: int) -> Tensor:
+    """(E,) the circuit found, or the best edges where the method only ranks; of ties the first."""
+    if found.mask is not None:
+        return found.mask
+    best = found.scores.argsort(descending=True, stable=True)[:size]
+    return torch.zeros(len(found.scores)).index_fill(0, best, 1.0)
 
 
 def bench_rows(

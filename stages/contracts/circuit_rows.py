@@ -63,6 +63,11 @@ class CircuitRow(Record):
     """Area under the faithfulness curve over circuit sizes (MIB); higher is better."""
     cmd: float | None = Field(default=None, title="CMD")
     """Area between the faithfulness curve and 1 (MIB); lower is better."""
+    choice_bits: float | None = Field(default=None, title="bits of the choice")
+    """Bits that say which edges of the graph are kept: log2(n + 1) + log2 C(n, size)."""
+    unexplained_bits: float | None = Field(default=None, title="bits left")
+    """Bits that an output (a softmax over the last axis) costs beyond its entropy, given the circuit: their KL
+    divergence."""
     iou_of_seeds: float | None = Field(default=None, title="IoU of seeds")
     """Mean overlap of the circuits of two seeds (intersection over union)."""
     forwards: float | None = None

@@ -1,6 +1,6 @@
 """Rows about dictionaries: what each measures, what the method built on it earns, which metric predicts that."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ __all__ = [
     "Moved",
     "Pages",
     "ProxyRow",
+    "Role",
 ]
 
 
@@ -84,6 +85,13 @@ class Measured(_Base):
     """Accuracy lost by the reconstruction in place of the activation."""
     top1_agreement: Estimate
     """Share of inputs whose answer stays the same with the reconstruction."""
+    length_bits: Estimate
+    """Bits of the numbers of the live latents and the decoder's bias, rounded so that the surprise is least."""
+    unexplained_bits: Estimate
+    """Bits that an output of the target costs beyond its entropy, given the target with the reconstruction of the
+    rounded dictionary in place of the activation: their KL divergence; 0 is perfect."""
+    surprise: Estimate
+    """Bits per output of both, where a million outputs share the length."""
     monosemanticity: Estimate
     """Likeness of the images a latent fires for, weighted by activation (-1 to 1); interval over latents."""
     monosemanticity_shuffled: Estimate
@@ -194,9 +202,16 @@ class DownstreamRow(Record):
     """Mean reward of the method; its null is the reward of the random dictionary of the nearest L0."""
     gain: Estimate
     """Mean score gained by the method; the same null."""
+    by_seed: tuple[float, ...] = ()
+    """Mean reward in each of the executor's splits into calibration and evaluation."""
+    share: float = 1.0
+    """Of the latents it would answer with, those that it does answer with, drawn at random: below 1 for a control."""
 
     def method_key(self) -> tuple[str, float, int, int]:
         return self.architecture, self.sparsity, self.n_latents, self.seed
+
+
+Role = Literal["primary", "secondary", "positive control", "negative control"]
 
 
 class ProxyRow(Record):
@@ -217,6 +232,24 @@ class ProxyRow(Record):
     """Partial rank correlation, L0 held fixed."""
     partial_compute: Estimate = Field(title="at equal compute")
     """Partial rank correlation, the FLOPs per answer held fixed."""
+    role: Role = "secondary"
+    """primary: named beforehand and tested alone. secondary: corrected for how many there are. positive control: must
+    correlate if the reward depends on the dictionary at all. negative control: must not."""
+    over_targets: Estimate | None = Field(default=None, title="over targets")
+    """Mean of the targets' own rank correlations (through Fisher's z), with the interval of a t over targets: other
+    targets like these. Only where several are pooled."""
+    n_targets: int | None = Field(default=None, title="targets")
+    """Targets whose own correlation is defined."""
+    p: float | None = None
+    """Two-sided, of the mean over targets being 0; of secondary metrics after Holm's correction."""
+    icc_metric: Estimate | None = Field(default=None, title="ICC, metric")
+    """Intraclass correlation of the metric: the share of the variance of its ranks that is between dictionaries that
+    differ in more than the seed."""
+    icc_reward: Estimate | None = Field(default=None, title="ICC, reward")
+    """The same of the reward: how far it can be told which dictionary is better, seeds apart."""
+    ceiling: float | None = None
+    """The largest correlation that both reliabilities allow, the root of their product: what noise between seeds leaves
+    of a correlation of 1."""
 
 
 class Ablated(Record):

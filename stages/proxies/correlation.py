@@ -8,14 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import fdtri
 from scipy.stats import rankdata
 
 from stages.base.intervals import percentile_interval
 from stages.contracts.record import Estimate
+from stages.reward.inference import Estimated, over_units
 
-__all__ = ["correlate", "partial", "ranks", "spearman"]
+__all__ = ["correlate", "icc", "over_targets", "partial", "ranks", "spearman"]
 
 FloatArray = npt.NDArray[np.float64]
+NEARLY_1 = 0.999
+"""Largest correlation whose Fisher z is taken: that of 1 is infinite."""
 
 
 def ranks(values: FloatArray, strata: npt.NDArray[np.int64]) -> FloatArray:
@@ -47,6 +51,57 @@ def partial(x: FloatArray, y: FloatArray, held: FloatArray, strata: npt.NDArray[
     z = ranks(held, at)
     left = [_residual(ranks(side, at), z) for side in (x, y)]
     return _correlation(*left)
+
+
+def over_targets(found: Sequence[float]) -> tuple[Estimate, Estimated | None]:
+    """Correlations of several targets as a sample of targets like these: mean and t interval of Fisher's z, back as a
+    correlation; and the z itself, for its p-value.
+
+    Args:
+        found: one correlation per target; those that are not defined are left out. Fewer than two give no interval.
+    """
+    known = np.array([one for one in found if math.isfinite(one)])
+    z = np.arctanh(known.clip(-NEARLY_1, NEARLY_1))
+    mean = over_units(z.tolist())
+    if mean is None:
+        return Estimate.of(float(known[0]) if len(known) else math.nan), None
+    low, high = mean.interval()
+    return Estimate.of(math.tanh(mean.value), math.tanh(low), math.tanh(high)), mean
+
+
+def icc(values: Sequence[float], groups: Sequence[str], strata: Sequence[str]) -> Estimate:
+    """Reliability of one dictionary's rank: the share of the variance of ranks that lies between groups.
+
+    ICC(1) of a one-way analysis of variance with groups drawn at random (Shrout and Fleiss 1979; its interval from F,
+    McGraw and Wong 1996), on ranks within strata, which is what ``spearman`` correlates. It may be below 0, where
+    members of a group differ more than groups do. Not defined where no group has two members, or nothing varies.
+
+    Args:
+        values: (N,); groups: (N,) which differ by seed alone; strata: (N,) target of each.
+    """
+    at = np.unique([str(one) for one in strata], return_inverse=True)[1].astype(np.int64)
+    ranked = ranks(np.asarray(values, dtype=np.float64), at)
+    members = [one for of in _members(groups, at) for one in of]
+    n, sizes = len(ranked), np.array([len(one) for one in members], dtype=np.float64)
+    between_df, within_df = len(members) - len(set(at.tolist())), n - len(members)
+    if between_df < 1 or within_df < 1:
+        return Estimate(value=None)
+    means = np.array([ranked[one].mean() for one in members])
+    between = float(sizes @ means**2) / between_df  # the mean of each stratum's ranks is 0
+    within = float(sum(((ranked[one] - mean) ** 2).sum() for one, mean in zip(members, means, strict=True))) / within_df
+    if between + within < 1e-12:
+        return Estimate(value=None)
+    size = (n - float(sizes @ sizes) / n) / (len(members) - 1)
+    if within < 1e-12:
+        return Estimate.of(1.0)
+
+    def of(ratio: float) -> float:
+        return (ratio - 1) / (ratio + size - 1)
+
+    ratio = between / within
+    low = of(ratio / float(fdtri(between_df, within_df, 0.975)))
+    high = of(ratio * float(fdtri(within_df, between_df, 0.975)))
+    return Estimate.of(of(ratio), low, high)
 
 
 def _residual(values: FloatArray, on: FloatArray) -> FloatArray:

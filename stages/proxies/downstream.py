@@ -16,18 +16,19 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from stages import tracking
+from stages.activations.order import generator_for
 from stages.base import paths
 from stages.base.params import load
 from stages.contracts.arms import Baseline
 from stages.contracts.dictionary_rows import DOWNSTREAM, SWEEP_METRICS, DictionaryRow, DownstreamRow
-from stages.contracts.method import Budget
-from stages.contracts.record import Estimate
+from stages.contracts.method import Budget, Interpretation
+from stages.contracts.record import PLACES, Estimate
 from stages.contracts.target import Target
 from stages.dictionaries.storage import load_dictionary
 from stages.errors import UserError
 from stages.execution.settings import executor
 from stages.interpretation.artifact import pack
-from stages.interpretation.methods.sae import Sae
+from stages.interpretation.methods.sae import KEPT, Sae
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.proxies.settings import Config
@@ -41,10 +42,13 @@ from stages.scoring.in_process import InProcess
 from stages.targets.storage import load_target
 from stages.tasks.storage import list_tasks
 
-__all__ = ["main", "run"]
+__all__ = ["FROM_LATENTS", "degraded", "main", "run"]
 
 SWEPT = "swept"
 """What the dictionaries of one method are called."""
+FROM_LATENTS = ("Attribute", "Compare", "Represent")
+"""Kinds of question that method ``sae`` answers from its latents and nothing else, so that its reward there depends on
+the dictionary. Localise it answers from the activations of components whatever the dictionary is, others not at all."""
 
 
 def run(config: Config, target_name: str) -> tuple[DownstreamRow, ...]:
@@ -62,12 +66,18 @@ def run(config: Config, target_name: str) -> tuple[DownstreamRow, ...]:
     if unknown := sorted(set(config.families) - {family for family, _ in every}):
         raise UserError(f"families {', '.join(unknown)} of params/proxies.yaml are no train or validation families")
     tasks = [(family, t) for family, t in every if t == target_name and family in config.families]
+    for kind, family in ((cached_task(*one).family.query_kind, one[0]) for one in tasks):
+        if kind not in FROM_LATENTS:
+            raise UserError(
+                f"family {family} of params/proxies.yaml asks {kind}, which a dictionary's latents do not answer: its"
+                f" reward says nothing about them; use families that ask {', '.join(FROM_LATENTS)}"
+            )
     rows: list[DownstreamRow] = []
     if tasks:
         target = load_target(target_name)
         with threadpool_limits(1), tracking.stage_run(f"downstream {target_name}", config.model_dump()) as log:
-            for number, (name, of) in enumerate(_by_name(swept)):
-                rows.append(_rewarded(config, tasks, target, folder, name, of))
+            for number, (name, of, share) in enumerate(_methods(config, swept)):
+                rows.append(_rewarded(config, tasks, target, folder, name, of, share))
                 log({"reward": rows[-1].reward.value or 0.0, "flops": rows[-1].flops}, number)
                 if (number + 1) % 20 == 0:
                     print(f"{target_name}: {number + 1} methods", flush=True)
@@ -84,13 +94,36 @@ def _by_name(rows: Sequence[DictionaryRow]) -> Iterator[tuple[str, list[Dictiona
     yield from sorted(found.items())
 
 
+def _methods(config: Config, rows: Sequence[DictionaryRow]) -> Iterator[tuple[str, list[DictionaryRow], float]]:
+    """Each method's dictionaries, and the share of their latents that it answers with."""
+    for name, of in _by_name(rows):
+        yield name, of, 1.0
+        for share in config.shares if of[0].architecture == config.degraded else ():
+            yield name, of, share
+
+
+def degraded(made: Interpretation, share: float, seed: int) -> Interpretation:
+    """The same I(M) with a share of the latents at each hook point, at least one; smaller shares lie within larger
+    ones."""
+    arrays = dict(made.arrays)
+    for name, kept in made.arrays.items():
+        if name.endswith(f".{KEPT}"):
+            order = torch.randperm(len(kept), generator=generator_for("degraded", seed))
+            arrays[name] = kept[order[: max(1, round(share * len(kept)))]].sort().values
+    return Interpretation(arrays, made.data)
+
+
 def _rewarded(
-    config: Config, tasks: Sequence[TaskName], target: Target, folder: Path, name: str, of: Sequence[DictionaryRow]
-) -> DownstreamRow:
+    config: Config, tasks: Sequence[TaskName], target: Target, folder: Path, name: str, of: Sequence[DictionaryRow],
+    share: float,
+) -> DownstreamRow:  # fmt: skip
     dictionaries = {f"{row.hook_point}/{SWEPT}": load_dictionary(folder / row.hook_point / name) for row in of}
     method, limits = Sae(SWEPT, config.n_kept), Budget(60.0, 1 << 30, config.seed)
     access = MeteredAccess(target, Ledger(), free=True, dictionaries=lambda: dictionaries)
-    frozen = Frozen(*pack(method.interpret(access, limits), name, f"interpret on {target.name}", limits.max_bytes))
+    made = method.interpret(access, limits)
+    if share < 1:
+        made, name = degraded(made, share, of[0].seed), f"{name}@{share:g}"
+    frozen = Frozen(*pack(made, name, f"interpret on {target.name}", limits.max_bytes))
     done: Evaluation[None] = evaluate(
         Candidate(name, method),
         tasks,
@@ -105,6 +138,11 @@ def _rewarded(
     reward, judged = load("reward", RewardConfig, part=True), list[Judged]()
     for task in (cached_task(*one) for one in tasks):
         judged.append(judge(task, _first_seeds(config.n_seeds, task.name), done.arms[task.name], reward))
+        if done.arms[task.name].status == "declined":
+            raise UserError(
+                f"method sae does not answer {task.name}, whatever the dictionary is: take family {task.family.name}"
+                " out of params/proxies.yaml"
+            )
     first = of[0]
     return DownstreamRow(
         target=target.name,
@@ -118,6 +156,8 @@ def _rewarded(
         flops=round(float(np.mean([one.arms.target_flops + one.arms.own_flops for one in judged])), 3),
         reward=_over_tasks([one.estimate(one.reward) for one in judged]),
         gain=_over_tasks([one.estimate(one.assisted_score - one.baseline_score) for one in judged]),
+        by_seed=tuple(round(float(one), PLACES) + 0.0 for one in np.mean([one.reward[0] for one in judged], axis=0)),
+        **({"share": share} if share < 1 else {}),
     )
 
 

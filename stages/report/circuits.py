@@ -183,6 +183,8 @@ def circuit_table(rows: Sequence[CircuitRow]) -> Table:
         plain("length"),
         plain("exact_recovery"),
         plain("edge_auc"),
+        plain("choice_bits", 1),
+        plain("unexplained_bits"),
         plain("forwards", 1),
         plain("backwards", 1),
         plain("seeds"),

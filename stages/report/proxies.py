@@ -1,16 +1,16 @@
 """Which metric of a dictionary predicts what the method built on it is worth: a forest of rank correlations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from stages.contracts.dictionary_rows import ProxyRow
+from stages.contracts.dictionary_rows import ProxyRow, Role
 from stages.contracts.record import Estimate
 from stages.report.drawing import Plot, Shape
 from stages.report.scales import Scale
 from stages.report.tables import Cell, Column, Table, table
 from stages.report.wording import DASH, change, number, shorten
 
-__all__ = ["KINDS", "proxy_forest", "proxy_table", "ranked", "telling"]
+__all__ = ["KINDS", "proxy_forest", "proxy_table", "ranked", "said", "telling"]
 
 
 class Kind(NamedTuple):
@@ -33,6 +33,11 @@ KINDS = (
     Kind("partial_compute", ProxyRow.label("partial_compute"), "square", 13),
 )
 """The last two are partial correlations."""
+ROLES: Mapping[Role, str] = {
+    "primary": "Named beforehand and tested alone",
+    "positive control": "Must correlate",
+    "negative control": "Must not correlate",
+}
 ROW = 46
 AT_ONCE = 4
 """Metrics of a target that are drawn at least; the others are folded away."""
@@ -53,6 +58,25 @@ def telling(rows: Sequence[ProxyRow]) -> list[ProxyRow]:
     others = [row for row in rows if not row.spearman.excludes_zero and row.spearman.value is not None]
     shown = {id(row) for row in [*clear, *others[: max(0, AT_ONCE - len(clear))]]}
     return [row for row in rows if id(row) in shown]
+
+
+def said(rows: Sequence[ProxyRow]) -> list[str]:
+    """What the metric that was named beforehand shows, and whether the controls show what they must; none where the
+    rows say nothing of either."""
+    pooled = [row for row in rows if row.target == "all"] or list(rows)
+    return [_sentence(row) for role in ROLES for row in pooled if row.role == role]
+
+
+def _sentence(row: ProxyRow) -> str:
+    found = row.spearman if row.over_targets is None else row.over_targets
+    words = f"{ROLES[row.role]} ({row.metric.replace('_', ' ')}): {change(found, 2)}"
+    if row.over_targets is not None:
+        words += f", mean over {row.n_targets} targets"
+    if row.p is not None:
+        words += f", p = {row.p:.3f}"
+    if row.ceiling is not None:
+        words += f"; at most {row.ceiling:.2f} could be seen at these reliabilities"
+    return words + "."
 
 
 def proxy_forest(rows: Sequence[ProxyRow]) -> Plot:
@@ -97,9 +121,31 @@ def proxy_table(rows: Sequence[ProxyRow]) -> Table:
 
         return Column(f"{kind.words} [95%]", cell, True, ProxyRow.hint(kind.field))
 
+    def optional(field: str, words: str) -> Column[ProxyRow]:
+        def cell(row: ProxyRow) -> Cell:
+            found: Estimate | None = getattr(row, field)
+            if found is None or found.value is None:
+                return Cell(DASH, float("-inf"))
+            return Cell(change(found, 2), found.value)
+
+        return Column(words, cell, True, ProxyRow.hint(field))
+
+    def plain(field: str) -> Column[ProxyRow]:
+        def cell(row: ProxyRow) -> Cell:
+            value: float | None = getattr(row, field)
+            return Cell(DASH, float("-inf")) if value is None else Cell(number(value, 2), value)
+
+        return Column(ProxyRow.label(field), cell, True, ProxyRow.hint(field))
+
     columns = [
         Column[ProxyRow]("metric", lambda row: Cell(row.metric, row.metric, "name"), hint=ProxyRow.hint("metric")),
         *map(of, KINDS),
+        Column[ProxyRow]("role", lambda row: row.role, hint=ProxyRow.hint("role")),
+        optional("over_targets", "over targets [95%]"),
+        optional("icc_reward", "ICC, reward [95%]"),
+        optional("icc_metric", "ICC, metric [95%]"),
+        plain("ceiling"),
+        plain("p"),
         Column[ProxyRow]("target", lambda row: row.target, hint=ProxyRow.hint("target")),
         Column[ProxyRow]("n", lambda row: Cell(str(row.n), row.n), True, ProxyRow.hint("n")),
     ]

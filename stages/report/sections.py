@@ -248,6 +248,7 @@ class ProxyPanel(NamedTuple):
 
 
 class ProxySection(NamedTuple):
+    said: list[str]
     panels: list[ProxyPanel]
     table: Table
     n_clear: int
@@ -259,11 +260,13 @@ def proxy_section(rows: Sequence[ProxyRow]) -> ProxySection | None:
         return None
     ordered = proxies.ranked(rows)
     targets = sorted({row.target for row in ordered})
+    metrics = [row for row in ordered if row.role in ("primary", "secondary")]
     return ProxySection(
+        proxies.said(ordered),
         [_proxy_panel(name, [row for row in ordered if row.target == name]) for name in targets],
         proxies.proxy_table(ordered),
-        sum(row.spearman.excludes_zero for row in ordered),
-        len(ordered),
+        sum(row.spearman.excludes_zero for row in metrics),
+        len(metrics),
     )
 
 

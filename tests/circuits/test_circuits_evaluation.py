@@ -1,6 +1,7 @@
 """Metrics against scikit-learn and hand arithmetic; validity; discovery from a file."""
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from stages.circuits.algorithms.acdc import losses
-from stages.circuits.algorithms.methods import Settings
+from stages.circuits.algorithms.methods import Settings, run_method
 from stages.circuits.discovery import Subject, discover, load_subject
 from stages.circuits.engine.masked import MaskedForward
 from stages.circuits.engine.objectives import (
@@ -36,8 +37,9 @@ from stages.circuits.evaluation import (
     random_mask,
     seed_agreement,
 )
+from stages.circuits.known.known_circuits import TOLERANCE, card_named, truth_of
 from stages.circuits.known.planted import PlantedMlp
-from stages.circuits.recovery import verdicts
+from stages.circuits.recovery import run_card, verdicts
 from stages.circuits.validity import check_circuit
 from stages.contracts.circuit_rows import TimedCircuitRow
 from stages.errors import UserError
@@ -224,6 +226,26 @@ def test_goals_are_judged_by_the_worst_card() -> None:
     slow = row.model_copy(update={"seconds_per_seed": 0.3, "card": "b"})
     elsewhere = row.model_copy(update={"subject": "sort", "seconds_per_seed": 9.0})
     assert [(found.card, found.met) for found in verdicts([row, slow, elsewhere])] == [("b", False)]
+
+
+@pytest.mark.parametrize("method", ["acdc", "eap"])
+def test_a_circuit_is_priced_in_bits(method: str) -> None:
+    (card,) = card_named("planted_mlp-zero")
+    truth = truth_of(card, 1)
+    (row,) = run_card(card, truth, [method], 1)
+    size = int(row.size or 0)
+    assert row.choice_bits == pytest.approx(math.log2((row.n_edges + 1) * math.comb(row.n_edges, size)))
+    generator = torch.Generator().manual_seed(1)
+    engine = card.engine(card.inputs(generator), generator, groups=1)
+    (found,) = run_method(method, engine, mse, torch.Generator().manual_seed(2), Settings(tolerance=TOLERANCE))
+    best = found.scores.argsort(descending=True, stable=True)[:size]
+    mask = torch.zeros(engine.n_edges).index_fill(0, best, 1.0) if found.mask is None else found.mask
+    assert int(mask.sum()) == size
+    left = []
+    for clean, cut in zip(engine.clean_outputs.tolist(), engine.evaluate(mask)[0].tolist(), strict=True):
+        p, q = ([math.exp(x) / sum(map(math.exp, of)) for x in of] for of in (clean, cut))
+        left.append(sum(a * math.log2(a / b) for a, b in zip(p, q, strict=True)))
+    assert row.unexplained_bits == pytest.approx(sum(left) / len(left), abs=1e-6)
 
 
 def test_tables_go_between_their_markers() -> None:

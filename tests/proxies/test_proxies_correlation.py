@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import pearsonr, rankdata, spearmanr
+from scipy.stats import f_oneway, pearsonr, rankdata, spearmanr, ttest_1samp
 
 from stages.contracts.record import Estimate
-from stages.proxies.correlation import correlate, partial, spearman
+from stages.proxies.correlation import correlate, icc, over_targets, partial, spearman
 
 numbers = st.lists(st.integers(-5, 5), min_size=4, max_size=30)
 
@@ -77,3 +77,56 @@ def test_a_metric_that_never_varies_has_no_correlation():
 
 def test_the_same_inputs_give_the_same_numbers():
     assert planted(1.0) == planted(1.0)
+
+
+def grouped(between: float, seed: int, n_groups: int = 12, size: int = 3):
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(n_groups), size)
+    return between * rng.normal(size=n_groups)[group] + rng.normal(size=len(group)), [str(one) for one in group]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 3), st.integers(0, 999))
+def test_reliability_is_the_f_ratio_of_the_ranks_turned_into_a_share(between, seed):
+    values, groups = grouped(between, seed)
+    ranked = rankdata(values)
+    ratio = f_oneway(*(ranked[np.array(groups) == one] for one in sorted(set(groups)))).statistic
+    found = icc(values, groups, ["one"] * len(values))
+    assert found.value == pytest.approx((ratio - 1) / (ratio + 3 - 1), abs=1e-5)
+    assert found.low <= found.value <= found.high
+
+
+def test_reliability_is_found_and_its_interval_holds_it():
+    """Members of a group correlate by 4 / 5, and their ranks by 6 / pi asin(2 / 5): Pearson's formula for Spearman's
+    correlation of normal values."""
+    true = 6 / math.pi * math.asin(0.4)
+    assert icc(*grouped(2.0, 0, 4000), ["one"] * 12000).value == pytest.approx(true, abs=0.01)
+    found = [icc(*grouped(2.0, seed, 20), ["one"] * 60) for seed in range(40)]
+    assert sum(one.low <= true <= one.high for one in found) >= 34
+    nothing = [icc(*grouped(0.0, seed, 20), ["one"] * 60) for seed in range(40)]
+    assert abs(np.mean([one.value for one in nothing])) < 0.05
+    assert sum(one.low <= 0 <= one.high for one in nothing) >= 34
+
+
+def test_reliability_of_targets_together_does_not_come_from_their_levels():
+    (a, groups), (b, _) = grouped(0.0, 0), grouped(0.0, 1)
+    found = icc([*a, *(b + 100)], [*groups, *groups], ["a"] * 36 + ["b"] * 36)
+    assert abs(found.value) < 0.35
+    same = icc([*a, *a], [*groups, *groups], ["a"] * 36 + ["b"] * 36)
+    assert same.value == pytest.approx(icc(a, groups, ["a"] * 36).value, abs=0.02)
+
+
+def test_reliability_without_replicates_or_without_variance_is_not_defined():
+    assert icc([1.0, 2.0, 3.0], ["a", "b", "c"], ["t"] * 3) == Estimate(value=None)
+    assert icc([1.0] * 4, ["a", "a", "b", "b"], ["t"] * 4) == Estimate(value=None)
+    assert icc([1.0, 1.0, 2.0, 2.0], ["a", "a", "b", "b"], ["t"] * 4).value == 1.0
+
+
+def test_targets_are_the_unit_of_the_mean_over_targets():
+    found, z = over_targets([0.1, math.nan, 0.4, 0.25])
+    test = ttest_1samp(np.arctanh([0.1, 0.4, 0.25]), 0.0)
+    ends = test.confidence_interval(0.95)
+    assert found.value == pytest.approx(math.tanh(np.arctanh([0.1, 0.4, 0.25]).mean()), abs=1e-6)
+    assert (found.low, found.high) == pytest.approx((math.tanh(ends.low), math.tanh(ends.high)), abs=1e-6)
+    assert z is not None and z.p == pytest.approx(test.pvalue)
+    assert over_targets([0.3, math.nan])[1] is None and over_targets([1.0, 1.0])[0].value < 1.0

@@ -260,7 +260,8 @@ SPARSITIES = (4.0, 8.0, 16.0)
 
 OTHERS = (
     "reconstruction_bias", "l2_ratio", "max_cosine", "description_length", "description_length_codes",
-    "description_length_raw", "loss_clean", "loss_spliced", "loss_ablated", "kl_recovered", "accuracy_drop",
+    "description_length_raw", "loss_clean", "loss_spliced", "loss_ablated", "kl_recovered", "length_bits",
+    "unexplained_bits", "surprise", "accuracy_drop",
     "top1_agreement", "monosemanticity_shuffled", "class_purity_shuffled", "class_entropy", "class_entropy_shuffled",
     "probe_2_sparse", "splitting", "absorption", "absorption_full",
 )  # fmt: skip

@@ -29,6 +29,8 @@ class Codec(NamedTuple):
     """(F, D)."""
     about: Mapping[str, JsonValue] = {}
     """What the dictionary says it is of: metadata of its cfg."""
+    dictionary: Dictionary | None = None
+    """Its numbers; None where this room cannot encode with them."""
 
     @property
     def n_latents(self) -> int:
@@ -63,10 +65,11 @@ def load_codec(folder: Path) -> Codec:
             " SAELens's save_inference_model"
         ) from error
     sae.eval().requires_grad_(False)
-    return Codec(sae.encode, sae.decode, sae.W_dec.detach(), cfg.get("metadata", {}))
+    ours = latent_kind(cfg["architecture"]) in ENCODERS and cfg.get("normalize_activations", "none") == "none"
+    return Codec(sae.encode, sae.decode, sae.W_dec.detach(), cfg.get("metadata", {}), dictionary if ours else None)
 
 
 def codec_of(dictionary: Dictionary) -> Codec:
     """A dictionary in memory, through this room's own operations."""
     return Codec(functools.partial(encode, dictionary), functools.partial(decode, dictionary), dictionary["W_dec"],
-                 dictionary["cfg"].get("metadata", {}))  # fmt: skip
+                 dictionary["cfg"].get("metadata", {}), dictionary)  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stages.activations.cache import ActivationCache, Rows
 from stages.activations.order import generator_for
+from stages.base.code_lengths import N_OUTPUTS
 from stages.base.intervals import Interval, over_items, percentile_interval, resamples
 from stages.contracts.dictionary import Dictionary
 from stages.contracts.dictionary_rows import Measured
@@ -27,6 +28,7 @@ from stages.dictionaries.evaluation.subjects import (
     distinct_examples,
     subjects,
 )
+from stages.dictionaries.evaluation.surprise import explained
 from stages.dictionaries.foreign import check_place
 from stages.errors import UserError
 
@@ -191,6 +193,7 @@ def evaluate(codec: Codec, held: HeldOut, n_resamples: int, seed: int) -> Measur
     }
     estimates |= _lengths(acts, latents, reconstruction, codec.decoder, held)
     behaviour, small_denominator = _behaviour(codec, held, weights)
+    behaviour |= _surprise(codec, held, alive, weights)
     meaning = _meaning(latents[:, alive], held, n_resamples, generator)
     estimates |= behaviour | meaning.estimates
     estimates |= _probes(codec, held, latents, per_row, n_resamples, generator)
@@ -279,6 +282,27 @@ def _behaviour(codec: Codec, held: HeldOut, weights: Tensor) -> tuple[dict[str, 
         ),
     }
     return estimates, point.small_denominator
+
+
+def _surprise(codec: Codec, held: HeldOut, alive: Tensor, weights: Tensor) -> dict[str, Estimate]:
+    """Length, what is left unexplained, and both together; not defined where the room cannot encode."""
+    if codec.dictionary is None:
+        return dict.fromkeys(("length_bits", "unexplained_bits", "surprise"), Estimate.of(math.nan))
+
+    def outputs(dictionary: Dictionary) -> Tensor:
+        coded = codec_of(dictionary)
+        return replaced_logits(
+            held.target, held.hook, held.inputs, lambda rows: coded.decode(coded.encode(rows)), held.largest
+        )
+
+    found = explained(codec.dictionary, alive, held.clean, outputs)
+    share = found.length / N_OUTPUTS
+    low, high = percentile_interval(weights @ found.unexplained / weights.sum(-1))
+    return {
+        "length_bits": Estimate.of(found.length),
+        "unexplained_bits": Estimate.of(float(found.unexplained.mean()), low, high),
+        "surprise": Estimate.of(found.surprise, low + share, high + share),
+    }
 
 
 class _Meaning(NamedTuple):
