@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stages.activations.writer import row_width
 from stages.base import paths
-from stages.base.params import load
+from stages.base.params import load, names
 from stages.contracts.dictionary import Dictionary, DictionaryConfig
 from stages.contracts.record import Record
 from stages.contracts.score_result import ScoreResult
@@ -151,6 +151,8 @@ def _said(about: Mapping[str, JsonValue], key: str, option: str, where: str) -> 
 
 def _names_of(target: str) -> set[str]:
     """What else the model of a target is called: the name that it was read by."""
+    if not paths.params_file("targets").is_file():  # a folder that holds a target alone
+        return set()
     entry = load("targets", TargetsConfig).targets.get(target)
     name = (entry.model_extra or {}).get("name") if entry else None
     return {str(name)} if name else set()
@@ -281,4 +283,5 @@ def score_attached(called: str, progress: Progress = print, *, target: str | Non
             f"no train or validation task is about {', '.join(found)}: name one in `targets` of a family in"
             " params/tasks.yaml and `lensmith run`; `lensmith dictionaries eval` measures it without tasks"
         )
-    return score_method(AttachedSae(called), only=only, rival=RIVAL, progress=progress)
+    rival = RIVAL if RIVAL in names("reward", "methods") else None
+    return score_method(AttachedSae(called), only=only, rival=rival, progress=progress)

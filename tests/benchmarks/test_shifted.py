@@ -194,7 +194,7 @@ def test_truth_is_that_of_the_family_on_what_is_shown(folder: Path, words: Targe
     made, pool = family("head_role"), pool_of(words, "train", b"key")
     like = made.generate(pool, torch.Generator().manual_seed(0), 2)
     found = horizon.posed(made, pool, 3, False, torch.Generator().manual_seed(1), like)
-    assert found.instances.arrays["inputs"].shape == (3, 2, 48, 2)
+    assert found.instances.arrays["inputs"].shape == (3, 1, 48, 2)
     assert torch.equal(
         found.truth.values, made.ground_truth(pool, found.instances, torch.Generator().manual_seed(9)).values
     )

@@ -281,7 +281,7 @@ def test_only_what_is_said_is_compared() -> None:
     check_place({"model_name": "digits_mlp", "hook_name": "layers.0.hook_post", "target_digest": "a" * 64}, target,
                 "layers.0.hook_post")  # fmt: skip
     for about, said in (
-        ({"model_name": "gpt2"}, "of target 'gpt2'"),
+        ({"model_name": "gpt2"}, "of model 'gpt2'"),
         ({"hook_name": "layers.1.hook_post"}, "of hook 'layers.1.hook_post'"),
         ({"model_name": "digits_mlp", "target_digest": "b" * 64}, "train the dictionary again"),
     ):

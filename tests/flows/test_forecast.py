@@ -15,9 +15,15 @@ from flows.command import app
 from stages.errors import UserError
 from stages.tools.forecast import Inputs, Range, forecast, inputs_of
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 START = date(2025, 2, 24)
 ONE = Range(low=1, high=1)
 Z80 = stats.norm.ppf(0.9)
+
+
+@pytest.fixture(autouse=True)
+def inputs_of_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENSMITH_ROOT", str(REPOSITORY))
 
 
 def inputs(**changed: object) -> Inputs:

@@ -148,7 +148,7 @@ def test_the_rival_at_equal_charge_is_the_cheapest_that_costs_as_much(graph):
     ("words", "code", "said"),
     [
         (["examples/my_method.py", "nowhere.py"], 2, "nowhere.py is not a file"),
-        (["examples/my_method.py", "examples/published", "--null"], 2, "--null is about one method"),
+        (["examples/my_method.py", "examples/published", "--null"], 2, "it is about one method: give one file"),
         (["examples/my_method.py", "--trust", "--against", "gradient"], 0, "reward over that of gradient"),
     ],
 )

@@ -48,7 +48,7 @@ class ConstrainedResampling(TaskFamily):
     why_hard_black_box = "what all continuations are worth together needs a pass for each of their beginnings"
     why_white_box_helps = "what will follow a word is prepared inside before the word is said"
     query_kind = "Represent"
-    needs = frozenset({"tokens"})
+    needs = frozenset({"tokens", "kinds"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Outcomes are all continuations of three words, each one of the instance's n_words `words`. M of an outcome is"
