@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_not_attached(configured: Made, theirs: Path) -> No
         ("topk", HOOK, "no name of an architecture"),
         ("../x", HOOK, "letters, digits"),
         ("other", "blocks.1.mlp.hook_post", "takes rows of 96, blocks.1.mlp.hook_post of facts_lm has 384"),
-        ("other", "blocks.9.hook_resid_post", "is no hook point of facts_lm; it has hook_embed"),
+        ("other", "blocks.9.hook_resid_post", "is no hook point of facts_lm; it has blocks.2.hook_resid_post"),
     ):
         with pytest.raises(UserError, match=said):
             attaching.attach(str(theirs), name, target=TARGET, hook=hook)
