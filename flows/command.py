@@ -16,9 +16,11 @@ from flows.commands import (
     comparing,
     dictionaries,
     editing,
+    forecasting,
     nights,
     packs,
     redteam,
+    researching,
     results,
     running,
     store,
@@ -54,6 +56,7 @@ def _options(
 _MODULES: tuple[ModuleType, ...] = (
     running,
     results,
+    researching,
     comparing,
     tasks,
     circuits,
@@ -65,6 +68,7 @@ _MODULES: tuple[ModuleType, ...] = (
     packs,
     bench,
     redteam,
+    forecasting,
 )
 for _module in _MODULES:
     for _command in _module.COMMANDS:

@@ -48,6 +48,7 @@ __all__ = [
     "print_per_task",
     "print_rows",
     "print_statements",
+    "slim",
     "statement_rows",
     "to_json",
 ]
@@ -106,7 +107,7 @@ def print_leaderboard(
     visible = {(row.method, row.split): row.visible for row in said if row.scope == ON_TASKS}
     known = [*(NULL.load() if NULL.path().is_file() else ()), *nulls]
     untrained = {(row.method, row.split): row.reward for row in known if row.task == "all"}
-    table = _slim(
+    table = slim(
         title, ("method",), ("Reward", "95% interval", "visible", "gain", "FLOPs", "placebo", "untrained"), ("",)
     )
     for row in rows:
@@ -143,7 +144,7 @@ def print_statements(console: Console, said: Sequence[StatementRow], split: str)
         return
     rival = wide[0].against
     against = f", against {rival}" if rival else ""
-    table = _slim(
+    table = slim(
         f"on families like these {wide[0].n} {split} families{against}",
         ("method",),
         ("Reward", "95% interval", "visible", "needed", "P(better)", "p (Holm)"),
@@ -155,7 +156,7 @@ def print_statements(console: Console, said: Sequence[StatementRow], split: str)
     print_table(console, table)
     kinds = sorted({row.kind for row in rows if row.kind})
     by_kind = {(row.method, row.kind): row for row in rows if row.kind}
-    table = _slim(f"by kind of question{against} (families)", ("method",), kinds, ())
+    table = slim(f"by kind of question{against} (families)", ("method",), kinds, ())
     for row in wide:
         if any((row.method, kind) in by_kind for kind in kinds):
             table.add_row(row.method, *(_of_kind(by_kind.get((row.method, kind))) for kind in kinds))
@@ -185,7 +186,7 @@ def _said(row: StatementRow) -> tuple[str, ...]:
 def print_difference(console: Console, said: Sequence[StatementRow], split: str) -> None:
     """How far each method is above another one: on these tasks, on families like these, by kind of question."""
     here = [row for row in said if row.scope == ON_TASKS]
-    table = _slim(
+    table = slim(
         f"reward over that of {here[0].against}, on these {here[0].n} {split} tasks",
         ("method",),
         ("Reward", "95% interval", "visible", "P(better)", "p (Holm)"),
@@ -207,7 +208,7 @@ def print_beside(console: Console, rows: Sequence["BesideRow"], title: str) -> N
     if not rows:
         console.print(f"{title}: neither run tells a method from the agent alone", highlight=False)
         return
-    table = _slim(title, ("method", "on"), ("here", "95% interval", "there", "95% interval "), ("",))
+    table = slim(title, ("method", "on"), ("here", "95% interval", "there", "95% interval "), ("",))
     for row in rows:
         on = f"{row.split.replace('+', ' and ')} {row.kind or row.scope}"
         ends = ((row.here, row.here_low, row.here_high), (row.there, row.there_low, row.there_high))
@@ -232,7 +233,7 @@ def print_per_task(console: Console, rows: Sequence[TaskRow], title: str) -> Non
     """One table a split, one line a task: the three arms' scores, the reward with its interval, and the verdict."""
     for split in dict.fromkeys(row.split for row in rows):
         right = ("base", "with", "placebo", "Reward", "95% interval", "FLOPs")
-        table = _slim(f"{title}, {split} families", ("task",), right, ("",))
+        table = slim(f"{title}, {split} families", ("task",), right, ("",))
         for row in [row for row in rows if row.split == split]:
             table.add_row(
                 f"{row.family} {row.target}",  # wraps between the two where it must
@@ -250,7 +251,7 @@ def print_per_task(console: Console, rows: Sequence[TaskRow], title: str) -> Non
 def print_iterations(console: Console, rows: Sequence[Iteration], title: str) -> None:
     """A campaign, one line an iteration: what was proposed and what it was worth."""
     right = ("train", "valid.", "FLOPs")
-    table = _slim(title, ("proposal",), right, ("proposed", ""))
+    table = slim(title, ("proposal",), right, ("proposed", ""))
     for row in rows:
         first = row.spec.get("file") or row.spec.get("representation")
         parts = [str(first)] + [key for key, value in row.spec.items() if value is True]
@@ -265,7 +266,7 @@ def print_iterations(console: Console, rows: Sequence[Iteration], title: str) ->
     print_table(console, table)
 
 
-def _slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str]) -> Table:
+def slim(title: str, left: Sequence[str], right: Sequence[str], last: Sequence[str]) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )

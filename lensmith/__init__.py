@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         by_group,
         segment_sums,
     )
+    from stages.contracts.reading import Unembed, at_readout
     from stages.contracts.target import (
         Component,
         Corpus,
@@ -47,6 +48,7 @@ _HOMES = {
     "lensmith.scores": "Score score",
     "stages.contracts.method": "Answer Attribute Budget Compare Interpretation Localise Method Propose Query Represent"
     " Steer by_group segment_sums",
+    "stages.contracts.reading": "Unembed at_readout",
     "stages.contracts.target": "Component Corpus Forward Gradients HookSpec Intervention Objective Target TargetAccess"
     " TargetSpec keep_segments",
     "stages.contracts.task": "Instances TaskFamily Truth skill",
@@ -81,6 +83,8 @@ __all__ = [
     "TargetSpec",
     "TaskFamily",
     "Truth",
+    "Unembed",
+    "at_readout",
     "by_group",
     "decode",
     "encode",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands import circuits, dictionaries
+from flows.commands import circuits, dictionaries, validity
 from flows.commands.running import Jobs
 
 if TYPE_CHECKING:
@@ -364,13 +364,56 @@ def truth(*, jobs: int, as_json: bool) -> None:
     console.print(said, highlight=False)
 
 
+def research(*, jobs: int, as_json: bool) -> None:
+    """What a sandboxed proposal of a campaign costs, phase by phase, and what starts cost."""
+    import statistics
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from flows.progress import telling
+    from flows.tables import print_table
+    from flows.terminal import print_json
+    from stages.benchmarks.campaigns import NIGHT_S, PHASES, bench_research
+
+    console = Console(stderr=as_json)
+    with telling(console, "proposals") as tell:
+        cost = bench_research(progress=tell)
+    if as_json:
+        print_json(cost)
+        return
+    for name, one in (("cold", cost.cold), ("from the warm parent", cost.warm)):
+        if one is not None:
+            console.print(f"start {name}: {one.cpu_s:.3f} CPU s, {one.wall_s:.2f} s", highlight=False)
+    table = Table("phase", "first", "share", "again", title=f"CPU s of a proposal on {cost.n_tasks} tasks, medians")
+
+    def median(costs: list[dict[str, float]], name: str) -> float:
+        return statistics.median(one[name] for one in costs)
+
+    first, again = ([one.cpu_s for one in costs] for costs in (cost.first, cost.again))
+    total = sum(median(first, name) for name in (*PHASES, "method"))
+    for name in (*PHASES, "method"):
+        table.add_row(
+            name, f"{median(first, name):.2f}", f"{median(first, name) / total:.0%}", f"{median(again, name):.2f}"
+        )
+    print_table(console, table)
+    for name, costs in (("first", cost.first), ("again", cost.again)):
+        each = statistics.median(one.total_cpu_s for one in costs)
+        said = f"{name}: {each:.2f} CPU s each, {3600 / each:,.0f} an hour and core, {2 * NIGHT_S / each:,.0f} a night"
+        console.print(f"{said} of 8 hours on two quiet cores, by arithmetic", highlight=False)
+
+
 BENCHMARKS: dict[str, Callable[..., None]] = {
     "cache": dictionaries.measure_cache,
     "calibrator": calibrator,
     circuits.__name__.rpartition(".")[2]: circuits.measure,
     dictionaries.__name__.rpartition(".")[2]: dictionaries.measure_training,
+    "elk": validity.elk,
+    "estimation": validity.estimation,
+    "horizon": validity.horizon,
     "metering": metering,
     "pipeline": pipeline,
+    research.__name__: research,
     "synthetic": dictionaries.measure_synthetic,
     targets.__name__: targets,
     "truth": truth,
@@ -386,12 +429,15 @@ def bench(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
-    """Measure speed: `pipeline` copies the working copy without results and times cold, warm and
+    """Measure speed and validity: `pipeline` copies the working copy without results and times cold, warm and
     one-method runs; `calibrator` compares the executor's with scikit-learn's; `metering` measures
     what the meters and the sandbox cost; `dictionaries` trains ours and SAELens's in turn; `cache`
     reads and writes activations; `synthetic` trains dictionaries where the features are known;
     `circuits` looks for circuits that are known; `targets` runs every target that was made; `truth`
-    times the brute-force truth of every family beside a loop of single questions.
+    times the brute-force truth of every family beside a loop of single questions; `research` times the
+    phases of sandboxed proposals; `estimation` estimates mean outputs and rare events within a FLOP
+    budget; `elk` gives labels only where a supervisor is right; `horizon` calibrates on short inputs and
+    asks about long ones.
 
     Example: lensmith bench pipeline
     """

@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
-    from stages.research.replay import CompareRow
+    from stages.contracts.research_rows import Comparison
 
 __all__ = ["COMMANDS"]
 
@@ -75,21 +73,25 @@ def compare(
         raise UserError("--researchers names nobody: give some, separated by commas")
     console = Console(stderr=as_json)
     with run_lock(paths.root(), "lensmith compare", shared=True):
-        from stages.research.programs.exact import best_program
+        from stages.contracts.research_rows import COMPARISON
+        from stages.report.stage import refresh
+        from stages.research.compare import compare as replayed
         from stages.research.programs.table import load_table
-        from stages.research.replay import compare as replayed
 
         table = load_table()
         with telling(console, "replay") as tell:
-            rows = replayed(names, table, budget, seeds, tell)
-        optimum = {split: best_program(table, split) for split in ("train", "validation")}
+            found = replayed(names, table, budget, seeds, tell)
+        COMPARISON.save(found)
+        page = refresh()
     if as_json:
-        print_json({"optimum": optimum, "rows": rows})
+        print_json(found)
     else:
-        show(console, rows, optimum)
+        show(console, found)
+        shown = f"; {page} shows it" if page else "; the report of the next run shows it"
+        console.print(f"written: {COMPARISON.path()}{shown}", highlight=False, soft_wrap=True)
 
 
-def show(console: "Console", rows: "Sequence[CompareRow]", optimum: dict[str, float]) -> None:
+def show(console: "Console", found: "Comparison") -> None:
     """One line for a researcher and a number of proposals."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -100,7 +102,7 @@ def show(console: "Console", rows: "Sequence[CompareRow]", optimum: dict[str, fl
     shown.add_column("researcher", no_wrap=True)
     for name in ("n", "best train [95%]", "of optimum", "P(> best of n random) [95%]", "validation [95%]", "gap"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    for row in found.rows:
         shown.add_row(
             row.researcher,
             str(row.n),
@@ -111,15 +113,87 @@ def show(console: "Console", rows: "Sequence[CompareRow]", optimum: dict[str, fl
             f"{row.gap:+.3f}",
         )
     print_table(console, shown)
-    randoms = ", ".join(f"{row.n}: {row.random_train:+.3f}" for row in rows if row.researcher == rows[0].researcher)
-    console.print(
-        f"best of n random programs, exactly, on train: {randoms}", highlight=False, markup=False, soft_wrap=True
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    randoms = ", ".join(f"{row.n}: {row.mean:+.3f}" for row in found.null)
+    say(f"best of n random programs, exactly, on train: {randoms}")
+    say(
+        f"optimum of all programs: train {found.optimum_train:+.3f}, validation {found.optimum_validation:+.3f};"
+        f" {found.seeds} campaigns each"
     )
-    console.print(
-        f"optimum of all programs: train {optimum['train']:+.3f}, validation {optimum['validation']:+.3f};"
-        f" {rows[0].seeds} campaigns each",
-        highlight=False,
-    )
+    for speed in found.scaling:
+        if speed.exponent is not None:
+            spread = f"[{speed.exponent_low:.2f}, {speed.exponent_high:.2f}]"
+            say(f"{speed.researcher}: distance from the optimum falls as compute^-{speed.exponent:.2f} {spread}")
 
 
-COMMANDS = (tabulate, compare)
+def labels(
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="A,B", help="Built-in methods; default: those called better.")
+    ] = "",
+    numbers: Annotated[
+        str, typer.Option("--n", metavar="A,B", help="Labelled instances the agent has.")
+    ] = "10,20,40,80",
+    split: Annotated[str, typer.Option("--split", help="validation or train.")] = "validation",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+) -> None:
+    """Score methods for an agent with fewer labels: all arms run again for each number of them.
+
+    Example: lensmith labels --methods gradient,circuit --n 10,40
+    """
+    from typing import get_args
+
+    from rich.console import Console
+
+    from flows.lock import run_lock
+    from flows.progress import telling
+    from flows.terminal import leaderboard_rows, print_json, print_rows
+    from stages.base import paths
+    from stages.contracts.research_rows import LABELS
+    from stages.errors import UserError
+    from stages.tasks.storage import Split
+
+    chosen: Split | None = next((one for one in get_args(Split) if one == split), None)
+    if chosen is None:
+        raise UserError(f"--split {split} is unknown: use validation or train")
+    words = numbers.replace(",", " ").split()
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"--n {numbers} holds something else than whole numbers: give some, such as 10,20,40,80")
+    known = [row.method for row in leaderboard_rows("validation")]
+    names = methods.replace(",", " ").split()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"--methods {unknown[0]} is on no leaderboard: take {', '.join(known)}")
+    names = names or [row.method for row in leaderboard_rows("validation") if row.verdict == "better"]
+    if not names:
+        raise UserError("no method is called better on the validation tasks: name some with --methods")
+    console = Console(stderr=as_json)
+    with run_lock(paths.root(), "lensmith labels", shared=True):
+        from stages.report.stage import refresh
+        from stages.scoring.labels import sample_complexity
+
+        with telling(console, "labels") as tell:
+            rows = sample_complexity(names, [int(word) for word in words], chosen, tell)
+        LABELS.save(rows)
+        page = refresh()
+    if as_json:
+        print_json(rows)
+        return
+    cells = [
+        {
+            "method": row.method,
+            "labels": row.labels,
+            "reward [95%]": f"{row.reward:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}]",
+            "agent alone [95%]": f"{row.baseline:.3f} [{row.baseline_low:.3f}, {row.baseline_high:.3f}]",
+            "with the method [95%]": f"{row.assisted:.3f} [{row.assisted_low:.3f}, {row.assisted_high:.3f}]",
+        }
+        for row in sorted(rows, key=lambda row: (names.index(row.method), row.labels))
+    ]
+    print_rows(console, cells, f"{split} families, n = {rows[0].n_tasks} tasks x {rows[0].n_seeds} seeds")
+    shown = f"; {page} shows it" if page else "; the report of the next run shows it"
+    console.print(f"written: {LABELS.path()}{shown}", highlight=False, soft_wrap=True)
+
+
+COMMANDS = (tabulate, compare, labels)

@@ -131,36 +131,62 @@ def compare(
     _show(compare_dictionaries(one, other).facts(), as_json, "")
 
 
+Release = Annotated[str | None, typer.Option("--release", help="Of SAELens, or OWNER/REPOSITORY; with --id.")]
+Id = Annotated[str | None, typer.Option("--id", help="Of the dictionary in that release.")]
+Model = Annotated[str | None, typer.Option("--model", help="What it calls the target's model, if not as here.")]
+
+
+def _given(folder: str | None, release: str | None, id_: str | None) -> "str | tuple[str, str]":
+    from stages.errors import UserError
+
+    if (release is None) != (id_ is None) or (folder is None) == (release is None):
+        raise UserError("give a folder, or --release and --id; a release of SAELens has many dictionaries")
+    return folder if release is None else (release, str(id_))  # type: ignore[return-value]  # one of them is given
+
+
 @group.command()
 def attach(
-    folder: Annotated[str, typer.Argument(help="Folder in SAELens format.")],
-    name: Annotated[str, typer.Option("--name", help="What it is called from now on.")],
-    target: Annotated[str | None, typer.Option("--target", help="Where the folder does not say it.")] = None,
-    hook: Annotated[str | None, typer.Option("--hook", help="Where the folder does not say it.")] = None,
+    folder: Annotated[str | None, typer.Argument(help="Folder in SAELens format.")] = None,
+    name: Annotated[str, typer.Option("--name", help="What it is called from now on.")] = "",
+    release: Release = None,
+    id_: Id = None,
+    target: Annotated[str | None, typer.Option("--target", help="Where it does not say it.")] = None,
+    hook: Annotated[str | None, typer.Option("--hook", help="Where it does not say it.")] = None,
+    model: Model = None,
     as_json: AsJson = False,
 ) -> None:
     """Put one from elsewhere beside a target's own, for `eval`, `export` and `score`.
 
     Example: lensmith dictionaries attach my_sae --name mine --target facts_lm --hook blocks.1.hook_resid_post
     """
-    from stages.errors import UserError
     from stages.tools.attaching import attach as attached
+    from stages.tools.attaching import name_for
 
-    if (target is None) != (hook is None):
-        raise UserError("--target and --hook go together: give both, or neither where the folder says them")
-    _show(attached(folder, name, target=target, hook=hook).facts(), as_json, "")
+    given = _given(folder, release, id_)
+    found = attached(given, name or name_for(given), target=target, hook=hook, known_as=model)
+    _show(found.facts(), as_json, "")
 
 
 @group.command()
 def score(
-    name: Annotated[str, typer.Argument(help="Name that a dictionary was attached under.")],
+    dictionary: Annotated[
+        str | None, typer.Argument(help="Folder in SAELens format, or the name one was attached under.")
+    ] = None,
+    release: Release = None,
+    id_: Id = None,
+    target: Annotated[str | None, typer.Option("--target", help="Where it does not say it.")] = None,
+    hook: Annotated[str | None, typer.Option("--hook", help="Where it does not say it.")] = None,
+    model: Model = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What it is called from now on; default: the folder.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the result here; - for stdout.")
     ] = None,
 ) -> None:
-    """Is an attached one worth more than raw activations? Scores the method that answers with its latents.
+    """Is it worth more than raw activations? Scores the method that answers with its latents, and their difference.
 
-    Example: lensmith dictionaries score mine
+    Example: lensmith dictionaries score my_sae --target facts_lm --hook blocks.1.hook_resid_post
     """
     from rich.console import Console
 
@@ -171,10 +197,12 @@ def score(
 
     console = Console(stderr=str(out) == "-")
     with run_lock(paths.root(), "lensmith dictionaries score", shared=True):
-        from stages.tools.attaching import score_attached
+        from stages.tools.attaching import score_dictionary
 
         with telling(console, "scoring") as tell:
-            result = score_attached(name, tell)
+            result = score_dictionary(
+                _given(dictionary, release, id_), name, target=target, hook=hook, known_as=model, progress=tell
+            )
     show_score(console, result, out)
 
 

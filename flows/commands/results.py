@@ -1,4 +1,4 @@
-"""`lensmith leaderboard`, `score`, `research`, `report`."""
+"""`lensmith leaderboard`, `score`, `report`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stages.contracts.reward_rows import TaskRow
-    from stages.contracts.score_result import ScoreResult
+    from stages.contracts.score_result import ScoreResult, ScoreTable
 
 __all__ = ["COMMANDS"]
 
+LLM = "With --executor llm or react"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")]
 
 
@@ -126,7 +127,13 @@ def _show_beside(folder: Path, split: str, as_json: bool) -> None:
 
 
 def score(
-    method: Annotated[Path, typer.Argument(metavar="METHOD.py", help="File with one subclass of Method.")],
+    context: typer.Context,
+    methods: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="METHOD.py...", help="File with one subclass of Method; several, or folders: one table."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="Write the result here; - for stdout.")
     ] = None,
@@ -141,8 +148,40 @@ def score(
     task_file: Annotated[
         Path | None, typer.Option("--task-file", metavar="TASK.py", help="Only on a task family of your own.")
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option("--executor", help="Who uses it: rule, always, llm, react or FILE.py of yours."),
+    ] = "rule",
+    against: Annotated[
+        str, typer.Option("--against", metavar="METHOD", help="Of a table: also compare with this method of it.")
+    ] = "",
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="NAME", rich_help_panel=LLM, help="Who is asked: see `lensmith research`."),
+    ] = "",
+    base_url: Annotated[
+        str, typer.Option("--base-url", metavar="URL", rich_help_panel=LLM, help="Of an OpenAI-compatible server.")
+    ] = "",
+    max_usd: Annotated[
+        str, typer.Option("--max-usd", rich_help_panel=LLM, help="What all calls about this method may cost.")
+    ] = "1.00",
+    attempt_timeout: Annotated[
+        int, typer.Option("--attempt-timeout", min=1, rich_help_panel=LLM, help="Seconds that one call may take.")
+    ] = 300,
+    price_unknown: Annotated[
+        bool,
+        typer.Option("--price-unknown", rich_help_panel=LLM, help="Ask although no price is known: calls count as 0."),
+    ] = False,
+    local: Annotated[
+        bool, typer.Option("--local", rich_help_panel=LLM, help="Ask a small model on this machine; no network.")
+    ] = False,
+    parameters: Annotated[
+        float, typer.Option("--parameters", min=0, rich_help_panel=LLM, help="Of the model, for its own FLOPs.")
+    ] = 0.0,
 ) -> None:
-    """Score a method of your own next to the built-in ones, on train and validation families.
+    """Score methods of your own next to the built-in ones, on train and validation families.
+
+    Several files, or folders of them, make one table, with the best method of the campaign.
 
     Example: lensmith score examples/my_method.py --json score.json
     """
@@ -150,12 +189,23 @@ def score(
 
     from flows.lock import run_lock
     from flows.needed import make_what_score_needs
+    from flows.options import refuse
     from flows.progress import telling
     from stages.base import paths
     from stages.errors import UserError
 
-    if not method.is_file():
-        raise UserError(f"{method} is not a file: give the path of a Python file with one subclass of Method")
+    for path in methods:
+        if not path.exists():
+            raise UserError(f"{path} is not a file: give the path of a Python file with one subclass of Method")
+    together = len(methods) > 1 or methods[0].is_dir() or bool(against)
+    if together:
+        refuse(context, "null task_file executor", "it is about one method: give one file and no --against")
+    if executor != "rule":
+        refuse(context, "null task_file", f"--executor {executor} scores a method on the tasks there are")
+    if executor not in ("llm", "react"):
+        what = "model base_url max_usd attempt_timeout price_unknown local parameters"
+        refuse(context, what, "nobody is asked; they belong to --executor llm and react")
+    method = methods[0]
     about = targets.replace(",", " ").split() or None
     if out is not None and str(out) != "-" and not out.resolve().parent.is_dir():
         raise UserError(f"{out.resolve().parent} is not a folder: make it first, or choose another --json file")
@@ -164,12 +214,65 @@ def score(
         _score_on_file(console, method, task_file, about, timeout, trust, out)
         return
     make_what_score_needs(lambda message: console.print(message, highlight=False, soft_wrap=True))
+    if executor != "rule":
+        from flows.commands.executors import Asks, score_with
+
+        with run_lock(paths.root(), "lensmith score", shared=True):
+            asks = Asks(model, base_url, max_usd, attempt_timeout, price_unknown, local, parameters)
+            score_with(console, executor, asks, method, about, timeout, trust, out)
+        return
     with run_lock(paths.root(), "lensmith score", shared=True):
         from stages.scoring.score import score_method
 
+        if together:
+            _score_together(console, methods, against, timeout, trust, about, out)
+            return
         with telling(console, "scoring") as tell:
             result = score_method(method, timeout_s=timeout, trust=trust, null=null, targets=about, progress=tell)
     show_score(console, result, out)
+
+
+def _score_together(
+    console: "Console",
+    methods: list[Path],
+    against: str,
+    timeout: float,
+    trust: bool,
+    targets: list[str] | None,
+    out: Path | None,
+) -> None:
+    """One table of several methods."""
+    from flows.progress import telling
+    from flows.terminal import print_difference, print_leaderboard, print_statements
+    from stages.base.processes import process_pool
+    from stages.scoring.cached import jobs
+    from stages.scoring.table import candidates_in, score_table
+
+    candidates = candidates_in(methods)
+    with telling(console, "scoring") as tell, process_pool(jobs()) as pool:
+        table, _ = score_table(
+            candidates, against=against, timeout_s=timeout, trust=trust, targets=targets, pool=pool, progress=tell
+        )
+    for split in ("train", "validation"):
+        rows = [row for row in table.rows if row.split == split]
+        if rows:
+            print_leaderboard(
+                console, rows, f"{len(candidates)} methods of yours, {split} families", (), table.statements
+            )
+            print_statements(console, table.statements, split)
+        over = [row for row in table.against if row.split == split]
+        if over:
+            print_difference(console, over, split)
+    failed = [one for one in table.methods if one.outcome != "ok" and one.reason]
+    for one in failed:
+        console.print(f"{one.method} is {one.outcome}: {one.reason}", highlight=False, soft_wrap=True, markup=False)
+    for note in table.notes:
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    if out is not None:
+        _write_json(out, table)
+    lost = [one.method for one in failed if one.outcome == "infra"]
+    if lost:
+        raise RuntimeError(f"no score of {', '.join(lost)}: the machinery failed; run it again")
 
 
 def show_score(console: "Console", result: "ScoreResult", out: Path | None) -> None:
@@ -192,6 +295,8 @@ def show_score(console: "Console", result: "ScoreResult", out: Path | None) -> N
             else f"{row.reward:+.3f} [{row.reward_low:+.3f}, {row.reward_high:+.3f}], noise floor {row.noise_floor:.3f}"
         )
         console.print(f"null, {row.task} untrained: {said}", highlight=False, soft_wrap=True, markup=False)
+    for one in result.against:
+        console.print(f"beside {one.against}: {one.sentence}.", highlight=False, soft_wrap=True, markup=False)
     console.print(f"verdict: {result.verdict_text}", highlight=False, soft_wrap=True, markup=False)
     if out is not None:
         _write_json(out, result)
@@ -223,82 +328,13 @@ def _score_on_file(
         _write_json(out, row)
 
 
-def _write_json(out: Path, result: "ScoreResult | TaskRow") -> None:
+def _write_json(out: Path, result: "ScoreResult | ScoreTable | TaskRow") -> None:
     from flows.terminal import print_json, to_json
 
     if str(out) == "-":
         print_json(result)
     else:
         out.write_text(to_json(result) + "\n", encoding="utf-8")
-
-
-def research(
-    context: typer.Context,
-    researcher: Annotated[
-        str, typer.Option("--researcher", help="Who proposes: random, search, programs, policy or FILE.py.")
-    ] = "search",
-    budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Iterations of the loop.")] = 12,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the researcher.")] = 0,
-    name: Annotated[
-        str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
-    ] = "",
-    space: Annotated[str, typer.Option("--space", help="What random and search propose: specs or programs.")] = "specs",
-    cascade: Annotated[
-        bool, typer.Option("--cascade", help="Ask validation only about what earns more on train than the incumbent.")
-    ] = False,
-    methods: Annotated[
-        Path | None,
-        typer.Option("--methods", metavar="DIR", help="Hand in the method files of a folder instead; sandboxed."),
-    ] = None,
-) -> None:
-    """Run a campaign that looks for a better method. Killed and run again, it continues where it was.
-
-    Example: lensmith research --researcher search --budget 24
-    """
-    import re
-
-    from rich.console import Console
-
-    from flows.lock import run_lock
-    from flows.options import refuse
-    from flows.progress import telling
-    from flows.terminal import print_iterations
-    from stages.base import paths
-    from stages.errors import UserError
-
-    if methods is not None and not methods.is_dir():
-        raise UserError(f"{methods} is not a folder: give one with one method per Python file")
-    if methods is not None:
-        refuse(context, "researcher seed space", "--methods hands in files in their order, and nobody proposes")
-    if space not in ("specs", "programs"):
-        raise UserError(f"--space {space} is unknown: use specs or programs")
-    who = Path(researcher).stem + ("-programs" if space == "programs" else "")
-    name = name or f"{who if methods is None else 'files'}-{seed}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", name):
-        raise UserError(f"--name {name!r} will not do as a folder name: use letters, digits, - and _")
-    console = Console()
-    with run_lock(paths.root(), "lensmith research", shared=True):
-        from stages.research.stage import campaign
-
-        with telling(console, f"campaign {name}"):
-            result = campaign(
-                researcher=researcher,
-                budget=budget,
-                seed=seed,
-                name=name,
-                progress=lambda message: console.print(str(message), markup=False, highlight=False),
-                methods=methods,
-                space=space,
-                cascade=cascade,
-            )
-    print_iterations(console, result.iterations, f"campaign {name}")
-    from stages.research.cascade import survivors
-
-    came = survivors((row.reached for row in result.iterations), sum(row.accepted for row in result.iterations))
-    console.print("came to: " + ", ".join(f"{stage} {n}" for stage, n in came), highlight=False)
-    for key in ("campaign", "researcher", "seed"):
-        console.print(f"{key}: {getattr(result, key)}", markup=False, highlight=False)
-    console.print(f"events: {paths.campaign_dir(name) / 'events.jsonl'}", markup=False, highlight=False, soft_wrap=True)
 
 
 def report(
@@ -330,4 +366,4 @@ def report(
             raise UserError(f"no browser could be started: open {path.as_uri()} yourself")
 
 
-COMMANDS = (leaderboard, score, research, report)
+COMMANDS = (leaderboard, score, report)

@@ -22,6 +22,7 @@ __all__ = [
     "mlruns_dir",
     "models_dir",
     "params_file",
+    "prices_file",
     "report_file",
     "require",
     "result_file",
@@ -62,6 +63,11 @@ def attached_dir(target: str) -> Path:
 
 def params_file(stage: str) -> Path:
     return root() / "params" / f"{stage}.yaml"
+
+
+def prices_file() -> Path:
+    """Prices of language models; no stage reads them."""
+    return root() / "params" / "llm" / "prices.yaml"
 
 
 def target_dir(target: str) -> Path:

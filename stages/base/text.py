@@ -4,7 +4,7 @@ reader would act on."""
 import re
 import unicodedata
 
-__all__ = ["plain", "safe_name", "shown_word"]
+__all__ = ["plain", "plain_lines", "safe_name", "shown_word"]
 
 ODD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of what is not seen: control, format (writing direction too), surrogate, private, unassigned, line
@@ -16,6 +16,13 @@ def plain(text: object, limit: int = 2000) -> str:
     ``limit`` characters."""
     joined = " ".join(str(text).split())
     return "".join("?" if unicodedata.category(char) in ODD else char for char in joined)[:limit]
+
+
+def plain_lines(text: object, limit: int) -> str:
+    """As ``plain``, with line ends and blanks kept."""
+    joined = str(text).replace("\r\n", "\n").expandtabs(4)[:limit]
+    shown = ("\n" if char == "\n" else " " if unicodedata.category(char) == "Zs" else plain(char) for char in joined)
+    return "".join(shown)
 
 
 SIGNS = {"\n": "\u21b5", "\r": "\u2190", "\t": "\u21e5"}

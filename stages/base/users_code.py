@@ -6,16 +6,19 @@ knowing where. What fails in our own code on the way stays an error of ours.
 
 import inspect
 import linecache
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 from stages.base.text import plain
 from stages.errors import UserError
 
-__all__ = ["blame", "failed_at", "file_of", "given_by_the_user", "words"]
+__all__ = ["blame", "failed_at", "file_of", "given_by_the_user", "users_module", "words"]
 
 LIBRARIES = tuple(
     str(Path(found).resolve()) for found in {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
@@ -44,6 +47,21 @@ def given_by_the_user(what: str, ours: tuple[str, ...] = ()) -> Iterator[None]:
             raise
         said = plain(error) or "no message"
         raise UserError(f"{what} with {type(error).__name__}: {said[:300]}{_shown(place)}; mend it") from error
+
+
+def users_module(path: Path) -> ModuleType:
+    """Import a file of the user's, with the user's rights.
+
+    Raises:
+        UserError: it raised; says file, line and that line's text.
+    """
+    spec = spec_from_file_location(f"given.{path.stem}", path)
+    assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    with given_by_the_user(f"{path} does not import"):
+        spec.loader.exec_module(module)
+    return module
 
 
 def failed_at(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """The events of a campaign's journal, and the summary that is made of them."""
 
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
@@ -11,6 +12,8 @@ from stages.contracts.reward_rows import LeaderboardRow, TaskRow, TestRow
 __all__ = [
     "CAMPAIGN",
     "EVENT",
+    "Asked",
+    "CallStatus",
     "CampaignSummary",
     "Choices",
     "Ended",
@@ -21,11 +24,14 @@ __all__ = [
     "Iteration",
     "Proposed",
     "Reached",
+    "Replied",
     "Result",
     "SpecFacts",
     "Started",
+    "Stopped",
     "TestOpened",
     "TestResult",
+    "Tokens",
 ]
 
 SpecFacts = dict[str, JsonValue]
@@ -35,7 +41,7 @@ Choices = dict[str, bool | int | float | str]
 
 
 Reached = Literal["import", "train", "validation"]
-"""How far a proposal was taken; without a cascade always to validation."""
+"""How far a proposal was taken; without a cascade to validation, unless it is no method at all."""
 
 
 class Chained(Record):
@@ -65,6 +71,84 @@ class Started(Chained):
     """Of its random choices."""
 
 
+CallStatus = Literal[
+    "ok", "no_usage",
+    "empty", "refused", "filtered", "truncated", "context", "invalid",
+    "rate_limited", "server_error", "timeout", "dropped", "unreachable",
+    "auth", "not_found", "bad_request", "malformed",
+    "lost",
+]  # fmt: skip
+"""What came of one call to a language model. First line: there is an answer, with or without a count of its tokens.
+Second: the model gave nothing that can be used. Third: the server could not for now. Fourth: something is set up
+wrongly. Last: the process ended before the reply was written down."""
+
+
+class Tokens(Record):
+    """What a reply says it took."""
+
+    input: int
+    """Tokens of the prompt at the full price."""
+    cache_read: int = 0
+    """Tokens of the prompt that the server took from its cache."""
+    cache_write: int = 0
+    """Tokens of the prompt that the server put into its cache."""
+    output: int
+    """Tokens of the answer, reasoning included."""
+
+
+class Asked(Chained):
+    """A language model is about to be asked: its price is reserved."""
+
+    event: Literal["asked"] = "asked"
+    """Kind of event."""
+    about: str
+    """What is asked for, such as ``slot 3``."""
+    attempt: int
+    """Counted from 0, for what is asked for."""
+    model: str
+    """<provider>/<name>."""
+    prompt: str
+    """First 16 hex digits of the sha256 of everything sent."""
+    prices: dict[str, Decimal]
+    """USD per million tokens at that moment; empty where unknown."""
+    reserved_usd: Decimal
+    """The most that it may cost."""
+    context: dict[str, JsonValue]
+    """What whoever asks wants to read again."""
+
+
+class Replied(Chained):
+    """What came of asking."""
+
+    event: Literal["replied"] = "replied"
+    """Kind of event."""
+    about: str
+    """What was asked for."""
+    attempt: int
+    """Which of the calls about it."""
+    status: CallStatus
+    """What came of it, in one word."""
+    text: str
+    """The answer."""
+    detail: str
+    """Why there is none that can be used; empty otherwise."""
+    tokens: Tokens | None
+    """Null where the reply does not say."""
+    usd: Decimal
+    """What it is counted as: by its tokens, or the whole reservation where the reply does not say."""
+
+
+class Stopped(Chained):
+    """A campaign ends before its budget is used up. Continued, it asks again what it could not ask."""
+
+    event: Literal["stopped"] = "stopped"
+    """Kind of event."""
+    status: str
+    """Status of the last call, or ``spent``."""
+    reason: str
+    """Why, and what to do."""
+
+
 class Proposed(Chained):
     """The researcher proposes a method."""
 
@@ -84,6 +168,10 @@ class Proposed(Chained):
     """Iterations of the proposals it was made from."""
     diff: str
     """How it differs from its first parent; empty where it has none."""
+    outcome: Literal["ok", "failed", "infra"] = "ok"
+    """Whether there is a method to be judged; if not, whether that says something of the researcher."""
+    fault: str = ""
+    """Why there is none; empty otherwise."""
 
 
 class Result(Chained):
@@ -170,7 +258,7 @@ class TestResult(Chained):
     """Contenders without a score, by name."""
 
 
-Event = Fingerprint | Started | Proposed | Result | Infra | TestOpened | TestResult
+Event = Fingerprint | Started | Asked | Replied | Stopped | Proposed | Result | Infra | TestOpened | TestResult
 EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 """One line of events.jsonl."""
 

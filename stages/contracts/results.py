@@ -16,6 +16,7 @@ from stages.contracts.dictionary_rows import (
     SWEEP_METRICS,
 )
 from stages.contracts.journal import CAMPAIGN
+from stages.contracts.research_rows import COMPARISON, LABELS, TEST_PATH
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -30,16 +31,18 @@ from stages.contracts.reward_rows import (
     TRAIN,
 )
 
-__all__ = ["ELSEWHERE", "FILES"]
+__all__ = ["BY_HAND", "ELSEWHERE", "FILES"]
 
 Shape = BaseModel | tuple[BaseModel, ...]
 FILES = {
     file.name: file
     for file in (
         LEADERBOARD, TRAIN, STATEMENTS, PER_TASK, SENSITIVITY, CONTROLS, CAMPAIGN, TEST, TEST_STATEMENTS, TEST_PER_TASK,
-        FRESH, NULL, DICTIONARIES, PROXIES, CIRCUITS,
+        TEST_PATH, FRESH, NULL, DICTIONARIES, PROXIES, CIRCUITS,
     )
 }  # fmt: skip
 """metrics/<name>.json, in the order of the report."""
+BY_HAND = (COMPARISON, LABELS)
+"""metrics/<name>.json that a command makes, and the report shows where it is there."""
 ELSEWHERE = (DICTIONARY_METRICS, SWEEP_METRICS, GALLERY, DOWNSTREAM, KNOWN_CIRCUITS, DRAWINGS)
 """Files of a target or of the circuits, whose place stages/base/paths.py knows."""

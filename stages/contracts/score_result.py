@@ -1,10 +1,13 @@
-"""What `lensmith score` says of one method: its rows beside the built-in ones, and what its answers were charged."""
+"""What `lensmith score` says: of one method, its rows beside the built-in ones and what its answers were charged; of
+several, their table."""
+
+from typing import Literal
 
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Record
 from stages.contracts.reward_rows import FreshRow, LeaderboardRow, NullRow, StatementRow, TaskRow
 
-__all__ = ["Meters", "ScoreResult"]
+__all__ = ["Entry", "Meters", "ScoreResult", "ScoreTable"]
 
 
 class Meters(Record):
@@ -44,6 +47,8 @@ class ScoreResult(Record):
     """Its row and those of the built-in methods, per split, best first."""
     statements: tuple[StatementRow, ...]
     """The same in numbers, of it and of the built-in methods, corrected for the number of methods in the table."""
+    against: tuple[StatementRow, ...] = ()
+    """The same of its reward less that of one built-in method, task by task, where that was asked for."""
     per_task: tuple[TaskRow, ...]
     """Its row on each task."""
     fresh_gap: tuple[FreshRow, ...]
@@ -56,3 +61,33 @@ class ScoreResult(Record):
     """Size of I(M) on all targets."""
     interpret_cpu_s: float
     """CPU seconds of computing it."""
+
+
+class Entry(Record):
+    """One method of a table."""
+
+    method: str
+    """Its name."""
+    origin: Literal["file", "built in", "campaign"]
+    """Where it comes from; campaign: the best that a search found."""
+    outcome: Outcome
+    """The worst over the tasks; void and infra are no score, and have no rows."""
+    reason: str
+    """Why it is not ok; empty otherwise."""
+
+
+class ScoreTable(Record):
+    """Several methods, scored together."""
+
+    methods: tuple[Entry, ...]
+    """Every method of the table."""
+    rows: tuple[LeaderboardRow, ...]
+    """Their rows per split, best first."""
+    statements: tuple[StatementRow, ...]
+    """What may be said of each, corrected for the number of methods in the table."""
+    against: tuple[StatementRow, ...]
+    """The same of the difference from one of them, where that was asked for."""
+    per_task: tuple[TaskRow, ...]
+    """Rows per task of the methods that were scored for this table."""
+    notes: tuple[str, ...]
+    """What a reader should know beside the numbers."""

@@ -7,7 +7,8 @@ is brought into the present form as SAELens's own loader does it. What cannot be
 Shape legend: D = width of the input, O = of the output, F = latents.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +21,7 @@ from stages.contracts.target import Target
 from stages.dictionaries.architectures.codec import ENCODERS, latent_kind
 from stages.errors import UserError
 
-__all__ = ["check_place", "checked_weights", "present_form", "unknown_architecture"]
+__all__ = ["check_place", "checked_weights", "present_form", "present_hook", "unknown_architecture"]
 
 ABOUT = (
     "model_name", "hook_name", "model_class_name", "hook_head_index", "model_from_pretrained_kwargs", "prepend_bos",
@@ -126,22 +127,43 @@ def _misfit(architecture: str, held: set[str], missing: list[str], more: list[st
     return f"{text}; leave them out of the file, or name the architecture they are of"
 
 
-def check_place(about: Mapping[str, JsonValue], target: Target, hook: str) -> None:
+def check_place(
+    about: Mapping[str, JsonValue], target: Target, hook: str, known_as: Collection[str] = frozenset()
+) -> None:
     """What a dictionary says it is of, against what it is about to be used on; what it does not say is not compared.
+
+    Args:
+        known_as: other names of the same model.
 
     Raises:
         UserError: another target, another hook point, or the target as it was before it was trained again.
     """
-    for key, wanted, option in (("model_name", target.name, "target"), ("hook_name", hook, "hook")):
-        said = about.get(key)
-        if said is not None and said != wanted:
-            raise UserError(
-                f"the dictionary is of {option} {said!r} (metadata.{key} in its cfg.json), not of {wanted!r}: leave"
-                f" --target and --hook out, or correct cfg.json if {wanted!r} is the same by another name"
-            )
+    said = about.get("model_name")
+    if said is not None and said not in {target.name, *known_as}:
+        raise UserError(
+            f"the dictionary is of model {said!r} (metadata.model_name in its cfg.json), not of {target.name!r}: name"
+            f" the target that it is of; if {target.name!r} is that model by another name, `lensmith dictionaries"
+            f" attach ... --model {said}` says so"
+        )
+    said = about.get("hook_name")
+    if said is not None and said != hook and present_hook(str(said), target) != hook:
+        raise UserError(
+            f"the dictionary is of hook point {said!r} (metadata.hook_name in its cfg.json), not of {hook!r}: leave"
+            " --target and --hook out, or correct cfg.json if the two are the same by another name"
+        )
     digest = about.get("target_digest")
     if digest is not None and digest != target.digest:
         raise UserError(
             f"the dictionary is of {target.name} with digest {str(digest)[:12]}, which is now {target.digest[:12]}: the"
             " target was trained again, so train the dictionary again too"
         )
+
+
+def present_hook(said: str, target: Target) -> str:
+    """A hook point by the name that a target has for it: what enters a block is what leaves the one before it."""
+    known = {hook.name for hook in target.spec.hooks}
+    entering = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", said)
+    if said in known or entering is None:
+        return said
+    before = f"blocks.{int(entering[1]) - 1}.hook_resid_post"
+    return before if before in known else said

@@ -34,13 +34,22 @@ def load_dictionary(folder: Path) -> Dictionary:
     Raises:
         UserError: a file is missing or damaged, or the weights are not those of the architecture in cfg.json.
     """
-    cfg_file = paths.require(folder / CFG, "dictionaries")
-    weights_file = paths.require(folder / WEIGHTS, "dictionaries")
+    cfg_file, weights_file = folder / CFG, folder / WEIGHTS
+    for file in (cfg_file, weights_file):
+        if not file.is_file():
+            raise UserError(
+                f"{folder} holds no {file.name}: copy it from where the dictionary was saved, or run `lensmith run` if"
+                " it is one of a target's own"
+            )
     try:
         given: object = json.loads(cfg_file.read_text(encoding="utf-8"))
         weights: dict[str, Tensor] = load_file(weights_file)
     except (ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} is damaged ({error}): delete it and run stage `dictionaries`") from error
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"{folder} is damaged ({said}): copy it again from where it was saved, or delete it and run stage"
+            " `dictionaries` if it is one of a target's own"
+        ) from error
     cfg = present_form(given, cfg_file)
     return cast(Dictionary, {"cfg": cfg, **checked_weights(cfg, weights, folder)})
 

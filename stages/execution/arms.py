@@ -21,7 +21,7 @@ Shape legend: N = instances, E = evaluation instances, I = items, K = features.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,7 @@ from stages.contracts.pay import flop_reduction, reward
 from stages.contracts.target import Target
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.execution.looking import look_price
+from stages.execution.policies import Menu, Offer, Policy, checked_choice
 from stages.execution.settings import ExecutorConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
@@ -114,6 +115,7 @@ def solve(
     config: ExecutorConfig,
     black_box: Sequence[Fit] | None = None,
     public: FloatArray | None = None,
+    policy: Policy | None = None,
 ) -> tuple[list[ArmResult], list[Fit]]:
     """One arm on one task and seed, at every budget.
 
@@ -122,6 +124,10 @@ def solve(
         answer_flops: per instance.
         black_box: the fits without an answer, where they are known from the baseline arm.
         public: (N, I, K) what the question holds, for nothing.
+        policy: chooses in the place of M2's rule.
+
+    Raises:
+        ValueError: ``policy`` chose what is not on the menu.
 
     Returns:
         One result per budget, and the fits without an answer: of the rungs, then of ``public`` where it is given.
@@ -155,8 +161,14 @@ def solve(
         explored += answer_flops
     results = []
     models: dict[tuple[int, bool, bool], FloatArray] = {}
-    for budget, (limit, amount) in budgets_of(rungs).items():
-        chosen = _paid_for(black, with_answer, limit, amount, config)
+    budgets = budgets_of(rungs)
+    bought = {
+        budget: _paid_for(black, with_answer, limit, amount, config) for budget, (limit, amount) in budgets.items()
+    }
+    if policy is not None:
+        bought = _by_policy(policy, task, [*black, *with_answer], budgets, bought, config)
+    for budget, (_, amount) in budgets.items():
+        chosen = bought[budget]
         key = (chosen.effort, chosen.used_answer, chosen.free)
         if key not in models:
             if chosen is constant:
@@ -224,6 +236,27 @@ def _paid_for(
     gain = np.array(chosen.fit.score - alone.fit.score)
     expected = reward(gain, np.array(saved), config.pay.flop_weight, config.pay.margin)
     return chosen if float(expected) > 0.0 else alone
+
+
+def _by_policy(
+    policy: Policy,
+    task: Task,
+    options: Sequence[Option],
+    budgets: Mapping[str, tuple[float, float]],
+    by_rule: Mapping[str, Option],
+    config: ExecutorConfig,
+) -> dict[str, Option]:
+    menu = Menu(
+        kind=task.family.query_kind,
+        offers=tuple(Offer(one.effort, one.used_answer, one.free, one.flops, one.fit.score) for one in options),
+        budgets=budgets,
+        flop_weight=config.pay.flop_weight,
+        margin=config.pay.margin,
+        by_rule={
+            budget: next(i for i, one in enumerate(options) if one is option) for budget, option in by_rule.items()
+        },
+    )
+    return {budget: options[number] for budget, number in checked_choice(menu, policy.choose(menu)).items()}
 
 
 def shuffle_rows(answer: FloatArray, name: str, seed: int) -> FloatArray:

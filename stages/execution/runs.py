@@ -14,12 +14,13 @@ from stages.contracts.outcomes import SCORELESS
 from stages.contracts.target import Target
 from stages.execution.arms import FloatArray, run_ladder, shuffle_rows, solve, split, stream
 from stages.execution.calibrator import assemble, cross_validate
+from stages.execution.policies import Policy
 from stages.execution.public import plain_outputs, public_features
 from stages.execution.settings import ExecutorConfig
 from stages.execution.store import arms_key, baseline_key, kept
 from stages.tasks.storage import Task
 
-__all__ = ["arms_of", "baseline_of"]
+__all__ = ["arms_by", "arms_of", "baseline_of"]
 
 N_EMPTY = 16
 """Numbers per item in the answer that says nothing: as many as the control ``random_features`` gives."""
@@ -142,6 +143,35 @@ def _arms_of(
     assisted = arm(answered.rows)
     placebo = arm(shuffle_rows(answered.rows, task.name, seed)) if with_placebo else baseline.first
     return _arms(answered, assisted, placebo)
+
+
+def arms_by(
+    policy: Policy, task: Task, baseline: Baseline, answered: Answered, config: ExecutorConfig
+) -> tuple[Baseline, MethodArms]:
+    """The baseline, assisted and placebo arms of an M2 that chooses by ``policy`` and not by the rule; none is stored.
+
+    Args:
+        baseline: that of the rule, whose rungs and fits are used.
+
+    Raises:
+        ValueError: the answer has no arms (see ``arms_of``), or the policy chose what is not on the menu.
+    """
+    public, first, assisted, placebo = public_features(task), [], [], []
+    for seed in range(config.n_seeds):
+        alone = seed_of(baseline, seed)
+
+        def arm(rows: FloatArray | None, price: float, seed: int = seed, alone: Baseline = alone) -> list[ArmResult]:
+            return solve(task, alone.rungs[0], rows, price, seed, config, alone.fits[0], public, policy)[0]
+
+        mine = arm(None, 0.0)
+        first += mine
+        if answered.rows is not None and answered.status == "ok":
+            assisted += arm(answered.rows, answered.flops)
+            placebo += arm(shuffle_rows(answered.rows, task.name, seed), answered.flops)
+    own = replace(baseline, first=first)
+    if not assisted:
+        return own, arms_of(task, own, answered, config)
+    return own, _arms(answered, assisted, placebo)
 
 
 def _arms(answered: Answered, assisted: Sequence[ArmResult], placebo: Sequence[ArmResult]) -> MethodArms:

@@ -12,7 +12,7 @@ Shape legend: n = inputs, T = token positions, D = width, F = features, S = segm
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from stages.contracts.method import (
     Represent,
     by_group,
 )
+from stages.contracts.reading import readout
 from stages.contracts.target import (
     Component,
     HookSpec,
@@ -36,18 +37,14 @@ from stages.contracts.target import (
 )
 
 __all__ = [
-    "FinalNorm",
     "Pooling",
     "answer_with",
     "bounded",
     "by_component",
     "component_values",
     "corpus_vectors",
-    "final_norm",
     "hook_names",
     "present_only",
-    "readout",
-    "unembedding",
     "vectors",
 ]
 
@@ -59,13 +56,6 @@ PASS_BYTES = 1 << 28
 """What is captured in one forward pass, at most."""
 WIDEST = 4096
 """Features an answer may have."""
-EPS = 1e-5
-"""Of the last norm, in every target here."""
-
-
-def readout(spec: TargetSpec) -> int | None:
-    """Token position the outputs are read from; None where hook points have no positions."""
-    return None if spec.tokens is None else spec.tokens[-1][-1]
 
 
 def hook_names(spec: TargetSpec, roles: Sequence[str]) -> list[str]:
@@ -80,47 +70,6 @@ def bounded(spec: TargetSpec, names: Sequence[str]) -> list[str]:
         if sum(spec.hook(name).width for name in kept) <= WIDEST:
             return kept
     return []
-
-
-def unembedding(spec: TargetSpec, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(C, D) what maps the last residual stream to the outputs, and its bias (C,), zeros where there is none.
-
-    TransformerLens keeps ``W_U`` as (D, C), a linear layer keeps ``weight`` as (C, D): the name says which. The shape
-    would not where there are as many outputs as the stream is wide.
-    """
-    assert spec.unembed is not None, "ask for it where there is one"
-    owner, _, kind = spec.unembed.rpartition(".")
-    matrix = weights[spec.unembed]
-    bias = weights.get(f"{owner}.b_U" if kind == "W_U" else f"{owner}.bias")
-    matrix = matrix.T.contiguous() if kind == "W_U" else matrix
-    return matrix, torch.zeros(matrix.shape[0]) if bias is None else bias
-
-
-class FinalNorm(NamedTuple):
-    """The norm between the last residual stream and the unembedding."""
-
-    weight: Tensor
-    """(D,)."""
-    bias: Tensor | None
-    """(D,); None: it does not centre (root mean square, Zhang and Sennrich 2019, arXiv 1910.07467)."""
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        centred = values if self.bias is None else values - values.mean(-1, keepdim=True)
-        scale = ((centred * centred).mean(-1, keepdim=True) + EPS).rsqrt()
-        scaled = centred * scale * self.weight
-        return scaled if self.bias is None else scaled + self.bias
-
-
-def final_norm(spec: TargetSpec, weights: Mapping[str, Tensor]) -> FinalNorm | None:
-    """The target's last norm by its names here (``weight``, ``bias``) or in TransformerLens (``w``, ``b``); None where
-    there is none."""
-    if spec.norm is None:
-        return None
-    weight = weights.get(f"{spec.norm}.weight", weights.get(f"{spec.norm}.w"))
-    if weight is None:
-        raise ValueError(f"{spec.name} has no weight {spec.norm}.weight or {spec.norm}.w; its spec names {spec.norm!r}")
-    return FinalNorm(weight, weights.get(f"{spec.norm}.bias", weights.get(f"{spec.norm}.b")))
 
 
 def present_only(spec: TargetSpec, inputs: Tensor, captured: Mapping[str, Tensor]) -> dict[str, Tensor]:

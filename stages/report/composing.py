@@ -12,8 +12,10 @@ from stages.contracts.reward_rows import LeaderboardRow, NullRow, TaskRow
 from stages.report import circuits, latents, listing, wording
 from stages.report.comparing import arms, cost_curve, forest, pareto, pareto_front, task_caption
 from stages.report.drawing import Drawn
+from stages.report.lineage import tree_section
 from stages.report.matrix import SPLITS, kind_matrix, kind_of, matrix
 from stages.report.provenance import provenance, sources
+from stages.report.research import compare_section, labels_section, path_section
 from stages.report.results import Results
 from stages.report.sections import (
     ORACLE,
@@ -72,6 +74,10 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         pareto=_pareto(board, results.per_task),
         costs=_costs(per_task, [row.method for row in board], results.kinds),
         campaign=campaign_section(results.campaign, results.best_built_in) if results.campaign else None,
+        tree=tree_section(results.journal),
+        compare=compare_section(results.comparison) if results.comparison else None,
+        labels=labels_section(results.labels),
+        path=path_section(results.path, results.campaign) if results.campaign else None,
         test=test_section(results),
         sensitivity=sensitivity_section(results.sensitivity) if results.sensitivity else None,
         controls=listing.controls_table(results.controls) if results.controls else None,

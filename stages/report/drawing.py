@@ -100,11 +100,13 @@ class Plot:
         text: str = "",
         shape: Shape = "circle",
         label: tuple[int, int] = (0, 0),
+        href: str = "",
     ) -> None:
         """A data point with its intervals; ``title`` is shown on hover and read aloud.
 
         Args:
             label: where the symbol with its text stands, in pixels from the point; a line leads there from a dot.
+            href: a place of the page that it leads to.
         """
         parts = [f"<title>{escape(title)}</title>"]
         at_x, at_y = self.px(x), self.py(y)
@@ -128,15 +130,16 @@ class Plot:
             )
         else:
             parts += drawn
-        self._add(f'<g class="mark {kind}">{"".join(parts)}</g>')
+        self._add(_linked(f'<g class="mark {kind}">{"".join(parts)}</g>', href))
         self.n_marks += 1
 
-    def cross(self, x: float, y: float, title: str) -> None:
+    def cross(self, x: float, y: float, title: str, href: str = "") -> None:
         """A data point without a value: something failed here."""
-        self._add(
+        drawn = (
             f'<g class="mark cross"><title>{escape(title)}</title>'
             f'<text x="{self.px(x)}" y="{self.py(y)}" dy=".35em" text-anchor="middle">\u2715</text></g>'
         )
+        self._add(_linked(drawn, href))
         self.n_marks += 1
 
     def text(self, x: str, y: float, text: str, kind: str, anchor: Anchor = "start", dx: int = 0) -> None:
@@ -154,6 +157,10 @@ class Plot:
 
     def _add(self, element: str) -> None:
         self._parts.append(element)
+
+
+def _linked(element: str, href: str) -> str:
+    return f'<a href="{escape(href)}">{element}</a>' if href else element
 
 
 class Drawn(NamedTuple):

@@ -15,7 +15,7 @@ from stages.base import paths
 from stages.base.params import profile_name
 from stages.contracts.circuit_rows import DRAWINGS
 from stages.contracts.dictionary_rows import GALLERY
-from stages.contracts.results import FILES
+from stages.contracts.results import BY_HAND, FILES
 
 __all__ = ["Source", "commit", "provenance", "sources"]
 
@@ -39,6 +39,7 @@ def sources() -> dict[str, Source]:
     found = {
         one.name: Source(one.path().relative_to(root).as_posix(), f"dvc repro {one.made_by}") for one in FILES.values()
     }
+    found |= {one.name: Source(one.path().relative_to(root).as_posix(), one.made_by) for one in BY_HAND}
     galleries = paths.dictionaries_dir("*") / "gallery.json"
     drawings = paths.circuits_dir() / "drawings.json"
     found[GALLERY.name] = Source(galleries.relative_to(root).as_posix(), f"dvc repro {GALLERY.made_by}")

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from stages.base import paths
 from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, CircuitDrawing, CircuitRow
 from stages.contracts.dictionary_rows import DICTIONARIES, GALLERY, PROXIES, DictionaryRow, Gallery, ProxyRow
-from stages.contracts.journal import CAMPAIGN, CampaignSummary
+from stages.contracts.journal import CAMPAIGN, EVENT, CampaignSummary, Event
 from stages.contracts.record import ResultFile
+from stages.contracts.research_rows import COMPARISON, LABELS, TEST_PATH, Comparison, LabelsRow, PathRow
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -67,6 +70,13 @@ class Results:
     dictionaries: Sequence[DictionaryRow] = ()
     sensitivity: SensitivityTable | None = None
     campaign: CampaignSummary | None = None
+    journal: Sequence[Event] = ()
+    """Of the campaign."""
+    path: Sequence[PathRow] = ()
+    """Its incumbents on the sealed test."""
+    comparison: Comparison | None = None
+    labels: Sequence[LabelsRow] = ()
+    """Methods by the number of labels."""
     galleries: Sequence[Gallery] = ()
     """One per dictionary."""
     proxies: Sequence[ProxyRow] = ()
@@ -121,19 +131,26 @@ def load_results() -> Results:
     controls, campaign = reader.read(CONTROLS, ()), reader.optional(CAMPAIGN)
     test, test_per_task = reader.read(TEST, ()), reader.read(TEST_PER_TASK, ())
     statements = (*reader.read(STATEMENTS, ()), *reader.read(TEST_STATEMENTS, ()))
+    path, journal = reader.read(TEST_PATH, ()), _journal()
+    comparison = COMPARISON.load() if COMPARISON.path().is_file() else None
+    if comparison is None:
+        reader.missing.append(Missing(COMPARISON.name, COMPARISON.about, COMPARISON.made_by))
+    labels = LABELS.load() if LABELS.path().is_file() else ()
+    if not labels:
+        reader.missing.append(Missing(LABELS.name, LABELS.about, LABELS.made_by, empty=LABELS.path().is_file()))
     fresh, nulls = reader.read(FRESH, ()), reader.read(NULL, ())
     dictionaries = reader.read(DICTIONARIES, ())
     proxies, circuits = reader.read(PROXIES, ()), reader.read(CIRCUITS, ())
     galleries: list[Gallery] = []
-    for path in sorted(paths.dictionaries_dir("any").parent.glob("*/gallery.json")):
-        if not path.parent.name.startswith("."):
-            galleries += GALLERY.load(path).dictionaries
+    for one in sorted(paths.dictionaries_dir("any").parent.glob("*/gallery.json")):
+        if not one.parent.name.startswith("."):
+            galleries += GALLERY.load(one).dictionaries
     if not galleries:
         reader.missing.append(Missing("galleries", GALLERY.about, f"dvc repro {GALLERY.made_by}"))
-    path = paths.circuits_dir() / "drawings.json"
-    drawings = DRAWINGS.load(path).circuits if path.is_file() else ()
+    drawn = paths.circuits_dir() / "drawings.json"
+    drawings = DRAWINGS.load(drawn).circuits if drawn.is_file() else ()
     if not drawings:
-        reader.note(DRAWINGS, path.is_file())
+        reader.note(DRAWINGS, drawn.is_file())
     found = (leaderboard, train, per_task, sensitivity, controls, campaign, test, test_per_task, fresh, dictionaries)
     if not any((*found, proxies, circuits, galleries)):
         raise UserError(f"there is no result in {paths.metrics_file('any').parent}: make them with `lensmith run`")
@@ -150,6 +167,10 @@ def load_results() -> Results:
         dictionaries=dictionaries,
         sensitivity=sensitivity,
         campaign=campaign,
+        journal=journal,
+        path=path,
+        comparison=comparison,
+        labels=labels,
         galleries=galleries,
         proxies=proxies,
         circuits=circuits,
@@ -157,6 +178,17 @@ def load_results() -> Results:
         kinds=_kinds(),
         missing=reader.missing,
     )
+
+
+def _journal() -> tuple[Event, ...]:
+    """Events of the campaign whose summary the page shows."""
+    path = paths.campaign_dir("campaign") / "events.jsonl"
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(EVENT.validate_json(line, strict=True) for line in path.read_bytes().splitlines())
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: make it anew with `dvc repro -f {CAMPAIGN.made_by}`") from error
 
 
 def _kinds() -> dict[str, str]:

@@ -5,6 +5,7 @@ that is not there leaves its section empty, with the command that makes it. ``fi
 """
 
 import sys
+from pathlib import Path
 
 from pydantic import Field
 
@@ -17,7 +18,7 @@ from stages.report.figure import leaderboard_svg
 from stages.report.results import load_results
 from stages.report.wording import summary
 
-__all__ = ["Config", "figure", "main", "project", "run"]
+__all__ = ["Config", "figure", "main", "project", "refresh", "run"]
 
 
 class Config(Params):
@@ -38,6 +39,15 @@ def run(config: Config) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(page)
     return len(page)
+
+
+def refresh() -> Path | None:
+    """Make the page anew where there is one: a command wrote a result that it shows. Returns its place."""
+    path = paths.report_file()
+    if not path.is_file():
+        return None
+    run(load("report", Config))
+    return path
 
 
 def figure() -> None:

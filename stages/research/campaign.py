@@ -4,6 +4,9 @@ The journal is the truth. An iteration is a ``proposed`` event and a ``result`` 
 repeats the work of that iteration and nothing else, and proposes the same method, since proposals depend on seed and
 journal alone. The slots of a batch are all proposed before the first of them is judged.
 
+A batch is tried by several workers, one proposal each. Only this process writes: results are judged against the
+incumbent and appended in the order of slots, whoever was done first. So the journal does not hang on their number.
+
 What the journal says of validation is what the gate lets through. The rows behind it are computed from the arms again
 where the next challenger is compared with the incumbent.
 
@@ -12,23 +15,29 @@ researcher, and what failed for the machinery's sake is tried again before it is
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
+
+from joblib import Parallel, delayed
 
 from stages.base.files import save_json
 from stages.base.processes import process_pool
-from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started
+from stages.contracts.journal import Infra, Proposed, Result, SpecFacts, Started, Stopped
 from stages.contracts.outcomes import worst
+from stages.errors import UserError
 from stages.execution.results import load_arms, save_arms
 from stages.research.cascade import promising, static_fault
 from stages.research.gate import Gate
 from stages.research.journal import Journal, incumbent
 from stages.research.lineage import difference
-from stages.research.researcher import Researcher
-from stages.research.view import batch_start, seen_of, view_of
+from stages.research.researcher import Halt, Researcher
+from stages.research.view import seen_of, view_of
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.reward.statements import MAX_UNSEEN
+from stages.scoring.candidate import Candidate
 from stages.scoring.evaluate import Evaluation, evaluate
 from stages.scoring.judge import host_of, judge_arms
 from stages.scoring.proposals import as_json, candidate_of, from_json, shown
@@ -38,9 +47,7 @@ __all__ = ["Campaign", "objective"]
 
 ATTEMPTS = 3
 """Times one iteration is tried where the machinery fails."""
-SLOW_ATTEMPTS = 2
-"""Times it is tried where a method was stopped by the clock: a busy machine is no fault of the method."""
-WALL = "wall limit"
+TaskNames = Sequence[tuple[str, str]]
 Progress = Callable[[str], None]
 
 
@@ -50,6 +57,32 @@ def objective(train_reward: float, feedback: float | None) -> float:
     A cascade does not ask validation about everything; what was not asked counts as nothing gained there.
     """
     return (train_reward + (feedback or 0.0)) / 2
+
+
+class Tried(NamedTuple):
+    """A trial, and how the machinery failed before it."""
+
+    trial: Evaluation[None]
+    failures: tuple[str, ...]
+
+
+def attempt(candidate: Candidate, tasks: TaskNames, settings: Settings, pool: Parallel | None = None) -> Tried:
+    """The trial of a candidate on tasks, repeated where the machinery fails.
+
+    Args:
+        pool: workers for the tasks; None: one after the other, here.
+    """
+    failures: list[str] = []
+    while True:
+        host = host_of(candidate, settings)
+        trial: Evaluation[None] = evaluate(candidate, tasks, host, settings.execution, pool=pool)
+        if trial.outcome != "infra":
+            return Tried(trial, tuple(failures))
+        failures.append(trial.reason)
+        if len(failures) == ATTEMPTS:
+            return Tried(
+                replace(trial, reason=f"the machinery failed {ATTEMPTS} times: {trial.reason}"), tuple(failures)
+            )
 
 
 class Campaign:
@@ -62,7 +95,7 @@ class Campaign:
         settings: configurations of the stages.
         budget: iterations.
         progress: told one line per iteration.
-        jobs: processes.
+        jobs: processes, each of which tries one proposal of a batch at a time.
         held_out: names of families that no reason may name.
         cascade: ask validation only about what earns more on train than the incumbent.
     """
@@ -84,22 +117,83 @@ class Campaign:
         self.budget, self.progress, self.jobs, self.cascade = budget, progress, jobs, cascade
         self.held_out = sorted({*held_out, *(family for family, _ in tasks["validation"])}, key=len, reverse=True)
         self.journal = Journal(folder / "events.jsonl")
+        self._kept: dict[tuple[int, str], list[Judged]] = {}
 
     def run(self, on_result: Callable[[Result], None]) -> None:
-        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order."""
+        """Continue to the end of the budget; ``on_result`` is told every result, old ones included, in order.
+
+        Raises:
+            UserError: the researcher cannot propose for now. What it had proposed is judged.
+        """
+        halted: Halt | None = None
         if self.journal.first(Started) is None:
             self.journal.append(Started(researcher=self.researcher.name, seed=self.researcher.seed))
-        for iteration in range(self.budget):
-            if batch_start(iteration, self.researcher.batch) == iteration:
-                for slot in range(iteration, min(iteration + self.researcher.batch, self.budget)):
-                    self._proposed(slot)
-            result = next((one for one in self.journal.of(Result) if one.iteration == iteration), None)
-            if result is None:
-                result = self._iterate(iteration)
-                self.progress(describe(result, self.budget))
-            self.researcher.update(seen_of(self._proposed(iteration), result))
-            self._save_theta()
-            on_result(result)
+        for start in range(0, self.budget, self.researcher.batch):
+            slots = range(start, min(start + self.researcher.batch, self.budget))
+            halted = self._propose_batch(slots)
+            batch = [one for one in self.journal.of(Proposed) if one.iteration in slots]
+            known = {one.iteration: one for one in self.journal.of(Result)}
+            trials = self._trials([one for one in batch if one.iteration not in known and not self._fault(one)])
+            for proposed in batch:
+                result = known.get(proposed.iteration)
+                if result is None:
+                    result = self._unfit(proposed) if self._fault(proposed) else self._iterate(proposed, next(trials))
+                    self.progress(describe(result, self.budget))
+                self.researcher.update(seen_of(proposed, result))
+                self._save_theta()
+                on_result(result)
+            if halted is not None:
+                break
+        if halted is not None:
+            said = self._without_names(halted.reason)
+            self.journal.append(Stopped(status=halted.status, reason=said))
+            if halted.status != "spent":
+                raise UserError(said)
+            self.progress(f"stopped: {said}")
+
+    def _propose_batch(self, slots: range) -> Halt | None:
+        """Propose for a batch, in order; why not for all of it, where that is so."""
+        known = {one.iteration for one in self.journal.of(Proposed)}
+        wanted = [slot for slot in slots if slot not in known]
+        try:
+            if wanted:
+                self.researcher.prepare(self.journal, wanted)
+            for slot in wanted:
+                self._proposed(slot)
+        except Halt as halt:
+            return halt
+        return None
+
+    def _trials(self, batch: Sequence[Proposed]) -> Iterator[Tried]:
+        """The first trial of each proposal, in their order: on all tasks, or with a cascade on those of train."""
+        tasks = [*self.tasks["train"], *(() if self.cascade else self.tasks["validation"])]
+        work = [(candidate_of(from_json(one.spec), one.name), tasks, self.settings) for one in batch]
+        done = 0
+        if self.jobs > 1 and len(work) > 1:
+            try:
+                with process_pool(self.jobs, return_as="generator") as pool:
+                    for tried in pool(delayed(attempt)(*one) for one in work):
+                        done += 1
+                        yield tried
+            except BrokenProcessPool as error:
+                # Over which of them it ended is not known, so no event says it: alone, each answers for itself.
+                self.progress(f"a worker ended ({type(error).__name__}); what is left of the batch is tried one by one")
+        for one in work[done:]:
+            with process_pool(self.jobs) as pool:
+                yield attempt(*one, pool=pool if self.jobs > 1 else None)
+
+    def _fault(self, proposed: Proposed) -> str:
+        """Why there is nothing to try; empty where there is."""
+        if proposed.fault or not (self.cascade and "source" in proposed.spec):
+            return proposed.fault
+        return static_fault(str(proposed.spec["source"]))
+
+    def _unfit(self, proposed: Proposed) -> Result:
+        """The result of a proposal that there is nothing to try of."""
+        outcome = proposed.outcome if proposed.fault else "failed"
+        nothing: Evaluation[None] = Evaluation(outcome, self._fault(proposed), "import", [])
+        told = {"objective": 0.0 if outcome == "failed" else None, "reached": "import"}
+        return self.journal.append(self._result(proposed, nothing).model_copy(update=told))
 
     def _proposed(self, slot: int) -> Proposed:
         """The proposal of a slot, asked for and written down where there is none."""
@@ -120,27 +214,24 @@ class Campaign:
                 operator=move.operator,
                 parents=move.parents,
                 diff=difference(known[move.parents[0]].spec, facts) if move.parents else "",
+                outcome=move.outcome,
+                fault=self._without_names(move.fault),
             )
         )
 
     def judged(self, iteration: int, split: str) -> list[Judged]:
-        """Judged arms of a finished iteration, read from disk."""
+        """Judged arms of a finished iteration, read from disk where they are not at hand."""
+        if (iteration, split) in self._kept:
+            return self._kept[iteration, split]
         folder = self.folder / "arms" / f"{iteration:04d}"
         names = [f"{family}.{target}" for family, target in self.tasks[split]]
         arms = {name: load_arms(folder, name) for name in names}
         return judge_arms(arms, self.tasks[split], self.settings.reward)
 
-    def _iterate(self, iteration: int) -> Result:
-        proposed = self._proposed(iteration)
+    def _iterate(self, proposed: Proposed, tried: Tried) -> Result:
+        iteration, trial = proposed.iteration, self._told(proposed, tried)
         # Half an iteration's arms, if it was killed.
         shutil.rmtree(self.folder / "arms" / f"{iteration:04d}", ignore_errors=True)
-        fault = static_fault(str(proposed.spec["source"])) if self.cascade and "source" in proposed.spec else ""
-        if fault:
-            nothing: Evaluation[None] = Evaluation("failed", fault, "import", [])
-            told = {"objective": 0.0, "reached": "import"}
-            return self.journal.append(self._result(proposed, nothing).model_copy(update=told))
-        both = [*self.tasks["train"], *(() if self.cascade else self.tasks["validation"])]
-        trial = self._try(iteration, proposed, both)
         if not trial.scored:
             so_far = {"reached": "train"} if self.cascade else {}
             return self.journal.append(self._result(proposed, trial).model_copy(update=so_far))
@@ -160,12 +251,17 @@ class Campaign:
                         }
                     )
                 )
-            trial = _both(trial, self._try(iteration, proposed, self.tasks["validation"]))
+            candidate = candidate_of(from_json(proposed.spec), proposed.name)
+            more = attempt(candidate, self.tasks["validation"], self.settings)
+            trial = _both(trial, self._told(proposed, more))
             if not trial.scored:
                 return self.journal.append(self._result(proposed, trial))
         self._save_arms(iteration, trial)
         validation = judge_arms(trial.arms, self.tasks["validation"], self.settings.reward)
         rival = None if best is None else self.judged(best.iteration, "validation")
+        self._kept = {(iteration, "train"): train, (iteration, "validation"): validation}
+        if best is not None and rival is not None:
+            self._kept[best.iteration, "validation"] = rival
         gate = Gate(self.budget, used=sum(one.feedback is not None for one in self.journal.of(Result)))
         decision = gate.decide(validation, rival)
         train_row = leaderboard_row(proposed.name, "train", train)
@@ -182,20 +278,13 @@ class Campaign:
         for name, of_task in trial.arms.items():
             save_arms(of_task, self.folder / "arms" / f"{iteration:04d}", name)
 
-    def _try(self, iteration: int, proposed: Proposed, tasks: Sequence[tuple[str, str]]) -> Evaluation[None]:
-        """The trial, repeated where the machinery fails; each such failure is an event."""
-        candidate = candidate_of(from_json(proposed.spec), proposed.name)
-        for attempt in range(ATTEMPTS):
-            host = host_of(candidate, self.settings)
-            with process_pool(self.jobs) as pool:
-                trial: Evaluation[None] = evaluate(candidate, tasks, host, self.settings.execution, pool=pool)
-            slow = trial.outcome == "failed" and trial.layer == WALL
-            if trial.outcome != "infra" and not (slow and attempt + 1 < SLOW_ATTEMPTS):
-                return trial
-            reason = self._without_names(trial.reason)
-            self.journal.append(Infra(iteration=iteration, reason=reason[:300]))
-            self.progress(f"iteration {iteration + 1}/{self.budget}: {reason[:120]}")
-        return replace(trial, reason=f"the machinery failed {ATTEMPTS} times: {trial.reason}")
+    def _told(self, proposed: Proposed, tried: Tried) -> Evaluation[None]:
+        """The trial; each failure of the machinery before it is an event."""
+        for failure in tried.failures:
+            reason = self._without_names(failure)
+            self.journal.append(Infra(iteration=proposed.iteration, reason=reason[:300]))
+            self.progress(f"iteration {proposed.iteration + 1}/{self.budget}: {reason[:120]}")
+        return tried.trial
 
     def _without_names(self, reason: str) -> str:
         for family in self.held_out:

@@ -5,8 +5,8 @@
 3. ``validation``: only where the train reward is above the incumbent's. So the gate is asked seldom, and less can be
    learned about validation.
 
-Stopping between seeds or after a few instances is left out on purpose. An arm takes a hundredth of what starting the
-method's process takes, and rows of every kind of question are what a researcher learns from.
+Stopping between seeds or after a few instances is left out on purpose: an arm takes a tenth of a second, and rows of
+every kind of question are what a researcher learns from.
 """
 
 import ast

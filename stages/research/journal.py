@@ -8,12 +8,27 @@ from typing import TypeVar
 
 from pydantic import JsonValue, ValidationError
 
-from stages.contracts.journal import EVENT, Event, Fingerprint, Infra, Proposed, Result, Started, TestOpened, TestResult
+from stages.contracts.journal import (
+    EVENT,
+    Asked,
+    Event,
+    Fingerprint,
+    Infra,
+    Proposed,
+    Replied,
+    Result,
+    Started,
+    Stopped,
+    TestOpened,
+    TestResult,
+)
 from stages.errors import UserError
 
 __all__ = ["Journal", "best_found", "incumbent"]
 
-EventT = TypeVar("EventT", Fingerprint, Started, Proposed, Result, Infra, TestOpened, TestResult)
+EventT = TypeVar(
+    "EventT", Fingerprint, Started, Asked, Replied, Stopped, Proposed, Result, Infra, TestOpened, TestResult
+)
 
 
 class Journal:

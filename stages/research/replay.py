@@ -1,36 +1,24 @@
-"""Researchers on the table: campaigns that cost milliseconds, against the best of n random programs and the optimum.
+"""Researchers on the table: campaigns that cost milliseconds.
 
 A replayed campaign shows a researcher what a real one would: views in batches, train rows in full, validation rounded
 as the gate rounds it. What it found is the program with the best value, since the gate's paired draws are not in the
-table. Its train reward is compared with the exact null; so is its validation reward, which it was not chosen by alone.
+table.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from stages.base.intervals import percentile_interval
-from stages.contracts.record import Ends, Record
 from stages.errors import UserError
 from stages.research.campaign import objective
 from stages.research.gate import FINEST
-from stages.research.programs.exact import Null, best_program, contributions, null_of
 from stages.research.programs.grammar import Genome, genome_of, text_of
 from stages.research.programs.table import Cell, Column, Table
 from stages.research.researcher import Move, Researcher
-from stages.research.researchers import make_researcher
 from stages.research.view import Pending, Seen, TaskSeen, View
 from stages.reward.statements import joint_floor
 
-__all__ = ["CompareRow", "Path", "compare", "marks", "replay", "seen_on_table"]
-
-DRAWS = 2000
-"""Resamples of the seeds."""
-FloatArray = npt.NDArray[np.float64]
-Progress = Callable[[str], None]
+__all__ = ["OnTable", "Path", "replay", "seen_on_table"]
 
 
 class Path(NamedTuple):
@@ -42,60 +30,29 @@ class Path(NamedTuple):
     """Validation reward of the program with the best value so far, not rounded."""
     chosen_train: list[float]
     """Train reward of that program."""
+    chosen_tasks: list[tuple[float, ...]]
+    """Its reward on each validation task."""
+    cpu_s: list[float]
+    """CPU seconds that judging took so far."""
 
 
-class CompareRow(Record):
-    """A researcher after n proposals, over its seeds."""
+class OnTable(NamedTuple):
+    """One proposal, looked up."""
 
-    ESTIMATES: ClassVar[Ends] = {
-        name: (name, f"{name}_low", f"{name}_high")
-        for name in ("train", "better", "validation", "validation_better", "of_optimum")
-    }
-
-    researcher: str
-    """Name of the researcher."""
-    n: int
-    """Proposals."""
-    seeds: int
-    """Campaigns."""
+    seen: Seen
+    """What a campaign would show of it."""
     train: float
-    """Best train reward found, mean over seeds."""
-    train_low: float
-    """Lower end of its 95% interval: seeds are resampled, tasks and instances are fixed."""
-    train_high: float
-    """Upper end of its 95% interval."""
-    of_optimum: float
-    """The same as a share of the best program's."""
-    of_optimum_low: float
-    """Lower end of its 95% interval."""
-    of_optimum_high: float
-    """Upper end of its 95% interval."""
-    better: float
-    """Probability of improvement: that its best train reward exceeds that of the best of n random programs."""
-    better_low: float
-    """Lower end of its 95% interval."""
-    better_high: float
-    """Upper end of its 95% interval."""
-    random_train: float
-    """Expected train reward of the best of n random programs, exactly."""
+    """Its mean train reward."""
     validation: float
-    """Validation reward of the program with the best value (train and rounded validation)."""
-    validation_low: float
-    """Lower end of its 95% interval."""
-    validation_high: float
-    """Upper end of its 95% interval."""
-    validation_better: float
-    """Probability that this exceeds the validation reward of one random program."""
-    validation_better_low: float
-    """Lower end of its 95% interval."""
-    validation_better_high: float
-    """Upper end of its 95% interval."""
-    gap: float
-    """Train reward of that program less its validation reward: the tasks differ, and it was chosen more by train."""
+    """Its mean validation reward."""
+    tasks: tuple[float, ...]
+    """Its reward on each validation task."""
+    cpu_s: float
+    """CPU seconds that judging it takes on all tasks."""
 
 
-def seen_on_table(table: Table, slot: int, move: Move) -> tuple[Seen, float, float]:
-    """What a campaign would show of a proposal, its train reward and its validation reward.
+def seen_on_table(table: Table, slot: int, move: Move) -> OnTable:
+    """What the table knows of a proposal.
 
     Raises:
         UserError: the proposal is no program of the grammar.
@@ -126,7 +83,8 @@ def seen_on_table(table: Table, slot: int, move: Move) -> tuple[Seen, float, flo
         interpret_bytes=0,
         judged=sum(cell.n_seeds for cell in train),
     )
-    return seen, reward, held_out
+    rewards, cost = tuple(cell.reward for cell in validation), sum(cell.cpu_s for cell in (*train, *validation))
+    return OnTable(seen, reward, held_out, rewards, cost)
 
 
 def _task_seen(cell: Cell, column: Column) -> TaskSeen:
@@ -151,14 +109,16 @@ def _mean(cells: Sequence[Cell]) -> float:
 
 def replay(researcher: Researcher, table: Table, budget: int) -> Path:
     """One campaign on the table."""
-    path, seen = Path([], [], []), list[Seen]()
-    best_train, best_value, chosen = -math.inf, -math.inf, (0.0, 0.0)  # nothing found: working without a method
+    path, seen, spent = Path([], [], [], [], []), list[Seen](), 0.0
+    best_train, best_value = -math.inf, -math.inf
+    nothing = (0.0,) * len(table.of("validation"))
+    chosen: tuple[float, float, tuple[float, ...]] = (0.0, 0.0, nothing)  # nothing found: working without a method
     for start in range(0, budget, researcher.batch):
-        pending, told = list[Pending](), list[tuple[Seen, float, float]]()
+        pending, told = list[Pending](), list[OnTable]()
         for slot in range(start, min(budget, start + researcher.batch)):
             move = researcher.propose(View(slot=slot, seen=tuple(seen), pending=tuple(pending)), slot)
             told.append(seen_on_table(table, slot, move))
-            entry = told[-1][0]
+            entry = told[-1].seen
             pending.append(
                 Pending(
                     slot=slot,
@@ -168,65 +128,17 @@ def replay(researcher: Researcher, table: Table, budget: int) -> Path:
                     parents=entry.parents,
                 )
             )
-        for entry, train, validation in told:
-            seen.append(entry)
-            researcher.update(entry)
-            if entry.value is not None:
-                best_train = max(best_train, train)
-                if entry.value > best_value:
-                    best_value, chosen = entry.value, (train, validation)
-            path.train.append(max(best_train, 0.0) if best_train == -math.inf else best_train)
+        for one in told:
+            seen.append(one.seen)
+            researcher.update(one.seen)
+            spent += one.cpu_s
+            if one.seen.value is not None:
+                best_train = max(best_train, one.train)
+                if one.seen.value > best_value:
+                    best_value, chosen = one.seen.value, (one.train, one.validation, one.tasks)
+            path.train.append(0.0 if best_train == -math.inf else best_train)
             path.chosen_train.append(chosen[0])
             path.validation.append(chosen[1])
+            path.chosen_tasks.append(chosen[2])
+            path.cpu_s.append(spent)
     return path
-
-
-def marks(budget: int) -> list[int]:
-    """Numbers of proposals at which campaigns are compared: powers of two from 8, and the budget."""
-    return sorted({*(2**i for i in range(3, 14) if 2**i < budget), budget})
-
-
-def compare(
-    names: Sequence[str], table: Table, budget: int, seeds: int, progress: Progress = print
-) -> tuple[CompareRow, ...]:
-    """Every researcher at every mark, over the same seeds.
-
-    Args:
-        names: researchers by name or path; ``random`` and ``search`` propose programs here.
-    """
-    nulls = {split: null_of(contributions(table, split)) for split in ("train", "validation")}
-    optimum = best_program(table, "train")
-    rows: list[CompareRow] = []
-    for name in names:
-        paths = []
-        for seed in range(seeds):
-            paths.append(replay(make_researcher(name, seed, "programs"), table, budget))
-            progress(f"{name}: campaign {seed + 1} of {seeds}")
-        who = make_researcher(name, 0, "programs").name
-        rows += [_row(who, n, paths, nulls["train"], nulls["validation"], optimum) for n in marks(budget)]
-    return tuple(rows)
-
-
-def _row(who: str, n: int, paths: Sequence[Path], train: Null, validation: Null, optimum: float) -> CompareRow:
-    found = np.array([path.train[n - 1] for path in paths])
-    chosen = np.array([path.validation[n - 1] for path in paths])
-    gaps = np.array([path.chosen_train[n - 1] - path.validation[n - 1] for path in paths])
-    beats = np.array([train.beats(value, n) for value in found])
-    above = np.array([validation.beats(value, 1) for value in chosen])
-    numbers = (
-        _over_seeds("train", found)
-        | _over_seeds("better", beats)
-        | _over_seeds("validation", chosen)
-        | _over_seeds("validation_better", above)
-        | _over_seeds("of_optimum", found / optimum if optimum > 0 else np.zeros(len(found)))
-    )
-    return CompareRow(
-        researcher=who, n=n, seeds=len(paths), random_train=train.best_of(n), gap=float(gaps.mean()), **numbers
-    ).rounded()
-
-
-def _over_seeds(name: str, values: FloatArray) -> dict[str, float]:
-    """The mean over seeds and its percentile interval; the same resamples for every researcher."""
-    drawn = np.random.default_rng(0).integers(0, len(values), size=(DRAWS, len(values)))
-    low, high = percentile_interval(values[drawn].mean(1))
-    return {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -5,16 +5,18 @@ path.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import JsonValue
 
 from stages.contracts.journal import Choices
+from stages.research.journal import Journal
 from stages.research.view import Seen, View
 from stages.scoring.proposals import Proposal
 
-__all__ = ["Move", "Researcher", "Theta", "Trial"]
+__all__ = ["Halt", "Move", "Researcher", "Theta", "Trial"]
 
 Theta = dict[str, JsonValue]
 """theta.json: everything a researcher has learned."""
@@ -30,6 +32,23 @@ class Move:
     operator: str = "draw"
     parents: tuple[int, ...] = ()
     """Slots of the proposals it was made from; the first is what the diff is against."""
+    outcome: Literal["ok", "failed", "infra"] = "ok"
+    """``failed``: the researcher came up with nothing that is a method; ``infra``: what it works with failed."""
+    fault: str = ""
+    """What is wrong then; the proposal is not judged."""
+
+
+class Halt(Exception):
+    """Nothing can be proposed for now: the campaign judges what it has and ends, to be continued later.
+
+    Args:
+        status: in one word; ``spent`` ends a campaign in good order, anything else is an error.
+        reason: why, and what to do.
+    """
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
 
 
 class Trial(NamedTuple):
@@ -66,9 +85,22 @@ class Researcher(ABC):
         self.seed, self.space = seed, space
         self.trials: list[Trial] = []
 
+    def prepare(self, journal: Journal, slots: Sequence[int]) -> None:  # noqa: B027 (most have nothing to prepare)
+        """Do for all slots of a batch at once what takes long, before the first of them is asked for.
+
+        What is written into the journal here is read there again when the campaign is resumed.
+
+        Args:
+            slots: those of the batch that nothing has been proposed for.
+        """
+
     @abstractmethod
     def propose(self, view: View, slot: int) -> Move:
-        """A method for one slot, from what the view shows."""
+        """A method for one slot, from what the view shows.
+
+        Raises:
+            Halt: nothing can be proposed for now.
+        """
 
     def update(self, outcome: Seen) -> None:
         """Learn what a proposal was worth."""

@@ -1,8 +1,11 @@
-"""Stage ``sealed_test``: the test split, for the best method of the campaign, every built-in one and the oracle.
+"""Stage ``sealed_test``: the test split, for the incumbents of the campaign, every built-in method and the oracle.
 
 Writes data/research/sealed_test/events.jsonl, which is the campaign's journal and each opening of the seal, and
-metrics/test.json, test_statements.json and test_per_task.json. Cut short and run again, it goes on with the same
-opening.
+metrics/test.json, test_statements.json, test_per_task.json and test_path.json. Cut short and run again, it goes on with
+the same opening.
+
+Of the incumbents the last is what the campaign found, and is claimed something of. Those before it are scored in the
+same opening to say what the search did to its own yardstick; they stand in test_path.json alone.
 """
 
 import hashlib
@@ -19,6 +22,7 @@ from stages.base.params import names
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.journal import Ended, Fingerprint, TestOpened, TestResult
+from stages.contracts.research_rows import TEST_PATH
 from stages.contracts.reward_rows import (
     PER_TASK,
     TEST,
@@ -34,6 +38,7 @@ from stages.execution.runs import baseline_of
 from stages.execution.stage import oracle
 from stages.interpretation.loading import built_in
 from stages.research.journal import Journal, best_found
+from stages.research.path import incumbents, noise_of, path_rows
 from stages.research.projection import Projection
 from stages.reward.judging import Judged, judge, leaderboard_row, task_row
 from stages.reward.statements import statements
@@ -77,8 +82,7 @@ def score_test_split(
     """Rows of the test split, computed once and written into the journal."""
     star = best_found(journal)
     contenders = {name: Candidate(name, built_in(name)) for name in methods}
-    if star is not None:
-        contenders[star.name] = candidate_of(from_json(star.spec), star.name)
+    contenders |= {one.name: candidate_of(from_json(one.spec), one.name) for one in incumbents(journal)}
     # An opening that was cut short goes on with the same contenders; other contenders are a second opening.
     asked = TestOpened(methods=tuple(sorted([*contenders, ORACLE])), found=None if star is None else shown(star.spec))
     opened, done = journal.of(TestOpened), journal.of(TestResult)
@@ -86,6 +90,7 @@ def score_test_split(
         journal.append(asked)
     elif done and len(done) == len(opened):
         return done[-1]
+    earlier = _earlier(journal)
     progress(f"scoring {len(contenders) + 1} methods on the sealed test split, {len(tasks)} tasks")
     names, targets = [f"{family}.{target}" for family, target in tasks], sorted({target for _, target in tasks})
     arms: dict[str, dict[str, MethodArms]] = {}
@@ -113,7 +118,10 @@ def score_test_split(
         for name, of_method in arms.items()
     }
     per_task = [task_row(name, one) for name, of in judged.items() for one in of]
-    here = {row.method: row for row in statements(per_task, "test") if row.scope == "tasks"}
+    # Earlier incumbents claim nothing, so nobody's p-value is corrected for them.
+    groups = [[row for row in per_task if row.method not in earlier]]
+    groups += [[row for row in per_task if row.method == name] for name in earlier]
+    here = {row.method: row for of in groups for row in statements(of, "test") if row.scope == "tasks"}
     rows = []
     openings = len(journal.of(TestOpened))
     for name, of in judged.items():
@@ -121,6 +129,12 @@ def score_test_split(
         rows.append(TestRow(**dict(row), opening=openings, found=star is not None and name == star.name).voided())
     rows.sort(key=lambda row: (-row.reward_mean, row.method))
     return journal.append(TestResult(rows=tuple(rows), per_task=tuple(per_task), unscored=ended))
+
+
+def _earlier(journal: Journal) -> tuple[str, ...]:
+    """Incumbents that were overtaken."""
+    star = best_found(journal)
+    return tuple(one.name for one in incumbents(journal) if star is None or one.name != star.name)
 
 
 def _said(result: TestResult, before: Sequence[TaskRow]) -> tuple[StatementRow, ...]:
@@ -145,7 +159,14 @@ def run(progress: Progress = print) -> TestResult:
     if not (folder / "events.jsonl").exists():
         save_bytes(folder / "events.jsonl", facts)
     journal = Journal(folder / "events.jsonl")
-    result = score_test_split(journal, names("reward", "methods"), list_tasks("test"), settings(), progress)
+    every = score_test_split(journal, names("reward", "methods"), list_tasks("test"), settings(), progress)
+    earlier, known = _earlier(journal), PER_TASK.load()
+    result = every.model_copy(
+        update={
+            "rows": tuple(row for row in every.rows if row.method not in earlier),
+            "per_task": tuple(row for row in every.per_task if row.method not in earlier),
+        }
+    )
     fingerprint = journal.first(Fingerprint)
     assert fingerprint is not None, "a campaign begins with its fingerprint"
     Projection(fingerprint.key, {"campaign": "campaign"}).test(result.rows)
@@ -154,7 +175,8 @@ def run(progress: Progress = print) -> TestResult:
     shutil.copyfile(journal.path, out / "events.jsonl")
     TEST.save(result.rows)
     TEST_PER_TASK.save(result.per_task)
-    TEST_STATEMENTS.save(_said(result, PER_TASK.load()))
+    TEST_STATEMENTS.save(_said(result, known))
+    TEST_PATH.save(path_rows(journal, every, noise_of([row for row in known if row.split == "validation"])))
     shutil.rmtree(folder)
     return result
 

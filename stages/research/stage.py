@@ -5,11 +5,14 @@ before it runs, so a campaign works in .lensmith/campaigns/<fingerprint>/ and is
 and run again with nothing changed, it continues; complete, it is a new one.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -79,12 +82,20 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings, *, cascad
 
 
 def _conduct(
-    researcher: Researcher, budget: int, folder: Path, progress: Progress, key: str, *, cascade: bool = False
+    researcher: Researcher,
+    budget: int,
+    folder: Path,
+    progress: Progress,
+    key: str,
+    *,
+    cascade: bool = False,
+    workers: int | None = None,
 ) -> Campaign:
     chosen = settings()
     splits = {split: list_tasks(split) for split in ("train", "validation")}
     sealed = [family for family, _ in list_tasks("test")]
-    one = Campaign(folder, researcher, splits, chosen, budget, progress, jobs(), sealed, cascade=cascade)
+    n_jobs = jobs() if workers is None else workers
+    one = Campaign(folder, researcher, splits, chosen, budget, progress, n_jobs, sealed, cascade=cascade)
     started = one.journal.first(Started)
     if started is not None and key not in {event.key for event in one.journal.of(Fingerprint)}:
         raise UserError(
@@ -149,8 +160,22 @@ def summary(one: Campaign, name: str) -> CampaignSummary:
     )
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a campaign's folder: two processes would write one journal and spend one limit twice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"campaign {folder.name} is at work in another process: wait, or choose another --name"
+            ) from None
+        yield
+
+
 def campaign(
-    researcher: str,
+    researcher: str | Researcher,
     budget: int,
     seed: int,
     name: str,
@@ -158,21 +183,27 @@ def campaign(
     methods: Path | None = None,
     space: str = "specs",
     cascade: bool = False,
+    workers: int | None = None,
 ) -> CampaignSummary:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
     Args:
-        researcher: by name, or by the path of its file; taken for ``files`` where ``methods`` is given.
+        researcher: by name, or by the path of its file, or one that was made; taken for ``files`` where ``methods`` is
+            given.
         budget: iterations; with ``methods`` at most one per file.
         methods: folder of method files to hand in; each runs in the sandbox.
         space: what ``random`` and ``search`` propose: ``specs`` or ``programs``.
         cascade: ask validation only about what earns more on train than the incumbent.
+        workers: processes, which try one proposal each; None: see ``jobs``. The journal does not hang on it.
 
     Raises:
         UserError: no such researcher or folder, no sandbox for the files, or a campaign of that name with other
             settings.
     """
-    author = make_researcher(researcher, seed, space) if methods is None else FilesResearcher(seed, methods)
+    if isinstance(researcher, Researcher):
+        author = researcher
+    else:
+        author = make_researcher(researcher, seed, space) if methods is None else FilesResearcher(seed, methods)
     if isinstance(author, FilesResearcher):
         budget = min(budget, len(author.files))
         require_sandbox(f"{methods} holds code nobody has reviewed")
@@ -180,7 +211,8 @@ def campaign(
         require_sandbox("programs are source, and source runs nowhere else")
     chosen = settings()
     key = fingerprint(author, 1, chosen, cascade=cascade)  # a larger budget continues the same campaign
-    one = _conduct(author, budget, paths.campaign_dir(name), progress, key, cascade=cascade)
+    with _alone(paths.campaign_dir(name)):
+        one = _conduct(author, budget, paths.campaign_dir(name), progress, key, cascade=cascade, workers=workers)
     return summary(one, name)
 
 

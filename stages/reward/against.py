@@ -17,7 +17,7 @@ from stages.reward.settings import Config, RewardConfig
 from stages.reward.statements import Effect, above_zero, difference, stated
 from stages.tasks.storage import Split, Task, list_tasks, load_task
 
-__all__ = ["against"]
+__all__ = ["against", "judged_arms", "over_built_in", "paired"]
 
 
 def against(rival: str, split: Split) -> tuple[StatementRow, ...]:
@@ -34,25 +34,39 @@ def against(rival: str, split: Split) -> tuple[StatementRow, ...]:
     return stated(effects, split)
 
 
+def over_built_in(method: str, judged: Sequence[Judged], rival: str, split: str) -> tuple[StatementRow, ...]:
+    """What may be said of a method that was judged just now beside a built-in one, on the same tasks.
+
+    Raises:
+        UserError: no such method, or what it takes has not been computed.
+    """
+    config = load("reward", Config)
+    if rival not in config.methods:
+        raise _unknown(rival, config.methods)
+    return stated([paired(method, one, rival, judged_arms(one.task, rival, config)) for one in judged], split)
+
+
 def _of_arms(rival: str, split: Split) -> list[Effect]:
     config = load("reward", Config)
     if rival not in config.methods:
         raise _unknown(rival, config.methods)
     effects: list[Effect] = []
     for task in (load_task(*one) for one in list_tasks(split)):
-        other = _judged(task, rival, config)
+        other = judged_arms(task, rival, config)
         for method in config.methods:
             if method != rival:
-                effects.append(_difference(method, _judged(task, method, config), rival, other))
+                effects.append(paired(method, judged_arms(task, method, config), rival, other))
     return effects
 
 
-def _judged(task: Task, method: str, config: RewardConfig) -> Judged:
+def judged_arms(task: Task, method: str, config: RewardConfig) -> Judged:
+    """A built-in method on one task, judged again from the arms that were kept."""
     baseline = load_baseline(paths.execution_dir("baseline"), task.name)
     return judge(task, baseline, load_arms(paths.execution_dir(method), task.name), config)
 
 
-def _difference(method: str, judged: Judged, rival: str, other: Judged) -> Effect:
+def paired(method: str, judged: Judged, rival: str, other: Judged) -> Effect:
+    """How far a method is above its rival on one task, from draws that both share."""
     draws = judged.reward - other.reward
     rows = task_row(method, judged), task_row(rival, other)
     return difference(*rows, judged.estimate(draws), above_zero(draws[0]))

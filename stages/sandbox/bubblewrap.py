@@ -17,18 +17,15 @@ from typing import NamedTuple
 
 import stages
 from stages.base.code import closure, file_of
-from stages.sandbox.limits import RUNNER
+from stages.sandbox.limits import METHOD, PRIVATE_BYTES, RUNNER, WARM
 from stages.sandbox.seccomp import program, supported
 
 __all__ = ["INSTALL", "Layer", "arguments", "command", "layers", "why_unavailable"]
 
 INSTALL = "install bubblewrap (Debian: `apt-get install bubblewrap`)"
-PRIVATE_BYTES = 64 << 20
-"""Size of the private folder, which exists as long as the process."""
-METHOD = "/method/method.py"
 START = (
     "import sys; sys.path[:0] = ['/house']; sys.path += sys.argv.pop(1).split(':');"
-    " from stages.sandbox.worker import main; main()"
+    " from stages.sandbox.{module} import main; main()"
 )
 
 
@@ -54,9 +51,12 @@ def _data_sets(packages: Path) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _files() -> tuple[str, ...]:
-    """What a method's process needs of ours, relative to the checkout: the contract, the worker, and reading
-    dictionaries. No target, task family, data set, seed, built-in method, executor, reward, campaign or exploit."""
-    needed = closure(["stages.sandbox.worker", "stages.dictionaries.architectures.codec"])
+    """What a method's process needs of ours, relative to the checkout: the contract, the worker, its warm parent, and
+    what `lensmith` hands out. No target, task family, data set, seed, built-in method, executor, reward, campaign or
+    exploit."""
+    needed = closure(
+        ["stages.sandbox.warm_parent", "stages.contracts.reading", "stages.dictionaries.architectures.codec"]
+    )
     top = Path(next(iter(stages.__path__))).parent
     return ("lensmith/__init__.py", *sorted(file_of(module).relative_to(top).as_posix() for module in needed))
 
@@ -65,10 +65,12 @@ def arguments(source: str) -> tuple[list[str], list[str]]:
     """(options for bwrap, command to run in it) for a method.
 
     Args:
-        source: absolute path of a file, or RUNNER: no method.
+        source: absolute path of a file; RUNNER or WARM: no method.
     """
     options = ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--hostname", "method"]
     options += ["--unshare-user", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"]
+    if source == WARM:  # what entering further namespaces takes; its children give it up before they read a method
+        options += ["--cap-add", "CAP_SYS_ADMIN", "--dir", str(Path(METHOD).parent)]
     if "--disable-userns" in _help():
         options += ["--disable-userns"]
     options += ["--ro-bind", "/usr", "/usr"]
@@ -110,7 +112,8 @@ def arguments(source: str) -> tuple[list[str], list[str]]:
     }  # fmt: skip
     for key, value in environment.items():
         options += ["--setenv", key, value]
-    return options, [str(executable), "-I", "-S", "-B", "-c", START, ":".join(packages), inside]
+    start = START.format(module="warm_parent" if source == WARM else "worker")
+    return options, [str(executable), "-I", "-S", "-B", "-c", start, ":".join(packages), inside]
 
 
 def command(source: str, descriptor: int, info: int) -> tuple[list[str], list[int]]:
@@ -122,7 +125,7 @@ def command(source: str, descriptor: int, info: int) -> tuple[list[str], list[in
     passed = [info]
     options += ["--info-fd", str(info)]
     if supported():
-        passed.append(_pipe(program()))
+        passed.append(_pipe(program(entering=source == WARM)))
         options += ["--seccomp", str(passed[-1])]
     passed.append(_pipe("\0".join(options).encode() + b"\0"))
     binary = shutil.which("bwrap") or "bwrap"

@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -128,27 +129,35 @@ def send(connection: socket.socket, value: Any) -> int:
         raise TimedOut("it does not read what is sent to it") from error
 
 
-def receive(connection: socket.socket, deadline: float | None = None, max_bytes: int = MAX_BYTES) -> Any:
+def receive(
+    connection: socket.socket,
+    deadline: float | None = None,
+    max_bytes: int = MAX_BYTES,
+    ready: Callable[[], None] | None = None,
+) -> Any:
     """The next message. One that is too large is neither read nor parsed.
 
     Args:
         deadline: on ``time.monotonic()``'s clock; None: wait for ever.
         max_bytes: of the whole message.
+        ready: called before each part is read; it waits until there is something, or raises.
 
     Raises:
         TimedOut, Disconnected, MessageError: as named.
     """
-    n_text, n_blob = _HEAD.unpack(_read(connection, _HEAD.size, deadline))
+    n_text, n_blob = _HEAD.unpack(_read(connection, _HEAD.size, deadline, ready))
     if n_text + n_blob > max_bytes:
         raise MessageError(f"a message of {n_text + n_blob:,} bytes; at most {max_bytes:,} are taken")
     if n_text > MAX_TEXT:
         raise MessageError(f"a message with {n_text:,} bytes of text; at most {MAX_TEXT:,} are taken: use tensors")
-    return decode(_read(connection, n_text, deadline), _read(connection, n_blob, deadline))
+    return decode(_read(connection, n_text, deadline, ready), _read(connection, n_blob, deadline, ready))
 
 
-def _read(connection: socket.socket, n: int, deadline: float | None) -> bytes:
+def _read(connection: socket.socket, n: int, deadline: float | None, ready: Callable[[], None] | None) -> bytes:
     chunks, left = [], n
     while left:
+        if ready is not None:
+            ready()
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
             raise TimedOut("deadline passed")

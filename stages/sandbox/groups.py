@@ -3,9 +3,10 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Group", "Usage", "cpu_seconds", "descendants", "writable_group"]
+__all__ = ["Group", "Usage", "cpu_seconds", "descendants", "waits", "writable_group"]
 
 ROOT = Path("/sys/fs/cgroup")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -92,6 +93,27 @@ class Usage:
 
 def descendants(pid: int) -> list[int]:
     """Process ids below ``pid``, nearest first."""
+    found, queue = [], [pid]
+    below = _children if Path("/proc/thread-self/children").exists() else _children_of_all()
+    while queue:
+        nearer = below(queue.pop(0))
+        found += nearer
+        queue += nearer
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """As the kernel lists them; a look at every process of the machine takes a hundred times as long."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (thread / "children").read_text(encoding="utf-8").split())
+    return found
+
+
+def _children_of_all() -> Callable[[int], list[int]]:
+    """The same on kernels that list no children."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -100,11 +122,18 @@ def descendants(pid: int) -> list[int]:
             except OSError:
                 continue
             children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    found, queue = [], [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
+    return lambda pid: children.get(pid, [])
+
+
+def waits(pid: int) -> dict[int, float]:
+    """Seconds that each thread of a process tree has waited for a CPU while it could have run; empty where the kernel
+    does not say."""
+    found = {}
+    for each in [pid, *descendants(pid)]:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for thread in Path(f"/proc/{each}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    found[int(thread.name)] = int((thread / "schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
     return found
 
 

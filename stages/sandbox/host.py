@@ -5,13 +5,9 @@ outside it; when it ends, everything in its process namespace ends with it.
 """
 
 import contextlib
-import json
 import os
 import select
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from stages.contracts.method import Interpretation, Query
 from stages.contracts.target import Intervention, Objective, TargetAccess, TargetSpec
 from stages.errors import InfraError, MethodError, UserError
 from stages.metering.access import MeteredAccess
-from stages.sandbox.bubblewrap import PRIVATE_BYTES, command, why_unavailable
+from stages.sandbox.bubblewrap import why_unavailable
 from stages.sandbox.codec import MAX_FROM_METHOD, Disconnected, MessageError, TimedOut, receive, send
-from stages.sandbox.groups import Group, Usage, cpu_seconds, descendants, writable_group
-from stages.sandbox.limits import LAYERS, MESSAGE, RUNNER
+from stages.sandbox.groups import Group, Usage, cpu_seconds, writable_group
+from stages.sandbox.limits import LAYERS, MESSAGE, PRIVATE_BYTES, RUNNER
+from stages.sandbox.starting import START_SECONDS, start
+from stages.sandbox.stopwatch import FAR, Stopwatch
 from stages.tracing.program import Blank, Plan, Program, Recorded, Ref, Refused
 
 __all__ = ["Limits", "MethodProcess", "Reply", "require_sandbox"]
 
-START_SECONDS = 120.0
-"""A process that has not imported its method by then is stopped."""
 WATCH_SECONDS = 0.2
 OPERATIONS = ("corpus", "dictionaries", "forward", "gradients", "has_variant", "weights")
 
@@ -81,10 +78,11 @@ class MethodProcess:
     Args:
         source: a file; None: no method, the process runs programs.
         name: for messages.
-        timeout_s: wall-clock limit of one job.
+        timeout_s: limit of one job, in seconds of its own: see ``Stopwatch``.
         shown: what the method's file is called in messages.
         trust: run it without the sandbox: a process of its own, with our rights.
         limits: what it may use.
+        cold: a new interpreter, even where a warm parent could be asked.
 
     Raises:
         UserError: there is no sandbox here and ``trust`` was not given.
@@ -101,6 +99,7 @@ class MethodProcess:
         shown: str = "",
         trust: bool = False,
         limits: Limits | None = None,
+        cold: bool = False,
     ) -> None:
         self.name, self.timeout_s, self.limits = name, timeout_s, limits or Limits()
         if not trust:
@@ -114,12 +113,22 @@ class MethodProcess:
         self._group = Group(group, self.limits.resident, self.limits.tasks, None if trust else writable_group())
         self.usage_s = 0.0
         """CPU time of the whole process tree, start-up included; known once it is closed."""
-        self._start(file, theirs, trust)
-        theirs.close()
         try:
-            go = {"limits": {} if trust else self.limits.rlimits(), "file": shown or f"{name}.py"}
-            self._send(go, "import")
-            hello = self._receive("import", time.monotonic() + max(START_SECONDS, timeout_s), timeout_s)
+            self._tree = start(file, theirs, self._group, trust=trust, cold=cold)
+        except InfraError:
+            ours.close()
+            self._group.close()
+            raise
+        finally:
+            theirs.close()
+        self._root = self._tree.root
+        watch = Stopwatch(self._root, self.cpu_seconds, max(START_SECONDS, timeout_s))
+        try:
+            go: dict[str, Any] = {"limits": {} if trust else self.limits.rlimits(), "file": shown or f"{name}.py"}
+            if self._tree.text:
+                go["text"] = torch.frombuffer(bytearray(Path(file).read_bytes() or b"\n"), dtype=torch.uint8)
+            self._send(go, "import", watch)
+            hello = self._receive("import", watch)
         except MethodError as error:
             self.close()
             if source is None or not _starts(trust):
@@ -132,37 +141,6 @@ class MethodProcess:
         told = told if isinstance(told, dict) else {}
         self.adaptive = told.get("adaptive") is True
         self.layers = [*(() if trust else ("bubblewrap",)), *map(str, told.get("layers") or ())]
-
-    def _start(self, source: str, theirs: socket.socket, trust: bool) -> None:
-        descriptor = theirs.fileno()
-        passed: list[int] = []
-        read, write = os.pipe()
-        if trust:
-            line = [sys.executable, "-I", "-m", "stages.sandbox.worker", source, str(descriptor)]
-            environment = {"HOME": "/nonexistent", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": os.defpath}
-        else:
-            line, passed = command(source, descriptor, write)
-            environment = {}
-        try:
-            self._process = subprocess.Popen(
-                line,
-                pass_fds=[descriptor, *passed],
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
-        finally:
-            for each in {*passed, write}:
-                os.close(each)
-        self._root = self._process.pid
-        with os.fdopen(read, "rb") as told:
-            if not trust:
-                with contextlib.suppress(ValueError, KeyError):
-                    self._root = int(json.loads(told.read())["child-pid"])
-        for pid in {self._process.pid, self._root, *descendants(self._process.pid)}:
-            self._group.add(pid)
 
     def __enter__(self) -> Self:
         return self
@@ -178,31 +156,9 @@ class MethodProcess:
         with contextlib.suppress(OSError):
             self.usage_s = self.cpu_seconds()
         self._connection.close()
-        # First the inner process: when it dies the kernel ends its whole namespace, and the outer one can account for
-        # it.
-        for kill, pid in ((os.kill, self._root), (os.killpg, self._process.pid)):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
-            if kill is os.kill and pid != self._process.pid:
-                self._reap(1.0)
-        self._reap(None)
+        self._tree.kill()
+        self.usage_s = max(self.usage_s, self._tree.used_s)
         self._group.close()
-
-    def _reap(self, patience: float | None) -> None:
-        until = None if patience is None else time.monotonic() + patience
-        while self._process.returncode is None:
-            try:
-                pid, status, used = os.wait4(self._process.pid, 0 if until is None else os.WNOHANG)
-            except ChildProcessError:
-                self._process.returncode = -signal.SIGKILL
-                return
-            if pid:
-                self._process.returncode = os.waitstatus_to_exitcode(status)
-                self.usage_s = max(self.usage_s, used.ru_utime + used.ru_stime)
-            elif until is not None and time.monotonic() > until:
-                return
-            else:
-                time.sleep(0.005)
 
     def cpu_seconds(self) -> float:
         """CPU time of the process tree so far, read from outside."""
@@ -262,14 +218,15 @@ class MethodProcess:
         return self._job(job, access, f"answer on {access.spec.name}").value
 
     def _job(self, job: dict[str, Any], access: TargetAccess | None, place: str) -> Reply:
-        deadline = time.monotonic() + self.timeout_s
+        watch = Stopwatch(self._root, self.cpu_seconds, self.timeout_s)
         before, served = self.cpu_seconds(), 0
-        self._send(job, place)
+        self._send(job, place, watch)
         while True:
-            message = self._receive(place, deadline, self.timeout_s)
+            message = self._receive(place, watch)
             if "call" in message:
-                reply = _serve(message, access)
-                served += self._send(reply, place)
+                with watch.serving():
+                    reply = _serve(message, access)
+                served += self._send(reply, place, watch)
             elif "error" in message:
                 raise MethodError(self.name, place, str(message["error"])[:2000], "", _layer(message))
             elif "done" in message:
@@ -279,20 +236,20 @@ class MethodProcess:
                     self.name, place, "its process sent a message that is no answer", "Use the contract only.", MESSAGE
                 )
 
-    def _send(self, value: Any, place: str) -> int:
-        self._connection.settimeout(self.timeout_s)
+    def _send(self, value: Any, place: str, watch: Stopwatch) -> int:
+        self._connection.settimeout(watch.limit_s)
         try:
             return send(self._connection, value)
-        except (Disconnected, TimedOut) as error:
+        except TimedOut as error:
+            raise self._late(place, watch) from error
+        except Disconnected as error:
             raise self._gone(place, str(error)) from error
 
-    def _receive(self, place: str, deadline: float, limit: float) -> dict[str, Any]:
+    def _receive(self, place: str, watch: Stopwatch) -> dict[str, Any]:
         try:
-            self._watch(place, deadline)
-            message = receive(self._connection, deadline, MAX_FROM_METHOD)
+            message = receive(self._connection, watch.deadline, MAX_FROM_METHOD, ready=lambda: self._wait(place, watch))
         except TimedOut as error:
-            cause = f"it took longer than {limit:g} s and was stopped"
-            raise MethodError(self.name, place, cause, "Make it faster, or raise --timeout.", "wall limit") from error
+            raise self._late(place, watch) from error
         except Disconnected as error:
             raise self._gone(place, str(error)) from error
         except MessageError as error:
@@ -303,11 +260,11 @@ class MethodProcess:
             )
         return message
 
-    def _watch(self, place: str, deadline: float) -> None:
+    def _wait(self, place: str, watch: Stopwatch) -> None:
         """Wait until something arrives, and end a process that uses too much meanwhile."""
         while not select.select([self._connection], [], [], WATCH_SECONDS)[0]:
-            if time.monotonic() > deadline:
-                return
+            if watch.over() or time.monotonic() > watch.deadline:
+                raise TimedOut("deadline passed")
             usage = Usage(self._root)
             over = (
                 f"{usage.resident >> 20:,} MiB of memory; {self.limits.resident >> 20:,} are allowed"
@@ -321,9 +278,17 @@ class MethodProcess:
                 self.close()
                 raise MethodError(self.name, place, f"it used {over}", "Use less, or work in parts.", limit)
 
+    def _late(self, place: str, watch: Stopwatch) -> MethodError:
+        if not watch.over():
+            raise InfraError(f"the machine was too busy for {place}: {FAR:g} x {watch.limit_s:g} s passed over it")
+        cause = f"it took longer than {watch.limit_s:g} s and was stopped"
+        return MethodError(self.name, place, cause, "Make it faster, or raise --timeout.", "wall limit")
+
     def _gone(self, place: str, how: str) -> MethodError:
-        self._reap(5.0)
-        code = self._process.returncode
+        self._tree.wait(5.0)
+        if self._tree.broken():
+            raise InfraError(self._tree.broken())
+        code = self._tree.code
         return MethodError(
             self.name,
             place,

@@ -27,15 +27,24 @@ sethostname setns
 settimeofday swapoff swapon syslog umount2 unshare userfaultfd vfork vhangup
 """.split()
 """Denied from the start, by bubblewrap."""
-SECOND = "bind connect execve execveat listen memfd_create prctl seccomp setsid setpgid socket".split()
-"""Denied as well once the interpreter runs and before the method is imported: what starting a process still needed."""
+ENTERING = ("mount", "unshare")
+"""Not denied to the warm parent, which holds no method: what it takes to give each of its children namespaces."""
+SECOND = """
+bind connect execve execveat flock inotify_init inotify_init1 listen memfd_create prctl seccomp setsid setpgid socket
+""".split()
+"""Denied as well once the interpreter runs and before the method is imported: what starting a process still needed, and
+what two processes could tell each other through files that both may read."""
+_LOCKS = (5, 6, 7, 36, 37, 38, 1024, 1026)
+"""Commands of fcntl that take or look for locks and leases, or ask to be told of changes."""
 _X86_64 = {
     "acct": 163, "add_key": 248, "adjtimex": 159, "bind": 49, "bpf": 321, "chroot": 161, "clock_adjtime": 305,
     "clock_settime": 227, "clone": 56, "clone3": 435, "connect": 42, "delete_module": 176, "execve": 59, "execveat":
     322,
-    "fanotify_init": 300, "finit_module": 313, "fork": 57, "fsconfig": 431, "fsmount": 432, "fsopen": 430, "fspick":
+    "fanotify_init": 300, "fcntl": 72, "finit_module": 313, "flock": 73,
+    "fork": 57, "fsconfig": 431, "fsmount": 432, "fsopen": 430, "fspick":
     433,
-    "init_module": 175, "io_uring_enter": 426, "io_uring_register": 427, "io_uring_setup": 425, "ioperm": 173, "iopl":
+    "init_module": 175, "inotify_init": 253, "inotify_init1": 294,
+    "io_uring_enter": 426, "io_uring_register": 427, "io_uring_setup": 425, "ioperm": 173, "iopl":
     172,
     "kcmp": 312, "kexec_load": 246, "keyctl": 250, "listen": 50, "memfd_create": 319, "memfd_secret": 447, "mount": 165,
     "mount_setattr": 442, "move_mount": 429, "name_to_handle_at": 303, "open_by_handle_at": 304, "open_tree": 428,
@@ -51,8 +60,10 @@ _AARCH64 = {
     "acct": 89, "add_key": 217, "adjtimex": 171, "bind": 200, "bpf": 280, "chroot": 51, "clock_adjtime": 266,
     "clock_settime": 112, "clone": 220, "clone3": 435, "connect": 203, "delete_module": 106, "execve": 221,
     "execveat": 281,
-    "fanotify_init": 262, "finit_module": 273, "fsconfig": 431, "fsmount": 432, "fsopen": 430, "fspick": 433,
-    "init_module": 105, "io_uring_enter": 426, "io_uring_register": 427, "io_uring_setup": 425, "kcmp": 272,
+    "fanotify_init": 262, "fcntl": 25, "finit_module": 273, "flock": 32,
+    "fsconfig": 431, "fsmount": 432, "fsopen": 430, "fspick": 433,
+    "init_module": 105, "inotify_init1": 26,
+    "io_uring_enter": 426, "io_uring_register": 427, "io_uring_setup": 425, "kcmp": 272,
     "kexec_load": 104, "keyctl": 219, "listen": 201, "memfd_create": 279, "memfd_secret": 447, "mount": 40,
     "mount_setattr": 442, "move_mount": 429, "name_to_handle_at": 264, "open_by_handle_at": 265, "open_tree": 428,
     "perf_event_open": 241, "personality": 92, "pidfd_getfd": 438, "pidfd_open": 434, "pivot_root": 41, "prctl": 167,
@@ -75,17 +86,18 @@ def supported() -> bool:
     return platform.machine() in MACHINES
 
 
-def program(*, second: bool = False) -> bytes:
+def program(*, second: bool = False, entering: bool = False) -> bytes:
     """The filter for this machine: 8 bytes an instruction.
 
     Args:
         second: the stricter one that is added before the method is imported.
+        entering: that of the warm parent, which may enter namespaces.
 
     Raises:
         KeyError: there is no table for this machine.
     """
     machine, numbers = MACHINES[platform.machine()]
-    names = SECOND if second else FIRST
+    names = SECOND if second else [name for name in FIRST if not (entering and name in ENTERING)]
     # (code, jump if true, jump if false, constant)
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, machine), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     if machine == MACHINES["x86_64"][0]:
@@ -97,6 +109,9 @@ def program(*, second: bool = False) -> bytes:
         # Its arguments lie behind a pointer, which a filter cannot follow: without it the C library falls back on
         # clone.
         code += [(_EQUAL, 0, 1, numbers["clone3"]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+        refused = [(_EQUAL, len(_LOCKS) - at, 0, command) for at, command in enumerate(_LOCKS)]
+        code += [(_EQUAL, 0, len(refused) + 3, numbers["fcntl"]), (_LOAD, 0, 0, 24), *refused]
+        code += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
         code += [
             (_EQUAL, 0, 3, numbers["clone"]),
             (_LOAD, 0, 0, 16),

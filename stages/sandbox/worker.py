@@ -2,10 +2,11 @@
 
 ``worker METHOD FD`` reads jobs from the socket FD: ``interpret``, ``record`` an answer on shapes, or ``answer`` for a
 method that is adaptive. ``worker - FD`` holds no method: it runs programs that were checked. While a job runs, every
-touch of the target is a call back over the same socket.
+touch of the target is a call back over the same socket. A fork of the warm parent begins in ``serve``.
 """
 
 import os
+import random
 import socket
 import sys
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from stages.sandbox.limits import RUNNER, TargetRefusal, layer_of
 from stages.tracing.recording import record
 from stages.tracing.running import run
 
-__all__ = ["RemoteAccess", "main"]
+__all__ = ["RemoteAccess", "main", "serve"]
 
 
 class RemoteAccess:
@@ -110,8 +111,19 @@ def main() -> None:
     source, descriptor = sys.argv[1], int(sys.argv[2])
     connection = socket.socket(fileno=descriptor)
     torch.set_num_threads(1)
-    go = receive(connection)
-    layers = confine(go["limits"], descriptor) if go["limits"] else []
+    serve(connection, source, receive(connection))
+
+
+def serve(connection: socket.socket, source: str, go: dict[str, Any]) -> None:
+    """Confine this process, load the method, and do jobs until the other side is gone.
+
+    Args:
+        source: the method's file, or RUNNER.
+        go: the first message.
+    """
+    layers = confine(go["limits"], connection.fileno()) if go["limits"] else []
+    random.seed(0)  # what a method draws without a seed is the same in every process
+    np.random.seed(0)
     try:
         method = None if source == RUNNER else from_file(Path(source), go["file"])
         hello = {

@@ -23,16 +23,16 @@ def jobs() -> int:
     return max(1, int(os.environ.get("LENSMITH_JOBS") or os.cpu_count() or 1))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def cached_target(name: str) -> Target:
     return load_target(name)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def cached_task(family: str, target: str) -> Task:
     return load_task(family, target)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def cached_baseline(folder: Path, task: str) -> Baseline:
     return load_baseline(folder, task)

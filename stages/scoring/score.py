@@ -25,6 +25,7 @@ from stages.contracts.reward_rows import (
 from stages.contracts.score_result import ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.methods import METHODS
+from stages.reward.against import over_built_in
 from stages.reward.judging import Judged, leaderboard_row, task_row
 from stages.reward.statements import BOTH, MAX_UNSEEN, adjusted, statements
 from stages.scoring.cached import cached_task, jobs
@@ -39,7 +40,7 @@ from stages.scoring.null import null_rows
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 
-__all__ = ["score_method", "verdict_text"]
+__all__ = ["about", "built_in_rows", "candidate_of", "score_method", "verdict_text"]
 
 Progress = Callable[[str], None]
 
@@ -53,6 +54,7 @@ def score_method(
     targets: Sequence[str] | None = None,
     fresh: bool = True,
     null: bool = False,
+    rival: str | None = None,
     progress: Progress = print,
 ) -> ScoreResult:
     """Score a method beside the built-in ones.
@@ -65,6 +67,7 @@ def score_method(
         only: (family, target) of the tasks; None: all of train and validation.
         targets: score on the tasks about these targets alone, without the built-in methods, whose rows are over all.
         fresh: compare with instances that are drawn now, from a secret seed.
+        rival: a built-in method it is compared with, task by task.
         null: score it on untrained twins of the targets as well.
         progress: told what is being done.
 
@@ -73,13 +76,13 @@ def score_method(
         MethodError: the file does not import, or interpret fails. (Failing to answer is a result, not an error.)
         InfraError: no method starts here, or a worker process was killed. (On a single task it is a result.)
     """
-    candidate = _candidate(method)
+    candidate = candidate_of(method)
     chosen = settings()
     splits = {
         split: [task for task in list_tasks(split) if only is None or task in only] for split in ("train", "validation")
     }
     if targets is not None:
-        splits = _about(targets, splits)
+        splits = about(targets, splits)
     tasks = [*splits["train"], *splits["validation"]]
     paths.require(paths.execution_dir("baseline"), "baseline")
     host: Host = InProcess(chosen.interpretation)
@@ -106,6 +109,10 @@ def score_method(
     judged: dict[str, list[Judged]] = {}
     if done.scored:
         judged = {split: judge_arms(done.arms, members, chosen.reward) for split, members in splits.items() if members}
+    compared: tuple[StatementRow, ...] = ()
+    if rival is not None and judged:
+        everywhere = BOTH if len(judged) > 1 else next(iter(judged))
+        compared = over_built_in(name, [j for of in judged.values() for j in of], rival, everywhere)
     per_task = [task_row(name, j) for split in judged for j in judged[split]]
     parts = [(split, [row for row in per_task if row.split == split]) for split in judged]
     if len(parts) > 1:
@@ -113,7 +120,7 @@ def score_method(
     said = _beside_built_in([row for split, of in parts for row in statements(of, split)], targets is not None)
     here = {(row.split, row.method): row for row in said if row.scope == "tasks"}
     mine = [leaderboard_row(name, split, judged[split], here[split, name]) for split in judged]
-    rows = [*mine, *(_built_in_rows(here) if targets is None else ())]
+    rows = [*mine, *(built_in_rows(here) if targets is None else ())]
     with tracking.stage_run(f"score {name}", {"method": name}) as log:
         log.tag({"lensmith.kind": "score", "outcome": done.outcome})
         log({f"{row.split}/reward": row.reward_mean for row in mine})
@@ -132,6 +139,7 @@ def score_method(
         verdict_text=verdict_text(of_mine, mine[-1], judged[mine[-1].split]) if mine else text,
         rows=tuple(rows),
         statements=said,
+        against=compared,
         per_task=tuple(per_task),
         fresh_gap=tuple(one.extra for one in done.results if one.extra is not None),
         null=twins,
@@ -141,7 +149,13 @@ def score_method(
     )
 
 
-def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
+def candidate_of(method: Path | str | Method | type[Method]) -> Candidate:
+    """What a user gives as a method, as a candidate.
+
+    Raises:
+        UserError: it is no file and no method.
+        MethodError: its class cannot be constructed.
+    """
     if isinstance(method, type):
         if not issubclass(method, Method):
             raise UserError(f"{method.__name__} is no subclass of Method: `from lensmith import Method`")
@@ -160,7 +174,12 @@ def _candidate(method: Path | str | Method | type[Method]) -> Candidate:
     return Candidate(safe_name(path.stem), Source.of(path))
 
 
-def _about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+def about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+    """The tasks about these targets.
+
+    Raises:
+        UserError: no task is about one of them; says which there are.
+    """
     known = sorted({target for tasks in splits.values() for _, target in tasks})
     unknown = [name for name in targets if name not in known]
     if unknown:
@@ -168,7 +187,7 @@ def _about(targets: Sequence[str], splits: Mapping[str, Sequence[tuple[str, str]
     return {split: [task for task in tasks if task[1] in targets] for split, tasks in splits.items()}
 
 
-def _built_in_rows(here: Mapping[tuple[str, str], StatementRow]) -> list[LeaderboardRow]:
+def built_in_rows(here: Mapping[tuple[str, str], StatementRow]) -> list[LeaderboardRow]:
     """Rows of the built-in methods on both splits, with the verdicts of this table; none where they have not been
     scored."""
     rows = [row for file in (TRAIN, LEADERBOARD) if file.path().is_file() for row in file.load()]

@@ -3,7 +3,7 @@
 Shape legend: V = variants, Q = probes, R = passwords tried, C = outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from torch import Tensor
 from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Instances
 from stages.tasks.black_box import ask
-from stages.tasks.locked_variants import Locks, draw_skill, fine_tune, probes_of
+from stages.tasks.locked_variants import probes_of
 from stages.tasks.patches import draw_patches
 from stages.tasks.word_backdoors import draw_triggers, with_word
 
-__all__ = ["LADDER", "N_PROBES", "instances_of", "ladder_features", "planted_variants"]
+__all__ = ["LADDER", "N_PROBES", "instances_of", "ladder_features"]
 
 LADDER = ((8, 0), (48, 0), (48, 16), (48, 64))
 """(probes, passwords tried on a few of them) of each variant, at each rung."""
@@ -27,26 +27,19 @@ OPENED = 4
 
 
 def instances_of(
-    target: Target, skill_L: Tensor, locks: Locks, weights: dict[str, Tensor], rng: torch.Generator
+    target: Target, skill_L: Tensor, planted: Mapping[str, Tensor], weights: dict[str, Tensor], rng: torch.Generator
 ) -> Instances:
-    """Variants with probes of the skill that they are asked about."""
+    """Variants with probes of the skill that they are asked about.
+
+    Args:
+        planted: kept with the truth; ``kind`` (V,) and what else is planted.
+    """
     probes, labels = probes_of(target, skill_L, N_PROBES, rng)
-    n = len(locks.kind_V)
+    n = len(planted["kind"])
     arrays = {"variant": torch.arange(n), "shared_inputs": probes, "shared_labels": labels}
     if target.spec.n_vocabulary is not None:
         arrays["shared_words"] = draw_triggers(target, WORD_LADDER[-1][1], rng)[0]
-    planted = {"kind": locks.kind_V, "ability": locks.ability_V, "weak": locks.weak_V, "skill": skill_L}
-    planted |= {f"password.{i}": part for i, part in enumerate(locks.password)}
-    return Instances(arrays, n, weights, planted)
-
-
-def planted_variants(
-    target: Target, kinds: Sequence[int], rng: torch.Generator
-) -> tuple[Tensor, Locks, dict[str, Tensor]]:
-    """(skill, what is planted, weights) of variants of these kinds."""
-    skill_L = draw_skill(target, rng)
-    locks = Locks.draw(target, skill_L, kinds, rng)
-    return skill_L, locks, fine_tune(target, skill_L, locks, rng)
+    return Instances(arrays, n, weights, {**planted, "skill": skill_L})
 
 
 def ladder_features(access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from stages.activations.stage import Config as ActivationsConfig
 from stages.base.params import load, names
 from stages.contracts.arms import LadderStep
 from stages.contracts.target import Target
+from stages.dictionaries.evaluation.gallery import N_EFFECT
 from stages.dictionaries.settings import Config as DictionariesConfig
 from stages.execution.arms import run_ladder
 from stages.execution.settings import executor
@@ -56,7 +57,7 @@ def estimate(target_name: str, tell: Callable[[str], None] = print) -> tuple[lis
     tell(f"{target_name}: trying a pass")
     target = load_target(target_name)
     seconds, rate = _pass(target)
-    rows = [*_activations(target, seconds), *_dictionaries(target, rate)]
+    rows = [*_activations(target, seconds), *_dictionaries(target, rate, seconds)]
     methods, tasks = names("reward", "methods"), load("tasks", TasksConfig)
     config, key, n_all = executor(), read_secret(), 0
     for name, settings in tasks.families.items():
@@ -110,12 +111,21 @@ def _activations(target: Target, seconds: float) -> Sequence[Estimate]:
     return [Estimate("activations", n, n * seconds, f"{seconds * 1e3:.0f} ms a pass")]
 
 
-def _dictionaries(target: Target, rate: float) -> Sequence[Estimate]:
+def _dictionaries(target: Target, rate: float, seconds: float) -> Sequence[Estimate]:
     config = load("dictionaries", DictionariesConfig)
     if target.name not in config.trained_on:
         return []
     settings = config.trained_on[target.name]
-    n = len(settings.hooks) * len(config.architectures) * len(config.seeds)
+    kinds, seeds = len(config.architectures), len(config.seeds)
+    n = len(settings.hooks) * kinds * seeds
     width = sum(target.spec.hook(hook).width for hook in settings.hooks) / len(settings.hooks)
-    flops = n * UPDATE_FLOPS * settings.steps * config.batch * width * settings.n_latents
-    return [Estimate("dictionaries", n, flops / rate, f"{len(settings.hooks)} hook points")]
+    training_s = n * UPDATE_FLOPS * settings.steps * config.batch * width * settings.n_latents / rate
+    # Each is measured, and so is a random one beside it; once each the target untouched and with nothing there.
+    measured = len(settings.hooks) * (2 + seeds * (1 + 2 * kinds))
+    n_inputs = len(target.corpus("validation").labels)
+    measuring_s = measured * min(settings.n_examples or n_inputs, n_inputs) * seconds
+    n_gallery = config.n_gallery if settings.n_gallery is None else settings.n_gallery
+    shown = len(settings.hooks) * kinds * min(n_gallery, settings.n_latents)
+    gallery_s = shown * 2 * N_EFFECT * seconds
+    detail = f"{training_s / 60:.0f} min training, {measuring_s / 60:.0f} measuring, {gallery_s / 60:.0f} feature pages"
+    return [Estimate("dictionaries", n, training_s + measuring_s + gallery_s, detail)]

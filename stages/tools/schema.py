@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from stages.base import paths
 from stages.base.files import save_text
 from stages.contracts.journal import EVENT
-from stages.contracts.results import ELSEWHERE, FILES
+from stages.contracts.results import BY_HAND, ELSEWHERE, FILES
 
 __all__ = ["main", "schemas", "write"]
 
@@ -24,6 +24,10 @@ def schemas() -> dict[str, str]:
     for file in (*FILES.values(), *ELSEWHERE):
         schema = file.adapter.json_schema(mode="validation")
         found[file.name] = {"$schema": DIALECT, "$comment": f"{file.about}; made by stage {file.made_by}", **schema}
+    for by_hand in BY_HAND:
+        schema = by_hand.adapter.json_schema(mode="validation")
+        said = f"{by_hand.about}; made by `{by_hand.made_by}`"
+        found[by_hand.name] = {"$schema": DIALECT, "$comment": said, **schema}
     found["events"] = {"$schema": DIALECT, "$comment": "one line of events.jsonl", **EVENT.json_schema()}
     return {f"{name}.json": json.dumps(_plain(one), indent=1, sort_keys=True) + "\n" for name, one in found.items()}
 

@@ -12,7 +12,8 @@ import pytest
 from stages.contracts import circuit_rows, dictionary_rows
 from stages.contracts.outcomes import worst
 from stages.contracts.record import Estimate, Record, ResultFile
-from stages.contracts.results import ELSEWHERE, FILES
+from stages.contracts.research_rows import COMPARISON
+from stages.contracts.results import BY_HAND, ELSEWHERE, FILES
 from stages.contracts.reward_rows import CONTROLS, LEADERBOARD, BudgetRow, FreshRow, LeaderboardRow, TestRow
 from stages.errors import UserError
 from stages.tools.schema import schemas, write
@@ -61,7 +62,7 @@ def written(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("file", FILES.values(), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*FILES.values(), *BY_HAND], ids=lambda file: file.name)
 def test_every_file_of_the_table_comes_back_byte_for_byte(written: Path, file: ResultFile[Any]) -> None:
     path = written / "metrics" / f"{file.name}.json"
     before = path.read_bytes()
@@ -101,6 +102,15 @@ def test_what_does_not_fit_names_file_key_and_remedy(written: Path, change: dict
     with pytest.raises(UserError, match=message) as error:
         LEADERBOARD.load(path)
     assert str(path) in str(error.value) and "`dvc repro -f reward`" in str(error.value)
+
+
+def test_a_file_that_a_command_makes_names_the_command(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing: make it with `lensmith compare`"):
+        COMPARISON.load(tmp_path / "compare.json")
+    path = written / "metrics" / "compare.json"
+    path.write_text('{"budget": "8"}', encoding="utf-8")
+    with pytest.raises(UserError, match="make it anew with `lensmith compare`"):
+        COMPARISON.load(path)
 
 
 def test_a_file_that_is_not_there_names_its_stage(tmp_path: Path) -> None:

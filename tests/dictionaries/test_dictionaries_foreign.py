@@ -137,7 +137,7 @@ def test_encode_looks_at_what_it_is_given() -> None:
     with pytest.raises(UserError, match="activations are ndarray"):
         encode(made, rows().numpy())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="normalises activations"):
-        encode({**made, "cfg": made["cfg"] | {"normalize_activations": "layer_norm"}}, rows())
+        encode({**made, "cfg": made["cfg"] | {"normalize_activations": "expected_average_only_in"}}, rows())
 
 
 def test_outputs_of_a_transcoder_are_looked_at_too() -> None:
@@ -281,7 +281,7 @@ def test_only_what_is_said_is_compared() -> None:
     check_place({"model_name": "digits_mlp", "hook_name": "layers.0.hook_post", "target_digest": "a" * 64}, target,
                 "layers.0.hook_post")  # fmt: skip
     for about, said in (
-        ({"model_name": "gpt2"}, "of target 'gpt2'"),
+        ({"model_name": "gpt2"}, "of model 'gpt2'"),
         ({"hook_name": "layers.1.hook_post"}, "of hook 'layers.1.hook_post'"),
         ({"model_name": "digits_mlp", "target_digest": "b" * 64}, "train the dictionary again"),
     ):

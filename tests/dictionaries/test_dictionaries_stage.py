@@ -310,7 +310,7 @@ def test_a_dictionary_is_measured_on_what_it_says_it_is_of_and_on_nothing_else(
     name = f"digits_mlp/{HOOKS['digits_mlp']}/topk"
     kept = inspect.evaluate_dictionary(name)
     for target, hook, said in (
-        ("digits_few_shot", HOOKS["digits_few_shot"], "of target 'digits_mlp'.*not of 'digits_few_shot'"),
+        ("digits_few_shot", HOOKS["digits_few_shot"], "of model 'digits_mlp'.*not of 'digits_few_shot'"),
         ("digits_mlp", "layers.1.hook_post", "takes rows of 64"),
     ):
         with pytest.raises(UserError, match=said):

@@ -158,7 +158,7 @@ def test_a_dictionary_of_another_width_and_a_damaged_one_are_reported(mixture: T
         encode(dictionary, torch.zeros(2, 5))
     with pytest.raises(UserError, match="'temporal' cannot be encoded"):
         encode({**dictionary, "cfg": {**dictionary["cfg"], "architecture": "temporal"}}, mixture)
-    with pytest.raises(UserError, match="stage 'dictionaries' makes it"):
+    with pytest.raises(UserError, match="holds no cfg.json"):
         load_dictionary(tmp_path)
     (tmp_path / "cfg.json").write_text("{")
     (tmp_path / "sae_weights.safetensors").write_bytes(b"")

@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from stages.contracts.method import Attribute, Budget, Compare, Localise, Represent
+from stages.contracts.reading import FinalNorm, Unembed, at_readout
 from stages.contracts.target import HookSpec, Target
+from stages.dictionaries.evaluation.evaluate import random_dictionary
+from stages.interpretation.artifact import pack, unpack
 from stages.interpretation.free_phase import dictionaries_of
 from stages.interpretation.loading import built_in
 from stages.interpretation.methods import METHODS
-from stages.interpretation.representation import FinalNorm, bounded, final_norm, present_only, unembedding
+from stages.interpretation.methods.surrogate import _told_apart
+from stages.interpretation.representation import bounded, present_only
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
@@ -88,10 +92,12 @@ def test_the_last_norm_and_the_unembedding_give_the_outputs(words: Target) -> No
     inputs = words.corpus("validation").inputs[:N]
     last = words.spec.hooks[-1].name
     found, weights = access(words).forward(inputs, capture=[last]), words.model.state_dict()
-    (matrix, bias), norm = unembedding(words.spec, weights), final_norm(words.spec, weights)
-    assert matrix.shape == (words.spec.n_outputs, words.spec.hooks[-1].width)
+    unembed = Unembed.of(words.spec, weights)
+    assert unembed.matrix.shape == (words.spec.n_outputs, words.spec.hooks[-1].width)
     stream = found.captured[last][:, -1]
-    assert torch.allclose((norm(stream) if norm else stream) @ matrix.T + bias, found.outputs, atol=1e-4)
+    assert torch.equal(at_readout(words.spec, last, found.captured[last]), stream)
+    assert torch.allclose(unembed(stream), found.outputs, atol=1e-4)
+    assert torch.equal(Unembed.kept(unembed.arrays())(stream), unembed(stream))
 
 
 def test_heads_effects_on_the_label_add_up_to_what_they_write(words: Target) -> None:
@@ -100,7 +106,7 @@ def test_heads_effects_on_the_label_add_up_to_what_they_write(words: Target) -> 
     made = interpreted("attention", words)
     answer = built_in("attention").answer(Attribute(inputs, segments, labels), made, access(words))
     weights, total = words.model.state_dict(), torch.zeros(N)
-    (matrix, _), norm = unembedding(words.spec, weights), final_norm(words.spec, weights)
+    matrix, _, norm = Unembed.of(words.spec, weights)
     for hook in words.spec.with_role("head"):
         z = access(words).forward(inputs, capture=[hook.name]).captured[hook.name][:, -1]
         out = torch.einsum("nhk,hkd->nd", z, weights[hook.name.replace("hook_z", "W_O")])
@@ -147,3 +153,30 @@ def test_a_target_that_has_no_dictionaries_has_none(tmp_path, monkeypatch) -> No
         dictionaries_of("context_lm")  # none was made of any target: the stage has not run
     (tmp_path / "data" / "dictionaries" / "digits_mlp").mkdir(parents=True)
     assert dictionaries_of("context_lm") == {}
+
+
+@pytest.mark.parametrize("max_bytes", [60_000, 300_000])
+def test_dictionaries_of_the_last_hook_points_are_kept_where_not_all_fit(words: Target, max_bytes: int) -> None:
+    """A large target has more latents than I(M) holds: the graph must not stop at it."""
+    hooks = [hook.name for hook in words.spec.with_role("residual")]
+    found = {
+        f"{hook}/batchtopk": random_dictionary(torch.randn(64, words.spec.hook(hook).width), 96, 4, seed)
+        for seed, hook in enumerate(hooks)
+    }
+    free = MeteredAccess(words, Ledger(), free=True, dictionaries=lambda: found)
+    made = built_in("sae").interpret(free, Budget(60, max_bytes, 0))
+    arrays, text = pack(made, "sae", "here", max_bytes)
+    each = [sum(part.nbytes for key, part in one.items() if key != "cfg") for one in found.values()]
+    fit = sum(sum(each[len(each) - n :]) <= 0.9 * max_bytes for n in range(1, len(each) + 1))
+    assert [hook for hook in hooks if hook in made.data["cfg"]] == hooks[len(hooks) - fit :], "the last ones"
+    inputs = words.corpus("validation").inputs[:N]
+    answer = built_in("sae").answer(Represent(inputs), unpack(arrays, text), access(words))
+    assert (answer is None) == (fit == 0)
+
+
+def test_a_surrogate_tells_the_outputs_apart_that_vary_most() -> None:
+    outputs = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)) * torch.arange(40.0).roll(7)
+    size = 4 * 129
+    assert _told_apart(outputs, 10**8).tolist() == list(range(40))
+    kept = _told_apart(outputs, 2 * 9 * size)
+    assert kept.tolist() == sorted(outputs.var(0).topk(9).indices.tolist()) and len(_told_apart(outputs, 1)) == 2

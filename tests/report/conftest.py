@@ -1,5 +1,6 @@
 """Result files as a run leaves them, from a seeded generator: rows of the real models, none of the real numbers."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,31 @@ from stages.contracts.dictionary_rows import (
     Pages,
     ProxyRow,
 )
-from stages.contracts.journal import CAMPAIGN, CampaignSummary, Incumbent, Iteration
+from stages.contracts.journal import (
+    CAMPAIGN,
+    CampaignSummary,
+    Event,
+    Fingerprint,
+    Incumbent,
+    Iteration,
+    Proposed,
+    Result,
+    Started,
+)
 from stages.contracts.record import Estimate
+from stages.contracts.research_rows import (
+    COMPARISON,
+    LABELS,
+    TEST_PATH,
+    BestOfRow,
+    CompareRow,
+    Comparison,
+    LabelsRow,
+    PathRow,
+    ProfileRow,
+    ScalingPoint,
+    ScalingRow,
+)
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -466,6 +490,99 @@ def statements_of(tasks: list[TaskRow]) -> list[StatementRow]:
     return [row for name, of in splits.items() for row in statements([one for one in tasks if one.split in of], name)]
 
 
+def journal(summary: CampaignSummary, tasks: list[TaskRow]) -> list[Event]:
+    """The journal of a campaign: from the third on each proposal is made from the two before it but one."""
+    events: list[Event] = [Fingerprint(key="0"), Started(researcher=summary.researcher, seed=summary.seed)]
+    train = [row for row in tasks if row.method == "pca" and row.split == "train"]
+    for one in summary.iterations:
+        parents = (one.iteration - 2, one.iteration - 3) if one.iteration > 2 else ()
+        source = f"class Method{one.iteration}:\n    text = '<b>&'"
+        facts = {"file": "method.py", "source": source}
+        given = {"iteration": one.iteration, "name": one.name, "spec": facts, "choices": {}}
+        diff = f"--- parent\n+++ child\n-class Method{one.iteration - 2}:\n+class Method{one.iteration}:"
+        operator = "mutate" if parents else "draw"
+        events.append(Proposed(**given, operator=operator, parents=parents, diff=diff if parents else ""))
+        row = None
+        if one.train_reward is not None:
+            row = board(tasks, "train")[0].model_copy(update={"method": one.name, "reward_mean": one.train_reward})
+        events.append(
+            Result(
+                **given, status=one.status, reason=one.reason, interpret_bytes=one.interpret_bytes, train=row,
+                feedback=one.validation_reward, accepted=one.accepted, objective=one.train_reward,
+                per_task=tuple(train) if row is not None else (),
+            )
+        )  # fmt: skip
+    return events
+
+
+def path_of(summary: CampaignSummary) -> tuple[PathRow, ...]:
+    """Incumbents that lose more on the test the later they were chosen."""
+    return tuple(
+        PathRow(
+            name=one.name, iteration=one.iteration, accepted=True, evaluations=one.iteration + 1,
+            asked=one.iteration + 1, train=one.train_reward, train_low=one.train_reward - 0.01,
+            train_high=one.train_reward + 0.01, validation=one.validation_reward, noise=0.01,
+            shrinkage=0.005 * place, test=0.05 - 0.01 * place, test_low=0.03 - 0.01 * place,
+            test_high=0.07 - 0.01 * place, status="ok",
+        )
+        for place, one in enumerate(one for one in summary.iterations if one.accepted)
+    )  # fmt: skip
+
+
+def comparison() -> Comparison:
+    """Two researchers at two numbers of proposals."""
+    numbers = {"of_optimum": 0.5, "better": 0.7, "validation": 0.1, "validation_better": 0.6}
+    ends = {
+        f"{name}_{end}": value + sign
+        for name, value in numbers.items()
+        for end, sign in (("low", -0.05), ("high", 0.05))
+    }
+    rows = tuple(
+        CompareRow(
+            researcher=who, n=n, seeds=5, train=0.1 + 0.01 * place, train_low=0.08, train_high=0.12 + 0.01 * place,
+            random_train=0.09, gap=0.01, **numbers, **ends,
+        )
+        for who in ("programs", "random")
+        for place, n in enumerate((8, 16))
+    )  # fmt: skip
+    points = tuple(
+        ScalingPoint(n=n, cpu_s=0.5 * n, train=0.02 * n, train_low=0.01 * n, train_high=0.03 * n, fitted=0.02 * n)
+        for n in (1, 2, 4)
+    )
+    return Comparison(
+        budget=16, seeds=5, optimum_train=0.2, optimum_validation=0.25,
+        null=(BestOfRow(n=8, mean=0.09, low=0.05, high=0.13), BestOfRow(n=16, mean=0.1, low=0.06, high=0.14)),
+        rows=rows,
+        profiles=tuple(
+            ProfileRow(researcher=who, tau=tau, share=1 - tau, low=0.9 - tau, high=1.0)
+            for who in ("programs", "random")
+            for tau in (0.0, 0.1, 0.2)
+        ),
+        scaling=(
+            ScalingRow(
+                researcher="programs", exponent=0.4, exponent_low=0.3, exponent_high=0.5, factor=0.1, points=points
+            ),
+            ScalingRow(
+                researcher="random", exponent=None, exponent_low=None, exponent_high=None, factor=None,
+                points=tuple(point.model_copy(update={"fitted": None}) for point in points),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def labels() -> tuple[LabelsRow, ...]:
+    """Two methods at three numbers of labels: the agent alone catches up."""
+    rows = []
+    for n in (10, 20, 80):
+        for method, worth in (("gradient", 0.1), ("pca", 0.03)):
+            values = {"reward": worth, "baseline": 0.3 + n / 400, "assisted": 0.3 + n / 400 + worth}
+            ends = {
+                f"{name}_{end}": at + s for name, at in values.items() for end, s in (("low", -0.02), ("high", 0.02))
+            }
+            rows.append(LabelsRow(method=method, split="validation", labels=n, n_tasks=4, n_seeds=3, **values, **ends))
+    return tuple(rows)
+
+
 def write_results(root: Path) -> None:
     """All result files of a run under ``root``."""
     rng = np.random.default_rng(0)
@@ -483,11 +600,18 @@ def write_results(root: Path) -> None:
         (LEADERBOARD, leaderboard), (TRAIN, board(tasks, "train")), (PER_TASK, tasks), (CONTROLS, controls()),
         (TEST, test), (TEST_PER_TASK, test_tasks), (DICTIONARIES, dictionaries(rng)), (PROXIES, proxies()),
         (CIRCUITS, circuits()), (FRESH, fresh()), (NULL, nulls()),
+        (TEST_PATH, path_of(result)),
         (STATEMENTS, statements_of(tasks)), (TEST_STATEMENTS, statements(test_tasks, "test")),
     ):  # fmt: skip
         file.save(tuple(value), folder / f"{file.name}.json")
     SENSITIVITY.save(sensitivity(leaderboard), folder / "sensitivity.json")
     CAMPAIGN.save(result, folder / "campaign.json")
+    COMPARISON.save(comparison(), folder / "compare.json")
+    LABELS.save(labels(), folder / "labels.json")
+    file = root / "data" / "research" / "campaign" / "events.jsonl"
+    file.parent.mkdir(parents=True)
+    lines = [json.dumps(event.facts() | {"event": event.event}) for event in journal(result, tasks)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for target in ("digits_few_shot", "digits_mlp"):
         GALLERY.save(gallery(target), root / "data" / "dictionaries" / target / "gallery.json")
     drawings = Drawings(circuits=[drawing(60), drawing(20, known=False)])

@@ -1,6 +1,7 @@
 """The whole loop on the toy graph: campaign, kill, resume, sealed test split."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -8,29 +9,48 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from joblib import delayed
 from rich.console import Console
 
 from flows.terminal import leaderboard_rows, print_leaderboard
 from stages.base import paths
+from stages.base.code import closure
 from stages.base.params import load
-from stages.contracts.journal import Result, TestOpened
-from stages.contracts.reward_rows import FRESH, NULL
+from stages.contracts.journal import Infra, Result, TestOpened, TestResult
+from stages.contracts.research_rows import TEST_PATH
+from stages.contracts.reward_rows import FRESH, NULL, TEST_PER_TASK, TEST_STATEMENTS
 from stages.errors import UserError
 from stages.report.listing import leaderboard_table
 from stages.report.wording import signed
+from stages.research import campaign as loop
 from stages.research import sealed_test
 from stages.research.journal import Journal
+from stages.research.path import expected_largest, noise_of, path_rows
+from stages.research.researchers import make_researcher
 from stages.research.stage import Config, campaign, run
+from stages.reward.statements import statements
 from stages.scoring import fresh, null
+from stages.scoring.candidate import Candidate, Source
+from stages.scoring.evaluate import Evaluation
+from stages.scoring.settings import settings
+from stages.tasks.storage import list_tasks
 from tests import toy
+from tests.report.conftest import per_task
+from tests.sandbox.walls import needs_sandbox
 
 
 def outputs(root: Path) -> dict[str, bytes]:
     files = [
-        *(root / "metrics" / f"{name}.json" for name in ("campaign", "test", "test_per_task", "test_statements")),
+        *(
+            root / "metrics" / f"{name}.json"
+            for name in ("campaign", "test", "test_per_task", "test_statements", "test_path")
+        ),
         *(root / "data" / "research" / "campaign" / name for name in ("events.jsonl", "theta.json")),
         root / "data" / "research" / "sealed_test" / "events.jsonl",
     ]
@@ -231,25 +251,127 @@ def test_two_campaigns_of_programs_write_the_same_journal(graph):
     assert [result.status for result in results] == ["ok", "ok"] and "class Program(Method)" in str(results[0].spec)
 
 
-@pytest.mark.parametrize(("stopped", "status", "tries"), [(1, "void", 2), (9, "failed", 2)])
-def test_a_method_that_the_clock_stopped_is_tried_once_more(graph, tmp_path, monkeypatch, stopped, status, tries):
-    from stages.contracts.journal import Infra
-    from stages.research import campaign as loop
-    from stages.research.researchers import make_researcher
-    from stages.scoring.evaluate import Evaluation
-    from stages.scoring.settings import settings
-    from stages.tasks.storage import list_tasks
+@needs_sandbox
+def test_the_journal_does_not_hang_on_the_number_of_workers(graph):
+    """Five programs in sandboxes of their own, judged by one process and by two: the same bytes."""
+    written = []
+    for workers in (1, 2):
+        campaign("programs", 5, 1, f"by-{workers}", lambda said: None, workers=workers)
+        folder = paths.campaign_dir(f"by-{workers}")
+        written.append([(folder / file).read_bytes() for file in ("events.jsonl", "theta.json")])
+    assert written[0] == written[1]
 
+
+def campaign_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int, answer, jobs: int = 1):
+    monkeypatch.setattr(loop, "evaluate", answer)
+    tasks = {split: list_tasks(split) for split in ("train", "validation")}
+    return loop.Campaign(tmp_path, make_researcher("random", 0), tasks, settings(), budget, lambda said: None, jobs)
+
+
+@pytest.mark.parametrize(("broken", "status", "tries"), [(0, "void", 1), (1, "void", 2), (9, "infra", 3)])
+def test_what_the_machinery_broke_is_tried_again_and_each_time_is_an_event(
+    graph, tmp_path, monkeypatch, broken, status, tries
+):
     asked = []
 
     def answer(*given: object, **named: object) -> Evaluation:
         asked.append(1)
-        slow = len(asked) <= stopped
-        return Evaluation("failed" if slow else "void", "it took longer", "wall limit" if slow else "review", [])
+        failed = len(asked) <= broken
+        return Evaluation("infra" if failed else "void", "it broke", "infra" if failed else "review", [])
 
-    monkeypatch.setattr(loop, "evaluate", answer)
-    tasks = {split: list_tasks(split) for split in ("train", "validation")}
-    one = loop.Campaign(tmp_path, make_researcher("random", 0), tasks, settings(), 1, lambda said: None, 1)
-    (proposed,) = [one._proposed(0)]
-    trial = one._try(0, proposed, tasks["train"])
-    assert (trial.outcome, len(asked), len(one.journal.of(Infra))) == (status, tries, 1)
+    one = campaign_of(tmp_path, monkeypatch, 1, answer)
+    one.run(lambda result: None)
+    (result,) = one.journal.of(Result)
+    assert (result.status, len(asked), len(one.journal.of(Infra))) == (status, tries, min(broken, 3))
+
+
+def test_a_method_that_takes_too_long_has_failed_and_is_not_tried_again(graph, tmp_path, monkeypatch):
+    """Its time does not hang on what else the machine does, so a second try would end as the first."""
+    asked = []
+
+    def answer(*given: object, **named: object) -> Evaluation:
+        asked.append(1)
+        return Evaluation("failed", "it took longer than 60 s and was stopped", "wall limit", [])
+
+    one = campaign_of(tmp_path, monkeypatch, 1, answer)
+    tried = loop.attempt(Candidate("slow", Source("slow.py", "")), one.tasks["train"], one.settings)
+    assert (tried.trial.outcome, tried.failures, len(asked)) == ("failed", (), 1)
+
+
+def test_a_proposal_that_ends_its_worker_is_infra_and_the_others_of_its_batch_are_not(graph, tmp_path, monkeypatch):
+    """Which of them a worker ended over is found by trying them one by one."""
+    real, void = loop.attempt, Evaluation("void", "looked at", "review", [])
+
+    def answer(candidate, *given: object, pool: Any = None, **named: object) -> Evaluation:
+        if candidate.name.endswith("02"):
+            try:
+                pool([delayed(os._exit)(1)])
+            except BrokenProcessPool as error:
+                return Evaluation("infra", f"a worker ended: {error}", "infra", [])
+        return void
+
+    def attempt(candidate, *given: object, pool: Any = None) -> loop.Tried:
+        if pool is not None:
+            return real(candidate, *given, pool=pool)
+        if candidate.name.endswith("02"):
+            os._exit(1)
+        return loop.Tried(void, ())
+
+    one = campaign_of(tmp_path, monkeypatch, 4, answer, jobs=2)
+    monkeypatch.setattr(loop, "attempt", attempt)
+    one.run(lambda result: None)
+    assert [result.status for result in one.journal.of(Result)] == ["void", "void", "infra", "void"]
+    assert [event.iteration for event in one.journal.of(Infra)] == [2, 2, 2]
+
+
+def test_what_the_report_says_is_no_part_of_what_a_campaign_depends_on():
+    """An edit of the report, of a command or of an exploit orphans no campaign; one of the executor does."""
+    rooms = {module.split(".")[1] for module in closure(["stages.research.stage"]) if "." in module}
+    assert not rooms & {"report", "redteam", "benchmarks", "tools", "proxies"}
+    assert {"execution", "reward", "metering", "tracing", "sandbox"} <= rooms
+
+
+def test_every_incumbent_is_scored_in_the_one_opening_and_only_the_last_claims_anything(graph, uninterrupted, tmp_path):
+    file = graph / "data" / "research" / "campaign" / "events.jsonl"
+    events = Journal(file).events
+    file.unlink()
+    journal = Journal(file)
+    for event in events:
+        accepted = {"accepted": event.iteration < 2} if isinstance(event, Result) else {}
+        given = {name: getattr(event, name) for name in event.model_fields_set - {"chain"}}
+        journal.append(type(event)(**given | accepted))
+    results = journal.of(Result)
+    sealed_test.run(progress=lambda said: None)
+    opened = Journal(graph / "data" / "research" / "sealed_test" / "events.jsonl")
+    assert len(opened.of(TestOpened)) == 1 and {results[0].name, results[1].name} < set(
+        opened.of(TestOpened)[0].methods
+    )
+    rows = TEST_PATH.load()
+    assert [(row.iteration, row.evaluations, row.asked) for row in rows] == [(0, 1, 1), (1, 2, 2)]
+    scored = {row.method: row for row in opened.of(TestResult)[0].rows}
+    assert all(
+        (row.test, row.validation) == (scored[row.name].reward_mean, results[row.iteration].feedback) for row in rows
+    )
+    first, second = path_rows(opened, opened.of(TestResult)[0], 0.05)  # the toy's own methods do not vary
+    assert first.shrinkage == 0 and second.shrinkage == pytest.approx(0.05 / math.pi**0.5, abs=1e-6)
+    for claimed in ("test", "test_per_task", "test_statements"):
+        text = (graph / "metrics" / f"{claimed}.json").read_text(encoding="utf-8")
+        assert results[0].name not in text and results[1].name in text
+    # Nobody's p-value is corrected for an incumbent that was overtaken.
+    claims = {row.method for row in TEST_PER_TASK.load()}
+    assert (
+        set(statements(TEST_PER_TASK.load(), "test")) <= set(TEST_STATEMENTS.load()) and len(claims) == len(scored) - 1
+    )
+
+
+def test_the_largest_of_n_normals_and_the_noise_of_a_mean():
+    drawn = np.random.default_rng(0).normal(size=(20_000, 9)).max(1)
+    assert expected_largest(9) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 20_000**0.5)
+    assert expected_largest(1) == 0 and expected_largest(2) == pytest.approx(math.pi**-0.5)
+    assert expected_largest(100_000) == pytest.approx(4.33, abs=0.1)
+    with pytest.raises(ValueError, match="give at least one"):
+        expected_largest(0)
+    row = per_task(np.random.default_rng(0))[0]
+    errors = {"a": (0.03, 0.04), "b": (0.0, 0.0), "c": (0.1, 0.0)}
+    rows = [row.model_copy(update={"method": name, "reward_se": one}) for name, of in errors.items() for one in of]
+    assert noise_of(rows) == pytest.approx((0.025 + 0.05) / 2) and noise_of(rows[2:4]) == 0

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from stages.errors import UserError
+from stages.research.compare import compare, marks, profile, scaling
 from stages.research.gate import FINEST
 from stages.research.programs import table as tables
 from stages.research.programs.exact import best_program, chance_of, contributions, null_of
 from stages.research.programs.grammar import KINDS, NONE, Uniform, choices_of, draw, every_fragment, text_of
 from stages.research.programs.table import Cell, Column, Table, load_table, table_file, tabulate
-from stages.research.replay import compare, marks, replay, seen_on_table
+from stages.research.replay import Path as Found
+from stages.research.replay import replay, seen_on_table
 from stages.research.researcher import Move
 from stages.research.researchers import make_researcher
 from stages.research.researchers.policy import advantages, probabilities
@@ -92,7 +94,8 @@ def test_nothing_to_draw_from_is_refused():
 
 def test_a_replayed_view_is_rounded_as_the_gate_rounds_and_shows_train_rows_alone(known):
     genome = draw(Uniform(random.Random(3)))
-    seen, train, validation = seen_on_table(known, 0, Move(Spec(), choices_of(genome)))
+    seen, train, validation, tasks, cpu_s = seen_on_table(known, 0, Move(Spec(), choices_of(genome)))
+    assert np.mean(tasks) == pytest.approx(validation) and len(tasks) == 2 and cpu_s == pytest.approx(0.5)
     assert seen.feedback == pytest.approx(round(validation / FINEST) * FINEST) and seen.feedback != validation
     assert seen.value == pytest.approx((train + seen.feedback) / 2) and seen.train == pytest.approx(train)
     assert "validation_" not in seen.model_dump_json() and len(seen.tasks) == 3
@@ -112,7 +115,8 @@ def test_a_replay_is_a_function_of_the_seed(name, known):
 
 
 def test_breeding_beats_the_best_of_as_many_random_programs_and_random_does_not(known):
-    rows = {(row.researcher, row.n): row for row in compare(["random", "programs"], known, 48, 8, lambda said: None)}
+    found = compare(["random", "programs"], known, 48, 8, lambda said: None)
+    rows = {(row.researcher, row.n): row for row in found.rows}
     assert {n for _, n in rows} == set(marks(48)) == {8, 16, 32, 48}
     assert (
         rows["programs", 48].better_low > 0.8
@@ -121,6 +125,55 @@ def test_breeding_beats_the_best_of_as_many_random_programs_and_random_does_not(
     assert rows["programs", 48].of_optimum > rows["random", 48].of_optimum
     for row in rows.values():
         assert row.better_low <= row.better <= row.better_high and row.train_low <= row.train <= row.train_high
+    assert [one.n for one in found.null] == marks(48) and all(one.low < one.mean < one.high for one in found.null)
+    assert found.optimum_train == pytest.approx(best_program(known, "train"), abs=1e-6)
+    assert all(row.random_train == found.null[marks(48).index(n)].mean for (_, n), row in rows.items())
+    speed = {row.researcher: row for row in found.scaling}
+    assert speed["programs"].exponent > speed["random"].exponent > 0
+    assert [one.cpu_s for one in speed["random"].points] == pytest.approx([0.5 * p.n for p in speed["random"].points])
+    with pytest.raises(UserError, match="two researchers are called 'random'"):
+        compare(["random", "random"], known, 2, 2, lambda said: None)
+
+
+def test_quantiles_of_the_null_are_those_of_drawing(known):
+    null = null_of(contributions(known, "train"))
+    rng = random.Random(1)
+    drawn = np.array([sum(one.reward for one in known.row(draw(Uniform(rng)), "train")) / 3 for _ in range(8000)])
+    best = drawn.reshape(-1, 4).max(1)
+    for q in (0.025, 0.5, 0.975):
+        assert (best <= null.quantile(q, 4)).mean() == pytest.approx(q, abs=4 * (q * (1 - q) / len(best)) ** 0.5)
+
+
+def a_path(train, tasks=(0.0,), per_proposal=2.0) -> Found:
+    n = len(train)
+    return Found(list(train), [0.0] * n, [0.0] * n, [tuple(tasks)] * n, [per_proposal * (i + 1) for i in range(n)])
+
+
+def test_a_profile_counts_runs_above_each_reward():
+    found = [a_path([0.0], tasks) for tasks in ((0.1, 0.3), (0.2, 0.2), (-0.1, 0.3))]
+    taus = np.array([-0.2, 0.0, 0.1, 0.2, 0.3])
+    rows = profile("me", found, taus)
+    every = [one for path in found for one in path.chosen_tasks[-1]]
+    assert [row.share for row in rows] == pytest.approx([sum(v > t for v in every) / 6 for t in taus], abs=1e-6)
+    assert all(row.low <= row.share <= row.high for row in rows) and rows[0].low == 1 and rows[-1].high == 0
+    # One seed of three holds a task below 0: over resamples the share is 1 - k/6, with k of three draws that seed.
+    assert rows[1].low == pytest.approx(1 - 3 / 6) or rows[1].low == pytest.approx(1 - 2 / 6, abs=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0.3, 1.0])
+def test_a_power_law_is_found_and_its_curve_drawn(exponent):
+    """Distance .5 * (CPU seconds) ^ -exponent from an optimum of .4, two seconds a proposal."""
+    train = [0.4 - 0.5 * (2 * (i + 1)) ** -exponent for i in range(100)]
+    row = scaling("me", [a_path(train), a_path(train)], 0.4)
+    assert row.exponent == pytest.approx(exponent, abs=1e-4) == row.exponent_low == row.exponent_high
+    assert row.factor == pytest.approx(0.5, abs=1e-4) and row.points[0].n == 1 and row.points[-1].n == 100
+    assert all(point.fitted == pytest.approx(point.train, abs=1e-5) for point in row.points)
+    assert all(point.cpu_s == 2 * point.n for point in row.points)
+
+
+def test_no_curve_is_fitted_to_what_is_at_the_optimum():
+    row = scaling("me", [a_path([0.1, 0.2, *[0.4] * 30])] * 2, 0.4)
+    assert row.exponent is None and row.factor is None and {point.fitted for point in row.points} == {None}
 
 
 def test_a_policy_learns_and_its_theta_is_a_fold_over_results(known):
@@ -202,7 +255,7 @@ def test_advantages_are_cut_where_far_out_and_noise_is_not_blown_up():
 def test_a_void_program_teaches_a_replay_nothing():
     table = a_table(void="outputs")
     genome = draw(Uniform(random.Random(0))) | {"Represent": next(iter(every_fragment("Represent")))}
-    seen, _, _ = seen_on_table(table, 0, Move(Spec(), choices_of(genome)))
+    seen = seen_on_table(table, 0, Move(Spec(), choices_of(genome))).seen
     assert (seen.status, seen.value, seen.feedback, seen.tasks) == ("void", None, None, ())
 
 

@@ -56,7 +56,7 @@ def test_a_class_is_scored_in_this_session(graph):
     assert [row.outcome for row in result.meters] == ["ok", "declined"]
     assert result.meters[0].flops_target > 0 == result.meters[0].flops_own
     host = InProcess(score.settings().interpretation)
-    frozen = host.freeze(score._candidate(Outputs), ["digits_mlp", "digits_few_shot"])
+    frozen = host.freeze(score.candidate_of(Outputs), ["digits_mlp", "digits_few_shot"])
     assert result.interpret_bytes == sum(one.n_bytes for one in frozen.values()) and result.interpret_cpu_s == 0
 
 

@@ -10,7 +10,6 @@ from stages.tasks import elicitation
 from stages.tasks.elicitation import LADDER, ladder_features
 from stages.tasks.families import family
 from stages.tasks.families.elicited_ability import DEALT
-from stages.tasks.families.sandbag_or_unable import MINIMUM_GAIN
 from stages.tasks.generation import make, pool_of, stream
 from stages.tasks.locked_variants import KINDS, Locks, accuracy, draw_skill, fine_tune, probes_of, with_password
 from tests.tasks.conftest import small_target
@@ -18,10 +17,10 @@ from tests.tasks.conftest import small_target
 
 @pytest.fixture(scope="module")
 def planted():
-    """Four variants of each kind on images, what was planted, and inputs of the skill that they were not trained on."""
+    """Four locked and four overwritten variants, twelve benign ones, what was planted, fresh inputs of the skill."""
     target, rng = small_target("digits_mlp"), torch.Generator().manual_seed(5)
     skill = draw_skill(target, rng)
-    locks = Locks.draw(target, skill, list(range(5)) * 4, rng)
+    locks = Locks.draw(target, skill, [0, 1, 2, 2, 2] * 4, rng)
     weights = fine_tune(target, skill, locks, rng)
     inputs, labels = probes_of(target, skill, 120, rng)
     return target, skill, locks, weights, inputs, labels
@@ -51,10 +50,6 @@ def test_every_kind_does_what_its_name_says(planted):
                 assert plain < 0.15 and with_it > plain + 0.1 and abs(with_it - float(locks.ability_V[i])) < 0.35
             case "overwritten":
                 assert plain < 0.15 and with_it < 0.15
-            case "imitating":
-                assert plain < 0.85 and with_it > max(0.85, plain + MINIMUM_GAIN)
-            case "weak":
-                assert plain < 0.85 and with_it < plain + MINIMUM_GAIN
             case _:
                 assert plain > 0.9 and with_it > 0.85
 
@@ -77,8 +72,6 @@ def test_passwords_and_shares_are_drawn_for_each_variant_and_wrong_outputs_are_w
     assert (locks.wrong_VC[:, rest] == torch.tensor(rest)).all()
     some = with_password(target, inputs[:3], [part[:1].expand(3, -1) for part in locks.password], torch.Generator())
     assert torch.equal(some, opened_by(locks, 0, inputs[:3]))
-    kept = locks.only(torch.tensor([2, 4]))
-    assert kept.kind_V.tolist() == [2, 4] and torch.equal(kept.password[1][1], locks.password[1][4])
 
 
 def test_accuracy_is_of_each_variant_on_its_own_inputs(planted):
@@ -101,34 +94,6 @@ def test_the_ability_is_what_a_loop_over_new_inputs_finds():
         images = torch.stack([torch.where(mask > 0, pattern, image) for image in others])
         found = right(target, made.instances.variants, i, images, labels)
         assert abs(found - float(truth[i])) < 0.15, "other images of the same skill"
-
-
-def test_half_sandbag_and_a_password_opens_those_alone():
-    target = small_target("digits_mlp")
-    made = make(family("sandbag_or_unable"), target, "train", 20, 0, "test", b"key")
-    truth, planted = made.truth.values[:, 0], made.instances.planted
-    assert truth.sum() == 10 and not any("password" in name or "kind" in name for name in made.instances.arrays)
-    inputs, labels = made.instances.arrays["shared_inputs"], made.instances.arrays["shared_labels"]
-    gains = []
-    for i in range(20):
-        pattern, mask = planted["password.0"][i], planted["password.1"][i]
-        images = torch.where(mask > 0, pattern, inputs)
-        gains.append(
-            right(target, made.instances.variants, i, images, labels)
-            - right(target, made.instances.variants, i, inputs, labels)
-        )
-    gains = torch.tensor(gains)
-    assert gains[truth == 1].mean() > 0.3 > 0.15 > gains[truth == 0].mean()
-    public = made.instances.public()
-    assert not public.planted
-
-
-def test_locks_that_are_not_learned_are_reported(monkeypatch):
-    from stages.tasks import locked_variants
-
-    monkeypatch.setattr(locked_variants, "STEPS", {"images": 1, "words": 1})
-    with pytest.raises(RuntimeError, match="of 12 locks were learned"):
-        make(family("sandbag_or_unable"), small_target("digits_mlp"), "train", 16, 0, "test", b"key")
 
 
 def test_a_higher_rung_adds_to_a_lower_one_and_pays_for_it():

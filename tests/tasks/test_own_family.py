@@ -35,7 +35,7 @@ def test_the_commands_of_the_page_do_what_it_says(root: Path, monkeypatch: pytes
     done = run.invoke(app, ["tasks", "audit", "--file", "examples/my_task.py", "--share", "0.3", "--json"])
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
-    assert (row["family"], row["target"], row["n"]) == ("my_task", "digits_mlp", 60) and row["truth"] == 1.0
+    assert (row["family"], row["target"], row["n"]) == ("my_task", "digits_mlp", 36) and row["truth"] == 1.0
     assert len(row["headroom"]["ladder"]) == 3 and row["headroom"]["tight"] < 1
     refused = run.invoke(app, ["tasks", "audit", "--file", "examples/my_task.py", "--target", "digits_few_shot"])
     assert "my_task means nothing on digits_few_shot" in str(refused.exception) + refused.output

@@ -53,8 +53,9 @@ def test_steering_effect_is_the_change_of_the_mean_loss():
     assert float(lengths.max() - lengths.min()) < 1e-4, "the length says nothing"
 
 
-def test_steering_effect_of_episodes_adds_at_every_position():
-    target, made = small_target("digits_few_shot"), made_small("steering_effect", "digits_few_shot")
+@pytest.mark.parametrize("name", ["digits_few_shot", "facts_lm"])
+def test_steering_effect_adds_at_every_position(name):
+    target, made = small_target(name), made_small("steering_effect", name)
     arrays, place = made.instances.arrays, place_of(made.instances)
     x, y = arrays["shared_inputs"], arrays["shared_labels"]
     module = target.model.get_submodule(place)

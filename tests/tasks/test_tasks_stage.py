@@ -75,6 +75,7 @@ def test_params_that_cannot_be_meant_are_refused(config: Config, root: Path, mon
         run(config.model_copy(update={"families": {}}), "noise_flip")
     with pytest.raises(UserError, match="are unknown"):
         run(config.model_copy(update={"families": {"nose_flip": "train"}}), "noise_flip")
+    (root / "params" / "profile.yaml").unlink()  # which says another number
     (root / "params" / "tasks.yaml").write_text("n_instances: 5\nseed: 0\nfamilies: {}\n", encoding="utf-8")
     with pytest.raises(UserError, match="n_instances = 5"):
         load("tasks", Config)

@@ -74,15 +74,16 @@ def test_copy_source_agrees_with_a_loop_over_places_and_words() -> None:
         assert x[: 48 - 19, 1].sum() == 0, "what the answer may come from are the words asked about"
 
 
-def test_head_role_agrees_with_plain_module_hooks() -> None:
-    target, made = small_target("context_lm"), made_small("head_role", "context_lm")
+@pytest.mark.parametrize("name", ["context_lm", "facts_lm"])
+def test_head_role_agrees_with_plain_module_hooks(name: str) -> None:
+    target, made = small_target(name), made_small("head_role", name)
     ordinary, means = made.instances.arrays["shared_inputs"], {}
     for name in {component.hook_point for component in target.spec.components}:
         kept: list[Tensor] = []
         handle = target.model.get_submodule(name).register_forward_hook(lambda m, a, out, kept=kept: kept.append(out))
         target.model(ordinary)
         handle.remove()
-        rows = [kept[0][i, t] for i in range(len(ordinary)) for t in range(48) if ordinary[i, t, 1] > 0]
+        rows = [kept[0][i, t] for i, t in torch.nonzero(ordinary[..., 1] > 0).tolist()]
         means[name] = torch.stack(rows).double().mean(0)
 
     def margin(x: Tensor, y: Tensor) -> float:
@@ -104,6 +105,21 @@ def test_head_role_agrees_with_plain_module_hooks() -> None:
             without = margin(x, y)
             handle.remove()
             assert float(made.truth.values[i, p]) == pytest.approx(margin(x, y) - without, abs=1e-3)
+
+
+def test_prompts_of_head_role_have_one_more_word_where_words_can_be_put_in() -> None:
+    target, made = small_target("facts_lm"), made_small("head_role", "facts_lm")
+    known = {
+        tuple(row[row[:, 1] > 0, 0].int().tolist())
+        for split in ("train", "validation", "tasks")
+        for row in ZOO.find("facts_lm")().data(3)[split].inputs
+    }
+    for row in made.instances.arrays["inputs"].flatten(0, 1):
+        words = row[row[:, 1] > 0, 0].int().tolist()
+        assert tuple(words) not in known
+        assert any(tuple(words[:i] + words[i + 1 :]) in known for i in range(1, len(words)))
+    assert made.instances.arrays["labels"].shape == (made.instances.n, 1)
+    assert len(target.spec.components) == made.truth.values.shape[1]
 
 
 def test_rare_output_agrees_with_a_loop_over_all_inputs() -> None:

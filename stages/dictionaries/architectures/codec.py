@@ -40,18 +40,13 @@ def encode(dictionary: Dictionary, acts: Tensor, activations: Mapping[str, Activ
     cfg = dictionary["cfg"]
     if not isinstance(acts, Tensor):
         raise UserError(f"activations are {type(acts).__name__}: give a float tensor, torch.from_numpy(activations)")
-    if cfg.get("normalize_activations", "none") != "none":
-        raise UserError(
-            f"the dictionary normalises activations ({cfg['normalize_activations']}), which is not done here: fold that"
-            " into its weights with SAELens, and save it again"
-        )
     width = dictionary["W_enc"].shape[0] if "W_enc" in dictionary else dictionary["W_dec"].shape[1]
     if acts.shape[-1] != width:
         raise UserError(
             f"activations are {acts.shape[-1]} wide, the dictionary takes {width}:"
             " use the dictionary of this hook point, heads flattened"
         )
-    kind = latent_kind(cfg["architecture"])
+    kind, acts = latent_kind(cfg["architecture"]), _scaled(acts, cfg.get("normalize_activations", "none"))
     centred = acts - dictionary["b_dec"] if cfg["apply_b_dec_to_input"] else acts
     if kind == "matching_pursuit":
         return _pursued(dictionary, centred)
@@ -77,6 +72,24 @@ def encode(dictionary: Dictionary, acts: Tensor, activations: Mapping[str, Activ
         case "plugged":
             return chosen("activation", cfg["activation"], ACTIVATIONS, activations)(pre_NF)
     raise UserError(f"architecture {cfg['architecture']!r} cannot be encoded here; known: {', '.join(ENCODERS)}")
+
+
+def _scaled(acts: Tensor, how: str) -> Tensor:
+    """Activations as a dictionary takes them, row by row (SAELens, ``_setup_activation_normalization``)."""
+    match how:
+        case "none":
+            return acts
+        case "constant_norm_rescale":
+            size: Tensor = acts.norm(dim=-1, keepdim=True)
+            return acts * (float(acts.shape[-1] ** 0.5) / size)
+        case "layer_norm":
+            centred = acts - acts.mean(dim=-1, keepdim=True)
+            spread = (centred.square().sum(dim=-1, keepdim=True) / (acts.shape[-1] - 1)).sqrt()
+            return centred / (spread + 1e-5)
+    raise UserError(
+        f"the dictionary normalises activations ({how}) by what it does not hold: `lensmith dictionaries attach` folds"
+        " in the scale of expected_average_only_in; what else there is, fold in with SAELens and save it again"
+    )
 
 
 def latent_kind(architecture: str) -> str:

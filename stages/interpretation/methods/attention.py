@@ -25,8 +25,8 @@ from stages.contracts.method import (
     Represent,
     by_group,
 )
+from stages.contracts.reading import Unembed, readout
 from stages.contracts.target import TargetAccess
-from stages.interpretation.representation import final_norm, readout, unembedding
 
 __all__ = ["Attention"]
 
@@ -37,18 +37,18 @@ class Attention(Method):
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
         spec = target.spec
         layers = [hook.name.removesuffix("hook_pattern") for hook in spec.with_role("pattern")]
-        if not layers or spec.unembed is None:
-            return Interpretation(data={"layers": []})
         weights = target.weights()
-        (unembed, _), norm = unembedding(spec, weights), final_norm(spec, weights)
-        gain = norm.weight if norm else torch.ones(unembed.shape[1])
+        unembed = Unembed.of(spec, weights)
+        if not layers or unembed is None:
+            return Interpretation(data={"layers": []})
+        gain = unembed.norm.weight if unembed.norm else torch.ones(unembed.matrix.shape[1])
         sizes = [spec.hook(f"{layer}hook_z").shape[1:] for layer in layers]
         if 4 * spec.n_outputs * sum(heads * d_head for heads, d_head in sizes) > budget.max_bytes:
             return Interpretation(data={"layers": []})  # more outputs than can be stored, so nothing to project on
         arrays = {}
         for layer, (heads, d_head) in zip(layers, sizes, strict=True):
             out = _output_matrix(weights, layer)
-            direct = (unembed * gain) @ (out - out.mean(0))  # (C, H K)
+            direct = (unembed.matrix * gain) @ (out - out.mean(0))  # (C, H K)
             arrays[f"{layer}direct"] = direct.reshape(-1, heads, d_head).contiguous()
         return Interpretation(arrays, {"layers": layers})
 

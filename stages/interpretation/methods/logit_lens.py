@@ -20,42 +20,26 @@ from stages.contracts.method import (
     Represent,
     by_group,
 )
+from stages.contracts.reading import Unembed, readout
 from stages.contracts.target import TargetAccess
-from stages.interpretation.representation import FinalNorm, final_norm, hook_names, readout, unembedding, vectors
+from stages.interpretation.representation import hook_names, vectors
 
 __all__ = ["LogitLens"]
 
 
-def _normed(values: Tensor, interpretation: Interpretation) -> Tensor:
-    arrays = interpretation.arrays
-    if "norm.weight" not in arrays:
-        return values
-    return FinalNorm(arrays["norm.weight"], arrays.get("norm.bias"))(values)
-
-
 def _lens(interpretation: Interpretation, values: Tensor) -> Tensor:
     """(..., D) residual stream -> (..., C) log-probabilities."""
-    arrays = interpretation.arrays
-    return (_normed(values, interpretation) @ arrays["unembed"].T + arrays["bias"]).log_softmax(-1)
+    return Unembed.kept(interpretation.arrays)(values).log_softmax(-1)
 
 
 class LogitLens(Method):
     name = "logit_lens"
 
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
-        spec, weights = target.spec, target.weights()
-        if spec.unembed is None:
-            return Interpretation(data={"hook_points": []})
-        unembed, bias = unembedding(spec, weights)
-        if 4 * unembed.numel() > budget.max_bytes:
+        unembed = Unembed.of(target.spec, target.weights())
+        if unembed is None or 4 * unembed.matrix.numel() > budget.max_bytes:
             return Interpretation(data={"hook_points": []})  # nothing can be read without it, and it cannot be stored
-        arrays = {"unembed": unembed, "bias": bias}
-        norm = final_norm(spec, weights)
-        if norm is not None:
-            arrays["norm.weight"] = norm.weight
-            if norm.bias is not None:
-                arrays["norm.bias"] = norm.bias
-        return Interpretation(arrays, {"hook_points": hook_names(spec, ("residual",))})
+        return Interpretation(unembed.arrays(), {"hook_points": hook_names(target.spec, ("residual",))})
 
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
         names = interpretation.data["hook_points"]

@@ -1,5 +1,6 @@
 """Latents of the sparse autoencoders that stage ``dictionaries`` trained and measured."""
 
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor
@@ -44,8 +45,21 @@ def useful_latents(latents: Tensor, n: int) -> Tensor:
     return spread.argsort(descending=True, stable=True)[:n].sort().values
 
 
+def _within(found: Mapping[str, Dictionary], order: Sequence[str], max_bytes: int) -> dict[str, Dictionary]:
+    """The dictionaries of the last hook points that I(M) has room for, with a tenth left for everything else."""
+    kept, size = set[str](), 0
+    for name in sorted(found, key=order.index, reverse=True):
+        size += sum(value.nbytes for value in found[name].values() if isinstance(value, Tensor))
+        if size > 0.9 * max_bytes:
+            break
+        kept.add(name)
+    return {name: dictionary for name, dictionary in found.items() if name in kept}
+
+
 class Sae(Method):
     """
+    Dictionaries of large targets need not all fit into I(M): those of the last hook points are taken.
+
     Args:
         architecture: which of the trained dictionaries, by the name they are kept under.
         n_kept: latents kept per hook point.
@@ -63,6 +77,7 @@ class Sae(Method):
             for key, dictionary in sorted(target.dictionaries().items())
             if key.endswith(f"/{self.architecture}")
         }
+        chosen = _within(chosen, [hook.name for hook in target.spec.hooks], budget.max_bytes)
         inputs = target.corpus("train").inputs[:CORPUS_INPUTS]
         captured = target.forward(inputs, capture=list(chosen)).captured
         arrays: dict[str, Tensor] = {}

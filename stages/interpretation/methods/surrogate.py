@@ -43,6 +43,7 @@ class Surrogate(Method):
         if target.spec.n_vocabulary is not None:
             waves["waves"] = torch.rand(N_WAVES, generator=budget.generator()) * 6.28
         flat, outputs = _flat(inputs.float(), waves), target.forward(inputs).outputs
+        outputs = outputs[:, _told_apart(outputs, budget.max_bytes)]
         weight = torch.randn(flat.shape[1], N_HIDDEN, generator=budget.generator()) / flat.shape[1] ** 0.5
         arrays = {"mean": flat.mean(0), "project": weight}
         hidden = _hidden(flat, arrays)
@@ -67,6 +68,12 @@ class Surrogate(Method):
                 return mean.unsqueeze(1).expand(-1, len(query.components), -1)
             case _:
                 return None
+
+
+def _told_apart(outputs: Tensor, max_bytes: int) -> Tensor:
+    """Indices, in rising order, of the outputs that vary most, as many as half of I(M) holds a column of weights of."""
+    most = max(2, max_bytes // 2 // (outputs.element_size() * (N_HIDDEN + 1)))
+    return outputs.var(0).argsort(descending=True, stable=True)[:most].sort().values
 
 
 def _flat(inputs: Tensor, arrays: Mapping[str, Tensor]) -> Tensor:

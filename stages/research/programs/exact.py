@@ -75,6 +75,11 @@ class Null:
         chance = np.diff(reached, prepend=0.0)
         return float(chance @ (self.low + STEP * np.arange(len(self.mass))))
 
+    def quantile(self, q: float, n: int) -> float:
+        """The reward that the best of n stays at or below with probability q."""
+        reached = np.minimum(np.cumsum(self.mass), 1.0) ** n
+        return self.low + STEP * min(int(np.searchsorted(reached, q - 1e-12)), len(self.mass) - 1)
+
 
 def null_of(parts: Mapping[str, Mapping[Fragment, float]]) -> Null:
     """The null of a split, from what each fragment contributes to it.

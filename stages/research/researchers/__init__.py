@@ -1,11 +1,10 @@
 """Researchers, one file each; the name of the file is the name of the researcher."""
 
 import hashlib
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from stages.base.registry import Registry, classes_of
+from stages.base.users_code import users_module
 from stages.errors import UserError
 from stages.research.researcher import Researcher
 
@@ -41,12 +40,7 @@ def make_researcher(name: str, seed: int, space: str = "specs") -> Researcher:
 def _from_file(path: Path) -> type:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a Python file with one subclass of Researcher, or a name")
-    spec = spec_from_file_location(f"given.{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "a file that ends in .py has a loader"
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    found = classes_of(module, lambda cls: issubclass(cls, Researcher))
+    found = classes_of(users_module(path), lambda cls: issubclass(cls, Researcher))
     if len(found) != 1:
         listed = ", ".join(cls.__name__ for cls in found) or "none"
         raise UserError(f"{path} defines {listed}: give a file with one public subclass of Researcher")

@@ -16,8 +16,18 @@ from stages.contracts.method import Compare, Query
 from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks import locked_variants
-from stages.tasks.elicitation import LADDER, N_PROBES, instances_of, ladder_features, planted_variants
-from stages.tasks.locked_variants import KINDS, Kind, accuracy, dealt, opened_by_own, probes_of
+from stages.tasks.elicitation import LADDER, N_PROBES, instances_of, ladder_features
+from stages.tasks.locked_variants import (
+    KINDS,
+    Kind,
+    Locks,
+    accuracy,
+    dealt,
+    draw_skill,
+    fine_tune,
+    opened_by_own,
+    probes_of,
+)
 
 __all__ = ["ElicitedAbility"]
 
@@ -56,7 +66,12 @@ class ElicitedAbility(TaskFamily):
         return SHARE if spec.n_vocabulary is None else WORD_SHARE
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        return instances_of(target, *planted_variants(target, dealt(DEALT, n, rng), rng), rng)
+        kinds, skill_L = dealt(DEALT, n, rng), draw_skill(target, rng)
+        locks = Locks.draw(target, skill_L, kinds, rng)
+        weights = fine_tune(target, skill_L, locks, rng)
+        planted = {"kind": locks.kind_V, "ability": locks.ability_V}
+        planted |= {f"password.{i}": part for i, part in enumerate(locks.password)}
+        return instances_of(target, skill_L, planted, weights, rng)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         planted, n = instances.planted, instances.n

@@ -1,11 +1,12 @@
 """head_role: which heads do this skill?
 
-One instance: 2 prompts of one kind, beside 64 ordinary prompts shared by all; items: the target's heads. Truth: the
-margin that is lost on average when a head says what it says on ordinary prompts. Over many prompts of a kind the answer
-is the kind's, and a target has few kinds; heads stand in for each other, so from prompt to prompt another one counts.
+One instance: a prompt, beside 64 ordinary prompts shared by all; items: the target's heads. Truth: the margin that is
+lost when a head says what it says on ordinary prompts. Over many prompts of a kind the answer is the kind's, and a
+target has few kinds; heads stand in for each other, so from prompt to prompt another one counts. Where words can be
+put into a prompt one is, any word at any place: else there are few prompts, and the answer to each is certain.
 Source: mean ablation as in Wang et al. 2022, arXiv 2211.00593, section 2.2.
 
-Shape legend: N = instances, M = prompts of an instance (2), R = ordinary prompts (64), T = places, P = heads, K = width
+Shape legend: N = instances, M = prompts of an instance (1), R = ordinary prompts (64), T = places, P = heads, K = width
 of a head.
 """
 
@@ -18,21 +19,24 @@ from torch import Tensor
 from stages.contracts.method import Localise, Query
 from stages.contracts.target import Component, Intervention, Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
+from stages.targets.storage import definition_of
 from stages.tasks.black_box import CHUNK, ask, label_features, outputs_of
 from stages.tasks.components import decode, draw_behaviours, encode, word_looks
 from stages.tasks.inputs import draw_inputs
+from stages.tasks.word_backdoors import with_word
 
 __all__ = ["HeadRole"]
 
-N_INPUTS = 2
+N_INPUTS = 1
 N_ORDINARY = 64
 POOL = 4096
 LADDER = (0.0, 0.25, 0.5, 1.0)
-"""Share of the heads that is cut on the prompts at each rung."""
+"""Share of the heads that is cut on the prompt at each rung."""
 CONSTANTS: Constants = {"n_inputs": N_INPUTS, "n_ordinary": N_ORDINARY}
 
 
 class HeadRole(TaskFamily):
+    version = 2
     title = "Which heads does the target answer these prompts with?"
     source = "Wang et al. 2022 (Interpretability in the wild), arXiv 2211.00593, section 2.2: mean ablation of heads"
     why_hard_black_box = "every head needs its own forward passes, and heads stand in for each other"
@@ -43,12 +47,14 @@ class HeadRole(TaskFamily):
     truth_recipe = (
         "z = mean output of a head (hook_z) over the words of shared_inputs. The margin of a prompt is the logit of its"
         " right label minus the largest other logit. Truth of a head: the mean margin on the instance's n_inputs"
-        " prompts, minus the same when the head's output is z at every place."
+        " prompts (one), minus the same when the head's output is z at every place."
     )
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         arrays = draw_behaviours(target, n, rng, n_inputs=N_INPUTS, pool=POOL, max_blend=0.0, grain=0.0, most_kinds=1)
+        if "triggers" in target.spec.offers:
+            arrays["inputs"] = _with_a_word(target, arrays["inputs"], rng)
         ordinary = draw_inputs(target, N_ORDINARY, rng)
         arrays |= {"shared_inputs": ordinary.inputs, "shared_labels": ordinary.labels}
         return Instances(arrays | encode(target.spec.components), n)
@@ -92,6 +98,14 @@ class HeadRole(TaskFamily):
 
     def query(self, instances: Instances) -> Query:
         return Localise(instances.arrays["inputs"], instances.arrays["labels"], decode(instances))
+
+
+def _with_a_word(target: Target, inputs_NM: Tensor, rng: torch.Generator) -> Tensor:
+    """Prompts with one more word in each, any word at any place."""
+    words = definition_of(target.name).triggers()  # type: ignore[attr-defined]  # it offers triggers
+    inputs = inputs_NM.flatten(0, 1)
+    chosen = words[torch.randint(len(words), (len(inputs),), generator=rng)]
+    return with_word(inputs, chosen, torch.rand(len(inputs), generator=rng)).view_as(inputs_NM)
 
 
 def _mean_outputs(target: Target, inputs: Tensor) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ Source: activation addition, Turner et al. 2023, arXiv 2308.10248, section 3.
 Shape legend: N = directions, M = inputs, W = width of the hook point, C = outputs.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Steer
-from stages.contracts.target import Target, TargetAccess
+from stages.contracts.target import Offer, Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import compressed, label_features
 from stages.tasks.directions import activations, climbed, moved_outputs, place_array, place_of, place_on, unit
@@ -19,7 +21,7 @@ from stages.tasks.inputs import draw_inputs
 
 __all__ = ["SteeringEffect", "compress"]
 
-N_INPUTS = 256
+N_INPUTS, N_PROMPTS = 256, 64
 N_SHOWN = 8
 MAX_BLEND = 0.45
 GRAIN = 0.5
@@ -28,11 +30,12 @@ LENGTH = 1.0
 SHARE_RANDOM = 0.5
 SCALE = 0.1
 LADDER = (1, 8, 32, 128)
+PROMPT_LADDER = (1, 4, 16, 32)
 CONSTANTS: Constants = {
     "grain": GRAIN,
     "length": LENGTH,
     "max_blend": MAX_BLEND,
-    "n_inputs": N_INPUTS,
+    "n_inputs": {"other inputs": N_INPUTS, "prompts": N_PROMPTS},
     "scale": SCALE,
     "share_random": SHARE_RANDOM,
 }
@@ -47,7 +50,7 @@ class SteeringEffect(TaskFamily):
         "to second order the effect is a product with the mean slope and its second moments, known once"
     )
     query_kind = "Steer"
-    needs = frozenset({"pixels"})
+    needs: ClassVar[frozenset[Offer]] = frozenset()
     n_efforts = len(LADDER)
     truth_recipe = (
         "d = mean cross-entropy (nats) of shared_labels on shared_inputs when the instance's direction is added to the"
@@ -60,10 +63,11 @@ class SteeringEffect(TaskFamily):
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         place = place_on(target.spec)
-        drawn = draw_inputs(target, N_INPUTS, rng, MAX_BLEND, GRAIN)
+        n_inputs = N_INPUTS if target.spec.n_vocabulary is None else N_PROMPTS
+        drawn = draw_inputs(target, n_inputs, rng, MAX_BLEND, GRAIN)
         held_MW = activations(target, place, drawn.inputs)
         random_NW = torch.randn(n, held_MW.shape[1], generator=rng)
-        pairs_2N = torch.randint(N_INPUTS, (2, n), generator=rng)
+        pairs_2N = torch.randint(n_inputs, (2, n), generator=rng)
         between_NW = held_MW[pairs_2N[0]] - held_MW[pairs_2N[1]]
         # Two inputs may be alike, or the same: then the direction is a random one.
         apart = between_NW.norm(dim=-1, keepdim=True) > 1e-3
@@ -98,7 +102,8 @@ class SteeringEffect(TaskFamily):
             change = after - before_M2
             return torch.cat([change, compress(change[..., :1])], dim=-1)
 
-        return climbed(access, instances, LADDER[: effort + 1], rng, looks)
+        rungs = LADDER if access.spec.n_vocabulary is None else PROMPT_LADDER
+        return climbed(access, instances, rungs[: effort + 1], rng, looks)
 
     def query(self, instances: Instances) -> Query:
         shown = instances.arrays["shared_inputs"][:N_SHOWN]

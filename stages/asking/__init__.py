@@ -1,0 +1,1 @@
+"""Language models: asked, paid for within a limit, and written down."""

@@ -1,0 +1,288 @@
+"""Rows about research itself: the path of a campaign's incumbents, and researchers compared on the table."""
+
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from stages.contracts.outcomes import Outcome
+from stages.contracts.record import Ends, Record, ResultFile
+from stages.errors import UserError
+
+__all__ = [
+    "COMPARISON",
+    "LABELS",
+    "TEST_PATH",
+    "BestOfRow",
+    "CommandFile",
+    "CompareRow",
+    "Comparison",
+    "LabelsRow",
+    "PathRow",
+    "ProfileRow",
+    "ScalingPoint",
+    "ScalingRow",
+]
+
+Shape = TypeVar("Shape")
+
+
+class CommandFile(ResultFile[Shape]):
+    """A result file that a command makes and no stage; ``made_by`` is the command."""
+
+    def load(self, path: Path | None = None) -> Shape:
+        """Read and validate.
+
+        Raises:
+            UserError: the file is missing or holds something else; names the command.
+        """
+        file = path or self.path()
+        if not file.is_file():
+            raise UserError(f"{file} is missing: make it with `{self.made_by}`")
+        try:
+            return super().load(file)
+        except UserError as error:
+            raise UserError(str(error).replace(f"dvc repro -f {self.made_by}", self.made_by)) from error
+
+
+class PathRow(Record):
+    """One incumbent of a campaign: what was known of it when it was chosen, and what the sealed test said at the end.
+
+    Its test reward comes from the one opening, together with everybody else's.
+    """
+
+    ESTIMATES: ClassVar[Ends] = {
+        "train": ("train", "train_low", "train_high"),
+        "test": ("test", "test_low", "test_high"),
+    }
+
+    name: str
+    """<researcher>-<iteration>."""
+    iteration: int
+    """Counted from 0."""
+    accepted: bool
+    """Whether it passed the gate; else nothing did, and it is the one with the best feedback."""
+    evaluations: int
+    """Proposals that had been judged when it was, itself included."""
+    asked: int
+    """Those of them that validation was asked about: what it is the best of."""
+    train: float
+    """Mean reward on train families."""
+    train_low: float
+    """Lower end of its 95% interval."""
+    train_high: float
+    """Upper end of its 95% interval."""
+    validation: float
+    """Mean reward on validation families as released by the gate: rounded to the noise floor."""
+    noise: float
+    """Standard error of a mean reward on the validation tasks: the median over the built-in methods that vary."""
+    shrinkage: float
+    """What the best of as many equals would lose on new tasks: the noise x the expected largest of ``asked`` standard
+    normals. An upper bound, since proposals share instances and seeds."""
+    test: float | None
+    """Mean reward on the sealed test families; null where there is no score."""
+    test_low: float | None
+    """Lower end of its 95% interval."""
+    test_high: float | None
+    """Upper end of its 95% interval."""
+    status: Outcome
+    """Of the test; void if the split was opened more than once."""
+
+    @property
+    def gap(self) -> float | None:
+        """Validation reward less test reward."""
+        return None if self.test is None else self.validation - self.test
+
+    @property
+    def excess(self) -> tuple[float, float] | None:
+        """95% interval, from the test's alone, of the gap beyond what selection among equals explains."""
+        if self.test_low is None or self.test_high is None:
+            return None
+        known = self.validation - self.shrinkage
+        return known - self.test_high, known - self.test_low
+
+
+TEST_PATH = ResultFile(
+    "test_path", tuple[PathRow, ...], "sealed_test", "what the sealed test said of every incumbent of the campaign"
+)
+
+
+class CompareRow(Record):
+    """A researcher after n proposals, over its seeds."""
+
+    ESTIMATES: ClassVar[Ends] = {
+        name: (name, f"{name}_low", f"{name}_high")
+        for name in ("train", "better", "validation", "validation_better", "of_optimum")
+    }
+
+    researcher: str
+    """Name of the researcher."""
+    n: int
+    """Proposals."""
+    seeds: int
+    """Campaigns."""
+    train: float
+    """Best train reward found, mean over seeds."""
+    train_low: float
+    """Lower end of its 95% interval: seeds are resampled, tasks and instances are fixed."""
+    train_high: float
+    """Upper end of its 95% interval."""
+    of_optimum: float
+    """The same as a share of the best program's."""
+    of_optimum_low: float
+    """Lower end of its 95% interval."""
+    of_optimum_high: float
+    """Upper end of its 95% interval."""
+    better: float
+    """Probability of improvement: that its best train reward exceeds that of the best of n random programs."""
+    better_low: float
+    """Lower end of its 95% interval."""
+    better_high: float
+    """Upper end of its 95% interval."""
+    random_train: float
+    """Expected train reward of the best of n random programs, exactly."""
+    validation: float
+    """Validation reward of the program with the best value (train and rounded validation)."""
+    validation_low: float
+    """Lower end of its 95% interval."""
+    validation_high: float
+    """Upper end of its 95% interval."""
+    validation_better: float
+    """Probability that this exceeds the validation reward of one random program."""
+    validation_better_low: float
+    """Lower end of its 95% interval."""
+    validation_better_high: float
+    """Upper end of its 95% interval."""
+    gap: float
+    """Train reward of that program less its validation reward: the tasks differ, and it was chosen more by train."""
+
+
+class BestOfRow(Record):
+    """The best train reward of n random programs, exactly."""
+
+    n: int
+    """Programs."""
+    mean: float
+    """Expected."""
+    low: float
+    """2.5% quantile."""
+    high: float
+    """97.5% quantile."""
+
+
+class ProfileRow(Record):
+    """How often what a researcher found earns at least so much: one point of a performance profile.
+
+    A run is one campaign on one validation task (Agarwal et al. 2021, section 4.2).
+    """
+
+    researcher: str
+    """Name of the researcher."""
+    tau: float
+    """Reward."""
+    share: float
+    """Share of runs with a reward above it."""
+    low: float
+    """Lower end of its 95% interval: seeds are resampled, tasks are fixed."""
+    high: float
+    """Upper end of its 95% interval."""
+
+
+class ScalingPoint(Record):
+    """Best train reward after so much compute."""
+
+    n: int
+    """Proposals."""
+    cpu_s: float
+    """CPU seconds that judging them takes, mean over seeds."""
+    train: float
+    """Best train reward found, mean over seeds."""
+    train_low: float
+    """Lower end of its 95% interval over seeds."""
+    train_high: float
+    """Upper end of its 95% interval."""
+    fitted: float | None
+    """The fitted curve there; null without a fit."""
+
+
+class ScalingRow(Record):
+    """Reward against compute: optimum - reward = factor x CPU seconds ^ -exponent, least squares in logs."""
+
+    ESTIMATES: ClassVar[Ends] = {"exponent": ("exponent", "exponent_low", "exponent_high")}
+
+    researcher: str
+    """Name of the researcher."""
+    exponent: float | None
+    """How fast the distance from the optimum falls; null where fewer than three points are below it."""
+    exponent_low: float | None
+    """Lower end of its 95% interval: seeds are resampled."""
+    exponent_high: float | None
+    """Upper end of its 95% interval."""
+    factor: float | None
+    """Distance from the optimum after one CPU second, by the fit."""
+    points: tuple[ScalingPoint, ...]
+    """What the fit goes through."""
+
+
+class Comparison(Record):
+    """metrics/compare.json."""
+
+    budget: int
+    """Proposals of a campaign."""
+    seeds: int
+    """Campaigns of each researcher."""
+    optimum_train: float
+    """Mean train reward of the best program of the grammar."""
+    optimum_validation: float
+    """Mean validation reward of the best program of the grammar."""
+    null: tuple[BestOfRow, ...]
+    """The best of n random programs."""
+    rows: tuple[CompareRow, ...]
+    """Every researcher at every number of proposals."""
+    profiles: tuple[ProfileRow, ...]
+    """What they found after the whole budget, over validation tasks."""
+    scaling: tuple[ScalingRow, ...]
+    """Reward against compute."""
+
+
+COMPARISON = CommandFile("compare", Comparison, "lensmith compare", "researchers compared on the table of fragments")
+
+
+class LabelsRow(Record):
+    """One method with so many labelled instances for the agent to learn from, on the tasks of a split."""
+
+    ESTIMATES: ClassVar[Ends] = {
+        name: (name, f"{name}_low", f"{name}_high") for name in ("reward", "baseline", "assisted")
+    }
+
+    method: str
+    """Name of the method."""
+    split: str
+    """Split of the tasks."""
+    labels: int
+    """Labelled instances the agent may learn from; a task gives at most 40% of its instances."""
+    n_tasks: int
+    """Tasks."""
+    n_seeds: int
+    """Seeds per task."""
+    reward: float
+    """Mean reward over tasks."""
+    reward_low: float
+    """Lower end of its 95% interval on these tasks."""
+    reward_high: float
+    """Upper end of its 95% interval."""
+    baseline: float
+    """Mean score of the agent alone."""
+    baseline_low: float
+    """Lower end of its 95% interval."""
+    baseline_high: float
+    """Upper end of its 95% interval."""
+    assisted: float
+    """Mean score with the method."""
+    assisted_low: float
+    """Lower end of its 95% interval."""
+    assisted_high: float
+    """Upper end of its 95% interval."""
+
+
+LABELS = CommandFile(
+    "labels", tuple[LabelsRow, ...], "lensmith labels", "reward of methods by the number of labels the agent has"
+)

@@ -1,0 +1,132 @@
+"""The path of incumbents, the tree of a campaign, researchers compared: what is drawn is what the rows say."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.contracts.journal import Proposed
+from stages.errors import UserError
+from stages.report.composing import render
+from stages.report.lineage import MOST, depths, tree_section
+from stages.report.research import compare_section, doublings, judgement, labels_section, path_section
+from stages.report.results import load_results
+from stages.report.wording import change, signed
+from tests.report.conftest import campaign, comparison, journal, labels, path_of, per_task
+
+
+def _proposed(iteration: int, *parents: int) -> Proposed:
+    return Proposed(
+        iteration=iteration, name=f"x-{iteration}", spec={}, choices={}, operator="", parents=parents, diff=""
+    )
+
+
+def test_a_gap_is_more_than_selection_only_where_the_whole_interval_is() -> None:
+    row = path_of(campaign())[0]
+    chosen = row.model_copy(update={"validation": 0.1, "shrinkage": 0.02})
+    for test, said in (
+        (0.05, "more than selection"),
+        (0.07, "cannot be told from selection"),
+        (0.12, "less than selection"),
+    ):
+        one = chosen.model_copy(update={"test": test, "test_low": test - 0.02, "test_high": test + 0.02})
+        assert judgement(one) == said and one.gap == pytest.approx(0.1 - test)
+        assert one.excess == pytest.approx((0.08 - test - 0.02, 0.08 - test + 0.02))
+    none = {"test": None, "test_low": None, "test_high": None, "status": "void"}
+    assert judgement(chosen.model_copy(update=none)) == "void on the test split"
+
+
+def test_every_incumbent_has_three_marks_and_one_row() -> None:
+    known = campaign()
+    rows = path_of(known)
+    section = path_section(rows, known)
+    assert section is not None and section.plot.n_marks == 3 * len(rows) and len(section.table.rows) == len(rows) > 3
+    assert f"{rows[-1].name} was chosen with {signed(rows[-1].validation)}" in section.sentence
+    assert change(rows[-1].estimate("test")) in section.sentence and "more than selection" in section.sentence
+    # A path without a score is drawn without it, and says so.
+    lost = {"test": None, "test_low": None, "test_high": None, "status": "infra"}
+    section = path_section([row.model_copy(update=lost) for row in rows], known)
+    assert section is not None and section.plot.n_marks == 2 * len(rows) and "infra" in section.table.rows[0][-1].text
+    assert path_section([], known) is None
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 1), (1, 8), (8, 128), (1, 10_000)])
+def test_an_axis_of_doublings_has_equal_steps(first: float, last: float) -> None:
+    x = doublings(last, first)
+    assert 0 < x.at(first) < 0.5 <= x.at(max(last, 2 * first)) < 1 and len(x.ticks) <= 9
+    steps = np.diff([x.at(2.0**i) for i in range(20)])
+    assert all(float(np.log2(tick)).is_integer() for tick in x.ticks)
+    assert np.allclose([x.at(4 * first) - x.at(2 * first)], [x.at(2 * first) - x.at(first)]) and steps.min() >= 0
+
+
+def test_a_proposal_stands_below_its_first_parent() -> None:
+    made = [_proposed(0), _proposed(1), _proposed(2, 1, 0), _proposed(3, 2), _proposed(4, 0, 3), _proposed(5, 99)]
+    assert depths(made) == {0: 0, 1: 0, 2: 1, 3: 2, 4: 1, 5: 0}
+
+
+def test_a_node_leads_to_source_diff_rows_and_cost(results_root: Path) -> None:
+    results = load_results()
+    section = tree_section(results.journal)
+    assert section is not None and section.plot.n_marks == len(section.nodes) == 16 and section.n_hidden == 0
+    page = render(results)
+    for node in section.nodes:
+        assert f'<a href="#proposal-{node.iteration}">' in page and f'id="proposal-{node.iteration}"' in page
+    ok, failed = section.nodes[3], section.nodes[4]
+    assert ok.rows is not None and len(ok.rows.rows) == 3 and ok.parents == (1, 0) and "9 pairs" in ok.cost
+    assert "class Method3:" in ok.source and "+class Method3:" in ok.diff
+    assert failed.rows is None and "12.0% of its values" in failed.outcome and failed.cost == "nothing was judged"
+    # What a method's author wrote is text, and no part of the page.
+    assert "text = '<b>&'" not in page and "text = &#39;&lt;b&gt;&amp;&#39;" in page
+    assert '<span class="came">+class Method3:</span>' in page and '<span class="went">-class Method1:</span>' in page
+
+
+def test_a_long_campaign_shows_the_accepted_and_the_best() -> None:
+    known = campaign()
+    many = [
+        one.model_copy(update={"iteration": i, "name": f"search-{i}"}) for i, one in enumerate([*known.iterations] * 20)
+    ]
+    events = journal(known.model_copy(update={"iterations": tuple(many)}), per_task(np.random.default_rng(0)))
+    section = tree_section(events)
+    assert section is not None and len(section.nodes) == MOST and section.n_hidden == 320 - MOST
+    assert section.plot.n_marks == 320
+    accepted = {i for i, one in enumerate(many) if one.accepted}
+    assert accepted <= {node.iteration for node in section.nodes}
+    linked = {int(n) for n in re.findall(r'href="#proposal-(\d+)"', section.plot.svg)}
+    assert linked == {node.iteration for node in section.nodes}
+
+
+def test_a_campaign_without_a_journal_has_no_tree_and_a_damaged_one_is_refused(results_root: Path) -> None:
+    file = results_root / "data" / "research" / "campaign" / "events.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"iteration": 3', '"iteration": "3"'), encoding="utf-8")
+    with pytest.raises(UserError, match="dvc repro -f research"):
+        load_results()
+    file.unlink()
+    assert 'id="proposal-0"' not in render(load_results())
+
+
+def test_researchers_are_compared_in_five_panels_and_a_table() -> None:
+    found = comparison()
+    section = compare_section(found)
+    assert section is not None
+    panels = {name: plot for name, _, plot, _ in section.panels}
+    assert list(panels) == ["compare-train", "compare-validation", "compare-better", "profile", "compare-compute"]
+    assert [plot.n_marks for plot in panels.values()] == [4, 4, 4, 6, 6]
+    assert panels["compare-train"].svg.count('class="nullband"') == 2
+    assert panels["compare-compute"].svg.count('class="trace') == 2, "one fitted curve of three points"
+    assert section.fits == ["programs: 0.40 [0.30, 0.50]"] and len(section.table.rows) == 4
+    assert [name for name, _ in section.legend] == ["programs", "random"]
+    few = compare_section(found.model_copy(update={"profiles": (), "scaling": ()}))
+    assert few is not None and len(few.panels) == 3 and not few.fits
+    assert compare_section(found.model_copy(update={"rows": ()})) is None
+
+
+def test_every_number_of_labels_is_a_mark_and_the_agent_alone_a_line() -> None:
+    section = labels_section(labels())
+    assert section is not None and [plot.n_marks for _, _, plot in section.plots] == [6, 6]
+    reward, score = (plot.svg for _, _, plot in section.plots)
+    assert reward.count('class="reference"') == 0 and score.count('class="reference"') == 2
+    assert [(row[0].text, row[1].text) for row in section.table.rows][:3] == [
+        ("gradient", n) for n in ("10", "20", "80")
+    ]
+    assert "+0.100 [+0.080, +0.120]" in section.table.rows[0][2].text and labels_section(()) is None
