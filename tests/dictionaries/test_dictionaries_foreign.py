@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from typer.testing import CliRunner
 
 from flows.command import app
 from stages.base.progress import listening
+from stages.contracts.target import Target
 from stages.dictionaries.architectures.codec import decode, encode
 from stages.dictionaries.evaluation.baselines import baseline
 from stages.dictionaries.evaluation.codecs import load_codec
@@ -275,18 +275,17 @@ def test_baselines_are_read(tmp_path: Path, name: str) -> None:
 # ---- D12: what it says it is of ----
 
 
-def test_only_what_is_said_is_compared() -> None:
-    target: Any = SimpleNamespace(name="digits_mlp", digest="a" * 64)
-    check_place({}, target, "layers.0.hook_post")
-    check_place({"model_name": "digits_mlp", "hook_name": "layers.0.hook_post", "target_digest": "a" * 64}, target,
+def test_only_what_is_said_is_compared(mlp: Target) -> None:
+    check_place({}, mlp, "layers.0.hook_post")
+    check_place({"model_name": "digits_mlp", "hook_name": "layers.0.hook_post", "target_digest": mlp.digest}, mlp,
                 "layers.0.hook_post")  # fmt: skip
     for about, said in (
         ({"model_name": "gpt2"}, "of model 'gpt2'"),
-        ({"hook_name": "layers.1.hook_post"}, "of hook 'layers.1.hook_post'"),
+        ({"hook_name": "layers.1.hook_post"}, "of hook point 'layers.1.hook_post'"),
         ({"model_name": "digits_mlp", "target_digest": "b" * 64}, "train the dictionary again"),
     ):
         with pytest.raises(UserError, match=said):
-            check_place(about, target, "layers.0.hook_post")
+            check_place(about, mlp, "layers.0.hook_post")
 
 
 # ---- the command ----
