@@ -21,6 +21,8 @@ from stages.tasks.storage import Split
 
 __all__ = ["SPLITS", "Made", "instance_keys", "make", "pool_of", "stream"]
 
+MOST_DRAWN = 16
+"""Times n that are drawn at most, where instances come out equal."""
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -58,7 +60,7 @@ def make(family: TaskFamily, target: Target, split: Split, n: int, seed: int, pu
         key: the secret of the working copy.
 
     Raises:
-        UserError: the target does not offer what the family needs.
+        UserError: the target does not offer what the family needs, or has fewer than n different instances of it.
         RuntimeError: the truth is not one finite row per instance.
     """
     refusal = family.refusal(target.spec)
@@ -67,13 +69,36 @@ def make(family: TaskFamily, target: Target, split: Split, n: int, seed: int, pu
     pool = pool_of(target, split, key)
     parts = (purpose, family.name, family.version, target.name, seed)
     with count_flops() as generation:
-        instances = family.generate(pool, stream(key, "instances", *parts), n)
+        instances = _different(family, pool, stream(key, "instances", *parts), n)
     with count_flops() as brute_force:
         truth = family.ground_truth(pool, instances, stream(key, "truth", *parts))
     values = truth.values
     if values.dim() != 2 or values.shape[0] != n or not bool(values.isfinite().all()):
         raise RuntimeError(f"{family.name} on {target.name}: truth of shape {tuple(values.shape)} for {n} instances")
     return Made(instances, truth, generation.flops, brute_force.flops)
+
+
+def _different(family: TaskFamily, pool: Target, rng: torch.Generator, n: int) -> Instances:
+    """n instances, no two of them equal. By chance two may be, of prompts that are few: then more are drawn, and each
+    is taken once.
+
+    Raises:
+        UserError: sixteen times as many hold fewer than n different ones.
+    """
+    n_drawn = n
+    while True:
+        instances = family.generate(pool, rng, n_drawn)
+        first: dict[str, int] = {}
+        for i, fingerprint in enumerate(instance_keys(instances)):
+            first.setdefault(fingerprint, i)
+        if len(first) >= n:
+            return instances if n_drawn == n else instances.select(torch.tensor(list(first.values())[:n]))
+        n_drawn *= 2
+        if n_drawn > MOST_DRAWN * n:
+            raise UserError(
+                f"{family.name} on {pool.name}: {n} instances are asked for, and among {n_drawn // 2} that were drawn"
+                f" only {len(first)} differ; lower n_instances in params/tasks.yaml to {len(first)} or less"
+            )
 
 
 def instance_keys(instances: Instances) -> list[str]:

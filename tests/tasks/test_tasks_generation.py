@@ -5,6 +5,7 @@ import torch
 
 from stages.contracts.target import Corpus, Target
 from stages.contracts.task import Instances, Truth
+from stages.errors import UserError
 from stages.tasks.families import family
 from stages.tasks.generation import SPLITS, instance_keys, make, pool_of, stream
 
@@ -100,6 +101,37 @@ def test_a_truth_that_is_not_one_finite_row_per_instance_is_refused(mlp, values)
 
     with pytest.raises(RuntimeError, match=r"truth of shape .* for 4 instances"):
         make(Broken(), mlp, "train", 4, 0, "a", KEY)
+
+
+def dice(n_sides: int):
+    """A family that draws numbers of so many, and asks for each number itself."""
+
+    class Dice(type(family("noise_flip"))):
+        name = "dice"
+
+        def generate(self, target, rng, n):
+            side = torch.randint(n_sides, (n,), generator=rng)
+            return Instances({"side": side}, n, planted={"side": side})
+
+        def ground_truth(self, target, instances, rng):
+            return Truth(instances.planted["side"].double().unsqueeze(-1))
+
+    return Dice()
+
+
+def test_no_two_instances_are_equal_where_few_are_possible(mlp):
+    made = make(dice(30), mlp, "train", 25, 0, "a", KEY)
+    sides = made.instances.arrays["side"]
+    assert made.instances.n == len(sides) == len(sides.unique()) == 25
+    assert made.truth.values.flatten().tolist() == sides.tolist(), "what was planted is chosen with it"
+    rng = stream(KEY, "instances", "a", dice(1).name, dice(1).version, mlp.name, 0)
+    plain = torch.randint(10**9, (25,), generator=rng)
+    assert torch.equal(make(dice(10**9), mlp, "train", 25, 0, "a", KEY).instances.arrays["side"], plain)
+
+
+def test_more_instances_than_there_are_is_an_error_that_says_how_many_there_are(mlp):
+    with pytest.raises(UserError, match=r"30 instances are asked for, .* only 10 differ; lower n_instances"):
+        make(dice(10), mlp, "train", 30, 0, "a", KEY)
 
 
 def test_instance_keys_are_of_public_arrays_and_of_a_variants_weights():
