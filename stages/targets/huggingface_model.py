@@ -113,8 +113,15 @@ class HuggingFaceModel(HookedRootModule):
         they should be; those of heads and of units that are not (an expert that was not chosen) are left out.
 
         Raises:
-            UserError: hidden words are not dropped, or a layer is not passed; says by how much, or which.
+            UserError: an input is longer than what the model was made for, hidden words are not dropped, or a layer is
+                not passed; says by how much, or which.
         """
+        longest = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if longest and self._n_places > longest:
+            raise UserError(
+                f"n_places is {self._n_places}, and this model was made for at most {longest} words: lower n_places in"
+                " params/targets.yaml"
+            )
         places, generator = min(self._n_places, 12), torch.Generator().manual_seed(0)
         ids = torch.randint(self._n_words, (2, places), generator=generator)
         present = torch.ones(2, places, dtype=torch.int64)

@@ -117,6 +117,14 @@ def test_a_model_that_cannot_drop_words_is_refused():
         model.check()
 
 
+def test_longer_inputs_than_a_model_was_made_for_are_refused():
+    HuggingFaceModel(made("gpt2"), 64).check()
+    for name in ("gpt2", "llama"):
+        longest = made(name).config.max_position_embeddings
+        with pytest.raises(UserError, match=f"n_places is {longest + 1}, .* at most {longest} words: lower n_places"):
+            HuggingFaceModel(made(name), longest + 1).check()
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_a_folder_is_a_target(root, safe):
     folder = root / "of mine"
