@@ -1,8 +1,8 @@
 """How fast targets run: inputs and words a second, and the share of the machine's dense products that is.
 
-The hand count is that of the matrix products alone: 2 x inputs x outputs for each place and matrix, the last one for
-one place only, and 4 x T^2 x width for the two products of each layer's attention. What else a pass does (norms,
-softmax, pointwise) is in the metered FLOPs.
+The hand count is that of the matrix products: 2 x inputs x outputs for each place and matrix, the last one for one
+place only, and 4 x T^2 x width for the two products of each layer's attention. What else a pass does (norms, softmax,
+pointwise) is in the metered FLOPs, and in the hand count of the models that are trained here.
 
 Shape legend: T = places of an input.
 """
@@ -20,6 +20,7 @@ from stages.contracts.target import Target
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.storage import load_target
+from stages.targets.token_model import TokenModel
 
 __all__ = ["TargetSpeed", "bench_targets", "hand_count"]
 
@@ -46,7 +47,7 @@ class TargetSpeed:
     share_of_peak: float
     """Of what a dense product of 1024 x 1024 reaches here in the same minute."""
     metered_to_hand: float | None
-    """Metered FLOPs over the hand count of the matrix products; None where no hand count is known."""
+    """Metered FLOPs over the hand count; None where no hand count is known."""
 
 
 def bench_targets(tell: Callable[[str], None] = print) -> list[TargetSpeed]:
@@ -101,7 +102,7 @@ def _product() -> float:
 
 
 def hand_count(target: Target, batch: int) -> int | None:
-    """FLOPs of the matrix products of a pass through a transformer over words; None for another kind of target."""
+    """FLOPs of a pass through a transformer over words; None for another kind of target."""
     spec = target.spec
     heads = [hook for hook in spec.hooks if hook.role == "head"]
     if spec.n_vocabulary is None or spec.unembed is None or not heads:
@@ -113,7 +114,8 @@ def hand_count(target: Target, batch: int) -> int | None:
             inside += weight.numel()
     last = int(target.model.state_dict()[spec.unembed].numel())
     attention = sum(4 * places * places * hook.shape[-2] * hook.shape[-1] for hook in heads)
-    return batch * (2 * places * inside + 2 * last + attention)
+    pointwise = target.model.pointwise_flops() if isinstance(target.model, TokenModel) else 0
+    return batch * (2 * places * inside + 2 * last + attention + pointwise)
 
 
 def _is_table(name: str, kind: str) -> bool:

@@ -104,6 +104,24 @@ class TokenModel(HookedTransformer):
         """
         return self._read_out(self._residual(ids_BT, present_BT))
 
+    def pointwise_flops(self) -> int:
+        """FLOPs of one input that are no matrix product, counted by hand at the prices of docs/prices.md.
+
+        Norms are 7 per number (4 where no mean is taken off) and 2 per place, and an attention norms what its queries,
+        keys and values read each on its own. A score of attention is 9: scaled, masked, softmax at 5, and asked whether
+        it is a number. Then biases, rotations, and what is added to the residual stream.
+        """
+        cfg = self.cfg
+        places, width, heads, per_head = cfg.n_ctx, cfg.d_model, cfg.n_heads, cfg.d_head
+        norm = {None: 0, "RMS": 4 * width + 2, "LN": 7 * width + 2}[cfg.normalization_type]
+        rotation = 2 * (7 * width // 2 + 2 * per_head + 4) if cfg.positional_embedding_type == "rotary" else 0
+        attention = 3 * norm + 3 * width + rotation + 2 * width  # norms, biases in, rotations, bias out and sum
+        mlp = 0 if cfg.attn_only or cfg.d_mlp is None else norm + 2 * cfg.d_mlp + 2 * width  # biases, ReLU, sum
+        scores = 9 * heads * places**2 + places**2
+        read_in = width + 4 + (0 if cfg.positional_embedding_type == "rotary" else 2 * width + 4)
+        layer = places * (attention + mlp) + scores
+        return int(places * read_in + cfg.n_layers * layer + norm + cfg.d_vocab_out)
+
     def _residual(self, ids_BT: Tensor, present_BT: Tensor | None) -> Tensor:
         out: Tensor = super().forward(ids_BT, attention_mask=present_BT, stop_at_layer=self.cfg.n_layers)
         return out

@@ -1,5 +1,6 @@
 """`lensmith bench targets`: the hand count of a pass, and that it is what is metered, but for what is no matrix."""
 
+import pytest
 import torch
 import transformers
 
@@ -24,17 +25,23 @@ def metered(target: Target, batch: int) -> int:
     return MeteredAccess(target, Ledger()).quote("forward", (target.corpus("train").inputs[:batch], [], [], None))
 
 
-def test_a_transformer_trained_here_is_counted_by_hand():
+@pytest.mark.parametrize("units", [UNITS, None])
+@pytest.mark.parametrize("norm", ["LN", "RMS", None])
+@pytest.mark.parametrize("positions", ["rotary", "standard", "shortformer"])
+def test_a_transformer_trained_here_is_counted_by_hand(positions, norm, units):
+    """Its matrices as a sum of shapes here; what is metered is theirs and the pointwise count, to within 1%."""
     architecture = Architecture(
-        n_layers=LAYERS, d_model=WIDTH, n_heads=HEADS, d_mlp=UNITS, n_ctx=PLACES, d_vocab=WORDS, d_vocab_out=WORDS,
-        normalization_type="LN", positional_embedding_type="rotary",
+        n_layers=LAYERS, d_model=WIDTH, n_heads=HEADS, d_mlp=units, n_ctx=PLACES, d_vocab=WORDS, d_vocab_out=WORDS,
+        normalization_type=norm, positional_embedding_type=positions,
     )  # fmt: skip
     model = TokenModel.of(architecture, torch.Generator().manual_seed(0))
     target = of(model, token_hooks(architecture), token_components(architecture), token_layout(architecture))
-    layer = 2 * PLACES * (4 * WIDTH * WIDTH + 2 * WIDTH * UNITS) + 4 * PLACES**2 * WIDTH
-    wanted = LAYERS * layer + 2 * WIDTH * WORDS
-    assert hand_count(target, 1) == wanted and hand_count(target, 3) == 3 * wanted
-    assert 1.0 < metered(target, 1) / wanted < 1.1
+    layer = 2 * PLACES * (4 * WIDTH * WIDTH + 2 * WIDTH * (units or 0)) + 4 * PLACES**2 * WIDTH
+    products = LAYERS * layer + 2 * WIDTH * WORDS
+    assert hand_count(target, 1) == products + model.pointwise_flops()
+    assert hand_count(target, 3) == 3 * hand_count(target, 1)
+    assert 0.99 < metered(target, 3) / hand_count(target, 3) < 1.01
+    assert metered(target, 3) > 1.02 * 3 * products, "what is no matrix is no rounding error at this size"
 
 
 def test_a_model_with_grouped_heads_is_counted_by_hand():
