@@ -4,7 +4,8 @@ A representation maps the activation vectors of some hook points to features. Fr
 
 - Represent: the features where the answer is read off (or their mean or maximum over positions);
 - Attribute: features at the segment's positions against those at the read-out position (product, cosine, sizes);
-- Localise: the component's activation on the behaviour, against its average over the corpus;
+- Localise: the component's activation on the behaviour as the features rebuild it, and against the other behaviours;
+  where the features know nothing of a component's hook point, its numbers are 0;
 - Compare: change of the features between the target and a variant, on the same inputs.
 
 Shape legend: n = inputs, T = token positions, D = width, F = features, S = segments, P = components.
@@ -46,6 +47,7 @@ __all__ = [
     "hook_names",
     "present_only",
     "vectors",
+    "within",
 ]
 
 Pooling = Literal["readout", "mean", "max"]
@@ -70,6 +72,21 @@ def bounded(spec: TargetSpec, names: Sequence[str]) -> list[str]:
         if sum(spec.hook(name).width for name in kept) <= WIDEST:
             return kept
     return []
+
+
+def within(sizes: Mapping[str, int], spec: TargetSpec, max_bytes: int) -> list[str]:
+    """The last of the hook points that I(M) has room for, with a tenth left for everything else.
+
+    Args:
+        sizes: bytes of what is kept of each.
+    """
+    order, kept, total = [hook.name for hook in spec.hooks], list[str](), 0
+    for name in sorted(sizes, key=order.index, reverse=True):
+        total += sizes[name]
+        if total > 0.9 * max_bytes:
+            break
+        kept.append(name)
+    return kept[::-1]
 
 
 def present_only(spec: TargetSpec, inputs: Tensor, captured: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,7 +177,7 @@ def answer_with(
         case Attribute():
             return _attribute(encode, names, query, target)
         case Localise():
-            return _localise(query, target)
+            return _localise(encode, query, target)
         case Compare():
             return _compare(encode, names, query, target, pooling)
         case _:
@@ -175,6 +192,14 @@ class Encode:
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
         return values
+
+    def knows(self, name: str) -> bool:
+        """Whether there are features of a hook point."""
+        return True
+
+    def rebuilt(self, name: str, features: Tensor) -> Tensor:
+        """Vectors (..., D) as the features (..., F) have them."""
+        return features
 
 
 def _pool(features: Tensor, spec: TargetSpec, pooling: Pooling) -> Tensor:
@@ -204,12 +229,19 @@ def _attribute(encode: Encode, names: Sequence[str], query: Attribute, target: T
     return torch.stack(out, dim=-1)
 
 
-def _localise(query: Localise, target: TargetAccess) -> Answer:
-    names = sorted({component.hook_point for component in query.components})
+def _localise(encode: "Encode", query: Localise, target: TargetAccess) -> Answer:
+    spec, names = target.spec, sorted({component.hook_point for component in query.components})
+    known = [name for name in names if encode.knows(name)]
+    if not known:
+        return None
     n, m = query.inputs.shape[:2]
     flat = query.inputs.flatten(0, 1)
-    captured = present_only(target.spec, flat, target.forward(flat, capture=names).captured)
-    values = component_values(target.spec, captured, query.components)
+    held = target.forward(flat, capture=known).captured
+    rebuilt = {name: torch.zeros(n * m, *spec.hook(name).shape) for name in names}
+    for name, values in held.items():
+        found = encode.rebuilt(name, encode(name, vectors(values, spec.hook(name))))
+        rebuilt[name] = found.reshape(values.shape)
+    values = component_values(spec, present_only(spec, flat, rebuilt), query.components)
     mean = values.reshape(n, m, *values.shape[1:]).mean(1)
     return torch.cat([mean, mean - mean.mean(0, keepdim=True)], dim=-1)
 

@@ -1,5 +1,6 @@
 """Built-in methods: what they say is checked against slow arithmetic of its own."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,8 +19,11 @@ from stages.errors import MethodError, UserError
 from stages.interpretation import representation
 from stages.interpretation.artifact import load_interpretation, pack, save_interpretation, unpack
 from stages.interpretation.loading import built_in
-from stages.interpretation.methods import METHODS
-from stages.interpretation.representation import vectors
+from stages.interpretation.methods import METHODS, sae
+from stages.interpretation.methods.pca import Pca
+from stages.interpretation.methods.raw_activations import RawActivations
+from stages.interpretation.methods.sae import Sae
+from stages.interpretation.representation import vectors, within
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.metering.op_table import count_flops
@@ -71,6 +75,70 @@ def test_every_answer_has_the_shape_the_query_wants_and_no_unpriced_op(name, whi
             assert tuple(answer.shape[: len(rows)]) == rows and answer.dim() <= len(rows) + 1
             assert bool(torch.isfinite(answer).all())
     assert (answered == 0) == (name == "nothing" or (name, which) == ("attention", "mlp") or name == "sae")
+
+
+def localised(method, made, target):
+    query, _ = queries(target)["Localise"]
+    return method.answer(query, made, access_to(target))
+
+
+@pytest.mark.parametrize("which", ["mlp", "few_shot"])
+def test_components_are_located_by_what_the_features_keep_of_them(which, request):
+    """All principal components rebuild everything; few do not, and each component's row is that of the projection."""
+    target = request.getfixturevalue(which)
+    raw = localised(RawActivations(), interpret(RawActivations(), target), target)
+    whole, few = Pca(n_components=4096), Pca(n_components=3)
+    assert torch.allclose(localised(whole, interpret(whole, target), target), raw, atol=1e-4)
+    made = interpret(few, target)
+    found = localised(few, made, target)
+    assert not torch.allclose(found, raw, atol=1e-2)
+    inputs = target.corpus("validation").inputs[:N]
+    for place in (0, len(target.spec.components) - 1):
+        component = target.spec.components[place]
+        _, cache = target.model.run_with_cache(inputs)
+        rows = vectors(cache[component.hook_point], target.spec.hook(component.hook_point)).double().numpy()
+        mean, basis = (made.arrays[f"{component.hook_point}.{of}"].double().numpy() for of in ("mean", "components"))
+        rebuilt = ((rows - mean) @ basis @ basis.T + mean).reshape(cache[component.hook_point].shape)
+        part = np.take(rebuilt, component.index, axis=component.axis).reshape(N, -1)
+        by_hand = [part.mean(), np.abs(part).mean(), np.sqrt((part**2).sum(1)).mean()]
+        assert np.allclose(found[0, place, :3].numpy(), by_hand, atol=1e-4)
+
+
+def test_a_dictionary_locates_the_components_of_its_own_hook_points_alone(mlp, few_shot):
+    """One whose latents are the units and their negatives rebuilds all; half of its latents rebuild half."""
+    hooks = sorted({component.hook_point for component in mlp.spec.components})
+    cfg = {"architecture": "standard", "apply_b_dec_to_input": True}
+
+    def made(names, keep, target=mlp):
+        arrays = {}
+        for name in names:
+            eye = torch.eye(target.spec.hook(name).width)
+            both = torch.cat([eye, -eye])
+            dictionary = {"W_enc": both.T.contiguous(), "b_enc": torch.zeros(len(both)), "W_dec": both}
+            arrays |= sae.pack(name, dictionary | {"b_dec": torch.zeros(len(eye)), "cfg": cfg}, keep(len(eye)))
+        return Interpretation(arrays, {"cfg": dict.fromkeys(names, cfg)})
+
+    raw = localised(RawActivations(), interpret(RawActivations(), mlp), mlp)
+    assert torch.allclose(localised(Sae(), made(hooks, lambda n: torch.arange(2 * n)), mlp), raw, atol=1e-5)
+    half = localised(Sae(), made(hooks, lambda n: torch.arange(n)[: n // 2]), mlp)
+    index = torch.tensor([component.index for component in mlp.spec.components])
+    widths = torch.tensor([mlp.spec.hook(component.hook_point).width for component in mlp.spec.components])
+    kept = index < widths // 2
+    assert torch.allclose(half[:, kept], raw[:, kept], atol=1e-5), "ReLU units are not negative"
+    assert bool((half[:, ~kept] == 0).all())
+    first = localised(Sae(), made(hooks[:1], lambda n: torch.arange(2 * n)), mlp)
+    there = torch.tensor([component.hook_point == hooks[0] for component in mlp.spec.components])
+    assert torch.allclose(first[:, there], raw[:, there], atol=1e-5) and bool((first[:, ~there] == 0).all())
+    parts = {component.hook_point for component in few_shot.spec.components}
+    other = next(hook.name for hook in few_shot.spec.hooks if hook.name not in parts and hook.role != "pattern")
+    assert localised(Sae(), made([other], torch.arange, few_shot), few_shot) is None
+
+
+def test_what_does_not_fit_is_left_out_from_the_front(few_shot):
+    names = [hook.name for hook in few_shot.spec.hooks][:3]
+    assert within(dict.fromkeys(names, 10), few_shot.spec, 100) == names
+    assert within(dict.fromkeys(names, 10), few_shot.spec, 23) == names[1:]
+    assert within({names[0]: 1, names[2]: 100}, few_shot.spec, 50) == []
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "sae"])

@@ -1,4 +1,5 @@
-"""Principal components of the activations at every residual-stream and hidden-layer hook point."""
+"""Principal components of the activations at every residual-stream and hidden-layer hook point, and of what the
+target's components are part of."""
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from stages.contracts.method import (
     Query,
 )
 from stages.contracts.target import TargetAccess
-from stages.interpretation.representation import Encode, Pooling, answer_with, corpus_vectors, hook_names
+from stages.interpretation.representation import Encode, Pooling, answer_with, corpus_vectors, hook_names, within
 
 __all__ = ["Pca"]
 
@@ -21,9 +22,18 @@ class _Project(Encode):
         arrays = self.interpretation.arrays
         return (values - arrays[f"{name}.mean"]) @ arrays[f"{name}.components"]
 
+    def knows(self, name: str) -> bool:
+        return f"{name}.mean" in self.interpretation.arrays
+
+    def rebuilt(self, name: str, features: Tensor) -> Tensor:
+        arrays = self.interpretation.arrays
+        return features @ arrays[f"{name}.components"].T + arrays[f"{name}.mean"]
+
 
 class Pca(Method):
     """
+    Of a large target not every hook point fits into I(M): the last ones are taken.
+
     Args:
         n_components: components kept per hook point.
         roles: hook points used, by role.
@@ -39,7 +49,9 @@ class Pca(Method):
 
     def interpret(self, target: TargetAccess, budget: Budget) -> Interpretation:
         arrays: dict[str, Tensor] = {}
-        names = hook_names(target.spec, self.roles)
+        spec, width = target.spec, 1 + self.n_components
+        parts = {component.hook_point for component in spec.components} | set(hook_names(spec, self.roles))
+        names = within({name: 4 * width * spec.hook(name).width for name in parts}, spec, budget.max_bytes)
         for name, rows in corpus_vectors(target, names).items():
             mean = rows.mean(0)
             _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
@@ -47,7 +59,7 @@ class Pca(Method):
             # eigh leaves the signs open; fix them so that the artifact is the same on every run.
             sign = kept.gather(0, kept.abs().argmax(0, keepdim=True)).sign()
             arrays |= {f"{name}.mean": mean, f"{name}.components": (kept * sign).contiguous()}
-        return Interpretation(arrays, {"hook_points": names})
+        return Interpretation(arrays, {"hook_points": [name for name in names if spec.hook(name).role in self.roles]})
 
     def answer(self, query: Query, interpretation: Interpretation, target: TargetAccess) -> Answer:
         names = interpretation.data["hook_points"]

@@ -1,6 +1,5 @@
 """Latents of the sparse autoencoders that stage ``dictionaries`` trained and measured."""
 
-from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor
@@ -14,8 +13,8 @@ from stages.contracts.method import (
     Query,
 )
 from stages.contracts.target import TargetAccess
-from stages.dictionaries.architectures.codec import encode
-from stages.interpretation.representation import CORPUS_INPUTS, Encode, Pooling, answer_with, vectors
+from stages.dictionaries.architectures.codec import decode, encode
+from stages.interpretation.representation import CORPUS_INPUTS, Encode, Pooling, answer_with, vectors, within
 
 __all__ = ["Sae", "pack", "useful_latents"]
 
@@ -26,11 +25,25 @@ class _Latents(Encode):
     """Latents of a hook point's dictionary, only those kept."""
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
+        dictionary = self._of(name)
+        latents = encode(dictionary, values.reshape(-1, values.shape[-1]))
+        return latents.reshape(*values.shape[:-1], -1)[..., self._kept(name)]
+
+    def knows(self, name: str) -> bool:
+        return name in self.interpretation.data["cfg"]
+
+    def rebuilt(self, name: str, features: Tensor) -> Tensor:
+        dictionary = self._of(name)
+        rows = dict(dictionary) | {"W_dec": dictionary["W_dec"][self._kept(name)]}
+        return decode(cast(Dictionary, rows), features)
+
+    def _of(self, name: str) -> Dictionary:
         arrays = self.interpretation.arrays
         stored = {key.removeprefix(f"{name}."): of for key, of in arrays.items() if key.startswith(f"{name}.")}
-        dictionary = cast(Dictionary, stored | {"cfg": self.interpretation.data["cfg"][name]})
-        latents = encode(dictionary, values.reshape(-1, values.shape[-1]))
-        return latents.reshape(*values.shape[:-1], -1)[..., stored[KEPT]]
+        return cast(Dictionary, stored | {"cfg": self.interpretation.data["cfg"][name]})
+
+    def _kept(self, name: str) -> Tensor:
+        return self.interpretation.arrays[f"{name}.{KEPT}"]
 
 
 def pack(name: str, dictionary: Dictionary, kept: Tensor) -> dict[str, Tensor]:
@@ -43,17 +56,6 @@ def useful_latents(latents: Tensor, n: int) -> Tensor:
     """Indices of the n latents that vary most over the corpus, in rising order: dead ones carry nothing."""
     spread = latents.var(0)
     return spread.argsort(descending=True, stable=True)[:n].sort().values
-
-
-def _within(found: Mapping[str, Dictionary], order: Sequence[str], max_bytes: int) -> dict[str, Dictionary]:
-    """The dictionaries of the last hook points that I(M) has room for, with a tenth left for everything else."""
-    kept, size = set[str](), 0
-    for name in sorted(found, key=order.index, reverse=True):
-        size += sum(value.nbytes for value in found[name].values() if isinstance(value, Tensor))
-        if size > 0.9 * max_bytes:
-            break
-        kept.add(name)
-    return {name: dictionary for name, dictionary in found.items() if name in kept}
 
 
 class Sae(Method):
@@ -77,7 +79,8 @@ class Sae(Method):
             for key, dictionary in sorted(target.dictionaries().items())
             if key.endswith(f"/{self.architecture}")
         }
-        chosen = _within(chosen, [hook.name for hook in target.spec.hooks], budget.max_bytes)
+        sizes = {name: sum(of.nbytes for of in d.values() if isinstance(of, Tensor)) for name, d in chosen.items()}
+        chosen = {name: chosen[name] for name in within(sizes, target.spec, budget.max_bytes)}
         inputs = target.corpus("train").inputs[:CORPUS_INPUTS]
         captured = target.forward(inputs, capture=list(chosen)).captured
         arrays: dict[str, Tensor] = {}
