@@ -31,6 +31,9 @@ LEAST_WEIGHT = 0.05
 JITTER = 1e-4
 FURTHEST = 4.0
 """Standardised features are cut here, so that an outlier is far and not everything."""
+BEYOND = 0.5
+"""How far beyond the labels seen a prediction may go, as a share of their range: of a few labels with a long tail the
+furthest is not the furthest there is."""
 Score = Callable[[FloatArray, FloatArray], float]
 
 
@@ -120,7 +123,8 @@ def _ridge(gram: FloatArray, moments: FloatArray, power: float, rows: int, penal
 
 
 class Calibrator:
-    """Linear and kernel ridge on the features most correlated with the truth; predictions stay in the range seen.
+    """Linear and kernel ridge on the features most correlated with the truth. Predictions stay in the range of the
+    labels seen where that lies between 0 and 1, as shares and probabilities do, and near it elsewhere.
 
     Args:
         max_features: features kept, by the size of their correlation with the truth on the rows it is fitted on.
@@ -141,12 +145,14 @@ class Calibrator:
             others = (truth.sum(0) - truth) / max(1, n - 1)
             features = np.concatenate([features, others[..., None]], axis=-1)
         x, y = features.reshape(-1, features.shape[-1]), truth.reshape(-1)
-        self._low, self._high = float(y.min()), float(y.max())
+        low, high = float(y.min()), float(y.max())
+        slack = 0.0 if low >= 0 and high <= 1 else BEYOND * (high - low)
+        self._low, self._high = low - slack, high + slack
         self._mean = float(y.mean())
         self._model = None
         spread = x.std(0)
         alive = np.flatnonzero(spread > 1e-12)
-        if not len(alive) or self._high - self._low < 1e-12:
+        if not len(alive) or high - low < 1e-12:
             return self
         # The univariate F statistic rises with the squared correlation, so the largest correlations are kept.
         centred = (y - self._mean) / y.std()

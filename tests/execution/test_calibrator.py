@@ -7,6 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel
 
 from stages.execution.calibrator import (
+    BEYOND,
     FURTHEST,
     JITTER,
     KERNEL_PENALTIES,
@@ -144,3 +145,16 @@ def test_twins_among_the_rows_and_the_features_do_no_harm() -> None:
 def test_penalties() -> None:
     assert pytest.approx([0.01, 0.1, 1, 10, 100, 1000, 10_000]) == RIDGE_PENALTIES
     assert pytest.approx([1e-4, 1e-3, 0.01, 0.1, 1, 10, 100, 1000]) == KERNEL_PENALTIES
+
+
+def test_the_furthest_of_few_labels_is_not_the_furthest_there_is() -> None:
+    """A feature that is the truth serves beyond the labels seen, as far as half their range; not where those are
+    shares, and not without end."""
+    seen, asked = np.linspace(-1.0, 3.0, 24)[:, None], np.array([[-2.5], [4.5], [4.8], [9.0]])
+    for kind, tolerance in (("ridge", 1e-2), ("mean", 1.0)):
+        found = Calibrator(4).fit(seen[..., None], seen).predict(asked[..., None])[kind]
+        assert found[:3] == pytest.approx(asked[:3], abs=tolerance)
+        assert found.max() <= 3.0 + BEYOND * 4.0 and found.min() >= -1.0 - BEYOND * 4.0
+    shares = Calibrator(4).fit(seen[..., None], (seen + 1) / 4)
+    for predicted in shares.predict(asked[..., None]).values():
+        assert predicted.min() == 0.0 and predicted.max() == 1.0

@@ -38,7 +38,6 @@ class ParaphraseRobustness(TaskFamily):
     query_kind = "Represent"
     needs = frozenset({"tokens", "triggers"})
     n_efforts = len(LADDER)
-    cost_factor = 0.5
     truth_recipe = (
         "A fact is two names and a relation; there are n_templates templates for each relation. A paraphrase is one of"
         " them with the names, and with one more word, the instance's, put in after its first 1 + floor(u * (L - 1))"
