@@ -54,6 +54,9 @@ def compare(
     ] = "random,search,programs,policy",
     budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Proposals of a campaign.")] = 64,
     seeds: Annotated[int, typer.Option("--seeds", min=2, max=10_000, help="Campaigns of each researcher.")] = 10,
+    islands: Annotated[
+        str, typer.Option("--islands", metavar="N,N", help="Numbers of islands that `programs` is replayed with.")
+    ] = "1",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Replay researchers on the table: what they find, against the best of as many random programs and the optimum.
@@ -71,6 +74,9 @@ def compare(
     names = researchers.replace(",", " ").split()
     if not names:
         raise UserError("--researchers names nobody: give some, separated by commas")
+    numbers = islands.replace(",", " ").split()
+    if not numbers or not all(one.isdecimal() and 1 <= int(one) <= 64 for one in numbers):
+        raise UserError(f"--islands {islands!r}: give numbers from 1 to 64, separated by commas, such as 1,4")
     console = Console(stderr=as_json)
     with run_lock(paths.root(), "lensmith compare", shared=True):
         from stages.contracts.research_rows import COMPARISON
@@ -80,7 +86,7 @@ def compare(
 
         table = load_table()
         with telling(console, "replay") as tell:
-            found = replayed(names, table, budget, seeds, tell)
+            found = replayed(names, table, budget, seeds, tell, tuple(map(int, numbers)))
         COMPARISON.save(found)
         page = refresh()
     if as_json:
