@@ -1,5 +1,8 @@
-"""`lensmith tabulate` and `compare`: researchers on a table of what every fragment of the grammar earns."""
+"""`lensmith tabulate` and `compare`: researchers on a table of what every fragment of the grammar earns. `labels` and
+`scenarios`: methods with fewer labels, and what kind of method each is."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stages.contracts.research_rows import Comparison
+    from stages.contracts.research_rows import Comparison, ScenarioRow
 
 __all__ = ["COMMANDS"]
 
@@ -54,6 +57,9 @@ def compare(
     ] = "random,search,programs,policy",
     budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Proposals of a campaign.")] = 64,
     seeds: Annotated[int, typer.Option("--seeds", min=2, max=10_000, help="Campaigns of each researcher.")] = 10,
+    islands: Annotated[
+        str, typer.Option("--islands", metavar="N,N", help="Numbers of islands that `programs` is replayed with.")
+    ] = "1",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Replay researchers on the table: what they find, against the best of as many random programs and the optimum.
@@ -71,6 +77,9 @@ def compare(
     names = researchers.replace(",", " ").split()
     if not names:
         raise UserError("--researchers names nobody: give some, separated by commas")
+    numbers = islands.replace(",", " ").split()
+    if not numbers or not all(one.isdecimal() and 1 <= int(one) <= 64 for one in numbers):
+        raise UserError(f"--islands {islands!r}: give numbers from 1 to 64, separated by commas, such as 1,4")
     console = Console(stderr=as_json)
     with run_lock(paths.root(), "lensmith compare", shared=True):
         from stages.contracts.research_rows import COMPARISON
@@ -80,7 +89,7 @@ def compare(
 
         table = load_table()
         with telling(console, "replay") as tell:
-            found = replayed(names, table, budget, seeds, tell)
+            found = replayed(names, table, budget, seeds, tell, tuple(map(int, numbers)))
         COMPARISON.save(found)
         page = refresh()
     if as_json:
@@ -196,4 +205,106 @@ def labels(
     console.print(f"written: {LABELS.path()}{shown}", highlight=False, soft_wrap=True)
 
 
-COMMANDS = (tabulate, compare, labels)
+def scenarios(
+    methods: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[METHOD.py...]", help="Files of methods, or folders of them, beside the built-in ones."
+        ),
+    ] = None,
+    targets: Annotated[
+        str, typer.Option("--targets", metavar="A,B", help="That are asked about; of each a sister is trained.")
+    ] = "digits_mlp",
+    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds one call of a file may take.")] = 120,
+    trust: Annotated[bool, typer.Option("--trust", help="Run files without a sandbox, with your own rights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
+) -> None:
+    """What kind of method was found: its size, what it costs, and whether it helps on other families, other kinds of
+    question, another network of the same recipe, and beyond a black box that is charged as much.
+
+    Example: lensmith scenarios --targets digits_mlp,small_cnn
+    """
+    from rich.console import Console
+
+    from flows.lock import run_lock
+    from flows.needed import make_what_score_needs
+    from flows.progress import telling
+    from flows.terminal import print_json
+    from stages.base import paths
+    from stages.errors import UserError
+
+    for path in methods or ():
+        if not path.exists():
+            raise UserError(f"{path} is not there: give files with one subclass of Method, or folders of them")
+    about = targets.replace(",", " ").split()
+    if not about:
+        raise UserError("--targets names none: give some, separated by commas")
+    console = Console(stderr=as_json)
+    make_what_score_needs(lambda message: console.print(message, highlight=False, soft_wrap=True))
+    with run_lock(paths.root(), "lensmith scenarios", shared=True):
+        from stages.contracts.research_rows import SCENARIOS
+        from stages.report.stage import refresh
+        from stages.scoring.table import candidates_in
+        from stages.tools.scenarios import scenarios as measured
+
+        with telling(console, "scenarios") as tell:
+            rows = measured(
+                candidates_in(methods or ()), tuple(dict.fromkeys(about)), timeout_s=timeout, trust=trust, progress=tell
+            )
+        SCENARIOS.save(rows)
+        page = refresh()
+    if as_json:
+        print_json(rows)
+        return
+    show_scenarios(console, rows)
+    shown = f"; {page} shows it" if page else "; the report of the next run shows it"
+    console.print(f"written: {SCENARIOS.path()}{shown}", highlight=False, soft_wrap=True)
+
+
+def show_scenarios(console: "Console", rows: "Sequence[ScenarioRow]") -> None:
+    """Two tables: what a method is and earns, and where it still does."""
+    from flows.terminal import print_rows
+
+    def told(row: "ScenarioRow", name: str) -> str:
+        found = row.estimate(name)
+        if found.value is None or found.low is None or found.high is None:
+            return "-"
+        return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+    first = rows[0]
+    what = [
+        {
+            "method": row.method,
+            "from": row.origin,
+            "I(M), bytes": f"{row.bytes:,}",
+            "interpret, FLOPs": row.interpret_flops,
+            "answer, FLOPs": row.answer_flops,
+            "of tight budget": row.answer_share,
+            "gain": told(row, "gain"),
+            "over black box": told(row, "over_black_box"),
+            "": "" if row.outcome == "ok" else f"{row.outcome}{': ' if row.reason else ''}{row.reason[:80]}",
+        }
+        for row in rows
+    ]
+    print_rows(console, what, f"size and cost on {', '.join(first.targets)}; the oracle gains {first.oracle_gain:+.3f}")
+    where = [
+        {
+            "method": row.method,
+            "train": told(row, "train"),
+            "validation": told(row, "validation"),
+            "new kinds": told(row, "new_kinds"),
+            "sealed test": told(row, "sealed"),
+            "sister, as it was": told(row, "sister"),
+            "sister, its own": told(row, "own"),
+            "difference": told(row, "carried"),
+        }
+        for row in rows
+    ]
+    most = max(rows, key=lambda row: row.n_train + row.n_validation)
+    counts = (
+        f"{most.n_train} train, {most.n_validation} validation, {most.n_new_kinds} of new kinds, {most.n_sealed} test"
+    )
+    print_rows(console, where, f"reward [95%], n = {counts} tasks; {max(row.n_sister for row in rows)} about sisters")
+
+
+COMMANDS = (tabulate, compare, labels, scenarios)

@@ -29,6 +29,9 @@ def research(
         str, typer.Option("--name", help="Campaign to start, or to continue. Default: RESEARCHER-SEED.")
     ] = "",
     space: Annotated[str, typer.Option("--space", help="What random and search propose: specs or programs.")] = "specs",
+    islands: Annotated[
+        int, typer.Option("--islands", min=1, max=64, help="Of programs: populations that breed apart.")
+    ] = 1,
     cascade: Annotated[
         bool, typer.Option("--cascade", help="Ask validation only about what earns more on train than the incumbent.")
     ] = False,
@@ -103,7 +106,7 @@ def research(
         raise UserError(f"{methods} is not a folder: give one with one method per Python file")
     asks = researcher == "llm" and methods is None
     if methods is not None:
-        refuse(context, "researcher seed space", "--methods hands in files in their order, and nobody proposes")
+        refuse(context, "researcher seed space islands", "--methods hands in files in their order, and nobody proposes")
     if not asks:
         refuse(
             context,
@@ -112,6 +115,7 @@ def research(
         )
     else:
         refuse(context, "space", "what llm proposes is said by --mode")
+        refuse(context, "islands", "llm has none; they belong to --researcher programs")
     if space not in ("specs", "programs"):
         raise UserError(f"--space {space} is unknown: use specs or programs")
     who = Path(researcher).stem + ("-programs" if space == "programs" else "")
@@ -160,6 +164,7 @@ def research(
                 space=space,
                 cascade=cascade,
                 workers=jobs,
+                islands=islands,
             )
     print_iterations(console, result.iterations, f"campaign {name}")
     from stages.research.cascade import survivors

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-__all__ = ["closure", "code_digest", "file_of"]
+__all__ = ["closure", "code_digest", "digest_with_imports", "file_of"]
 
 PACKAGE = "stages"
 TOP = Path(__file__).resolve().parents[2]
@@ -40,9 +40,15 @@ def file_of(module: str) -> Path:
 
 @cache
 def _imports(module: str) -> frozenset[str]:
-    """Modules of ours that one imports, inside functions too; what is imported for type checkers alone is left out."""
+    """Modules of ours that one imports."""
+    named = _named(file_of(module).read_text(encoding="utf-8"))
+    return frozenset(name for name in named if name.split(".")[0] == PACKAGE and _file(name))
+
+
+def _named(text: str) -> set[str]:
+    """What a text may import, inside functions too; what is imported for type checkers alone is left out."""
     found: set[str] = set()
-    ahead: list[ast.AST] = [ast.parse(file_of(module).read_text(encoding="utf-8"))]
+    ahead: list[ast.AST] = [ast.parse(text)]
     while ahead:
         node = ahead.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -53,7 +59,7 @@ def _imports(module: str) -> frozenset[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(name for name in found if name.split(".")[0] == PACKAGE and _file(name))
+    return found
 
 
 def closure(modules: Iterable[str]) -> frozenset[str]:
@@ -79,3 +85,18 @@ def code_digest(*modules: str) -> str:
     for module in sorted(closure(modules) - NO_INFLUENCE):
         sha.update(module.encode() + b"\0" + file_of(module).read_bytes() + b"\0")
     return sha.hexdigest()
+
+
+def digest_with_imports(file: Path) -> str:
+    """sha256 of a user's file, of the files beside it that it imports, and of all of ours that any of them imports."""
+    sha, ours, read, ahead = hashlib.sha256(), set[str](), set[Path](), [file]
+    while ahead:
+        one = ahead.pop(0)
+        read.add(one)
+        text = one.read_bytes()
+        sha.update(one.name.encode() + b"\0" + text + b"\0")
+        named = sorted(_named(text.decode(errors="replace")))
+        ours |= {name for name in named if name.split(".")[0] == PACKAGE and _file(name)}
+        beside = [file.parent.joinpath(*name.split(".")).with_suffix(".py") for name in named]
+        ahead += [other for other in dict.fromkeys(beside) if other.is_file() and other not in {*read, *ahead}]
+    return hashlib.sha256(sha.digest() + code_digest(*sorted(ours)).encode()).hexdigest()

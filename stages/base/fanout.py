@@ -11,6 +11,7 @@ from typing import Any
 
 from joblib import Parallel, parallel_config
 
+from stages.base import paths
 from stages.errors import UserError
 
 __all__ = ["SCHEDULER", "cluster_pool"]
@@ -31,12 +32,38 @@ def _client(address: str) -> Any:
             f" `pip install -c constraints.txt -e '.[dask]'`, or unset {SCHEDULER}"
         ) from error
     try:
-        return Client(address, timeout=CONNECT_S, set_as_default=False)
+        client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no Dask scheduler answers at {SCHEDULER}={address} ({type(error).__name__}): start one with"
             f" `dask scheduler`, correct the address, or unset {SCHEDULER}"
         ) from error
+    if not client.scheduler_info()["workers"]:
+        raise UserError(
+            f"the Dask scheduler at {SCHEDULER}={address} has no worker, so nothing would ever be computed: start some"
+            f" with `dask worker {address} --nthreads 1`, or unset {SCHEDULER}"
+        )
+    return client
+
+
+def _working_copy() -> str:
+    """Where a worker finds data and params; empty where it finds none, and fails as soon as it needs any."""
+    try:
+        return str(paths.root())
+    except UserError:
+        return ""
+
+
+def _same_copy(client: Any, address: str) -> None:
+    """A worker of another working copy would compute from other data, and say nothing."""
+    here = _working_copy()
+    elsewhere = {worker: root for worker, root in client.run(_working_copy).items() if root not in ("", here)}
+    if here and elsewhere:
+        worker, root = min(elsewhere.items())
+        raise UserError(
+            f"the Dask worker {worker} of {SCHEDULER}={address} works in {root} and not in {here}: start workers in"
+            f" {here}, which all machines share, or set LENSMITH_ROOT={here} for them"
+        )
 
 
 def cluster_pool(n_jobs: int, **options: Any) -> Parallel:
@@ -47,8 +74,10 @@ def cluster_pool(n_jobs: int, **options: Any) -> Parallel:
         options: as ``joblib.Parallel`` takes them.
 
     Raises:
-        UserError: Dask is not installed, or no scheduler answers.
+        UserError: Dask is not installed, no scheduler answers, it has no worker, or one works in another working copy.
     """
+    address = os.environ[SCHEDULER]
+    _same_copy(_client(address), address)
     # The client is named, since joblib would otherwise look for one that is the default of this process.
-    with parallel_config(backend="dask", n_jobs=n_jobs, client=_client(os.environ[SCHEDULER])):
+    with parallel_config(backend="dask", n_jobs=n_jobs, client=_client(address)):
         return Parallel(**options)

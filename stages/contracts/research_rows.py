@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from pydantic import Field
+
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Ends, Record, ResultFile
 from stages.errors import UserError
@@ -10,6 +12,7 @@ from stages.errors import UserError
 __all__ = [
     "COMPARISON",
     "LABELS",
+    "SCENARIOS",
     "TEST_PATH",
     "BestOfRow",
     "CommandFile",
@@ -20,6 +23,7 @@ __all__ = [
     "ProfileRow",
     "ScalingPoint",
     "ScalingRow",
+    "ScenarioRow",
 ]
 
 Shape = TypeVar("Shape")
@@ -285,4 +289,105 @@ class LabelsRow(Record):
 
 LABELS = CommandFile(
     "labels", tuple[LabelsRow, ...], "lensmith labels", "reward of methods by the number of labels the agent has"
+)
+
+
+class ScenarioRow(Record):
+    """One method: how large what it found is, what it costs, and where it still helps. Intervals are of these tasks."""
+
+    ESTIMATES: ClassVar[Ends] = {
+        name: (name, f"{name}_low", f"{name}_high")
+        for name in ("train", "validation", "new_kinds", "sealed", "sister", "own", "carried", "over_black_box", "gain")
+    }
+
+    method: str
+    """Name of the method."""
+    origin: str = Field(title="from")
+    """built in, campaign or file."""
+    targets: tuple[str, ...]
+    """Targets that the questions are about."""
+    outcome: Outcome
+    """ok, declined (it answered none of these tasks), failed, void or infra; the last two have no numbers."""
+    reason: str
+    """Why it is not ok; empty otherwise."""
+    bytes: int = Field(title="size of I(M)")
+    """Bytes of the interpretation, arrays and JSON, on these targets together."""
+    interpret_flops: float | None = Field(title="FLOPs of interpret")
+    """FLOPs of the free phase on these targets together, the targets' passes included. It is not charged. Null where
+    they cannot be counted: of a file, which interprets in a process of its own."""
+    answer_flops: float | None = Field(title="FLOPs of an answer")
+    """FLOPs charged to an answer, mean over the tasks that it answers."""
+    answer_share: float | None = Field(title="of the tight budget")
+    """The same as a share of the tight compute budget."""
+    n_train: int
+    """Train tasks."""
+    train: float | None
+    """Mean reward on train tasks: what methods and researchers may learn from."""
+    train_low: float | None
+    """Lower end of its 95% interval."""
+    train_high: float | None
+    """Upper end of its 95% interval."""
+    n_validation: int
+    """Validation tasks."""
+    validation: float | None
+    """Mean reward on validation tasks: other families. A campaign's method was accepted on them."""
+    validation_low: float | None
+    """Lower end of its 95% interval."""
+    validation_high: float | None
+    """Upper end of its 95% interval."""
+    n_new_kinds: int
+    """Validation tasks of a kind of question that no train task of the graph asks."""
+    new_kinds: float | None = Field(title="new kinds")
+    """Mean reward on these; null where there is none."""
+    new_kinds_low: float | None
+    """Lower end of its 95% interval."""
+    new_kinds_high: float | None
+    """Upper end of its 95% interval."""
+    n_sealed: int
+    """Test tasks, where the sealed test was opened once and had this method."""
+    sealed: float | None
+    """Mean reward on these: families that nobody had seen."""
+    sealed_low: float | None
+    """Lower end of its 95% interval."""
+    sealed_high: float | None
+    """Upper end of its 95% interval."""
+    n_sister: int
+    """Train and validation tasks that could be posed about the sisters: the same recipe and data, other initial
+    weights."""
+    sister: float | None = Field(title="sister, I(M) as it was")
+    """Mean reward on these with the interpretation of the target itself, computed before there was a sister."""
+    sister_low: float | None
+    """Lower end of its 95% interval."""
+    sister_high: float | None
+    """Upper end of its 95% interval."""
+    own: float | None = Field(title="sister, I(M) of its own")
+    """The same with an interpretation of the sister."""
+    own_low: float | None
+    """Lower end of its 95% interval."""
+    own_high: float | None
+    """Upper end of its 95% interval."""
+    carried: float | None = Field(title="as it was less its own")
+    """Difference of the two, of draws that both share: below 0 is what does not carry over."""
+    carried_low: float | None
+    """Lower end of its 95% interval."""
+    carried_high: float | None
+    """Upper end of its 95% interval."""
+    over_black_box: float | None = Field(title="over the black box")
+    """Reward less that of the cheapest black box which is charged as much: see docs/people.md."""
+    over_black_box_low: float | None
+    """Lower end of its 95% interval."""
+    over_black_box_high: float | None
+    """Upper end of its 95% interval."""
+    gain: float | None
+    """Score with the method less score without it, mean over train and validation tasks."""
+    gain_low: float | None
+    """Lower end of its 95% interval."""
+    gain_high: float | None
+    """Upper end of its 95% interval."""
+    oracle_gain: float = Field(title="the oracle's gain")
+    """The same of a control that is given the truth."""
+
+
+SCENARIOS = CommandFile(
+    "scenarios", tuple[ScenarioRow, ...], "lensmith scenarios", "size, cost and reach of what each method found"
 )

@@ -16,7 +16,7 @@ from stages.contracts.dictionary_rows import (
     SWEEP_METRICS,
 )
 from stages.contracts.journal import CAMPAIGN
-from stages.contracts.research_rows import COMPARISON, LABELS, TEST_PATH
+from stages.contracts.research_rows import COMPARISON, LABELS, SCENARIOS, TEST_PATH
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -42,7 +42,7 @@ FILES = {
     )
 }  # fmt: skip
 """metrics/<name>.json, in the order of the report."""
-BY_HAND = (COMPARISON, LABELS)
+BY_HAND = (COMPARISON, LABELS, SCENARIOS)
 """metrics/<name>.json that a command makes, and the report shows where it is there."""
 ELSEWHERE = (DICTIONARY_METRICS, SWEEP_METRICS, GALLERY, DOWNSTREAM, KNOWN_CIRCUITS, DRAWINGS)
 """Files of a target or of the circuits, whose place stages/base/paths.py knows."""

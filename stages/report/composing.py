@@ -17,6 +17,7 @@ from stages.report.matrix import SPLITS, kind_matrix, kind_of, matrix
 from stages.report.provenance import provenance, sources
 from stages.report.research import compare_section, labels_section, path_section
 from stages.report.results import Results
+from stages.report.scenarios import scenario_section
 from stages.report.sections import (
     ORACLE,
     campaign_section,
@@ -77,6 +78,7 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         tree=tree_section(results.journal),
         compare=compare_section(results.comparison) if results.comparison else None,
         labels=labels_section(results.labels),
+        scenarios=scenario_section(results.scenarios),
         path=path_section(results.path, results.campaign) if results.campaign else None,
         test=test_section(results),
         sensitivity=sensitivity_section(results.sensitivity) if results.sensitivity else None,

@@ -13,7 +13,16 @@ from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, CircuitDrawing, Ci
 from stages.contracts.dictionary_rows import DICTIONARIES, GALLERY, PROXIES, DictionaryRow, Gallery, ProxyRow
 from stages.contracts.journal import CAMPAIGN, EVENT, CampaignSummary, Event
 from stages.contracts.record import ResultFile
-from stages.contracts.research_rows import COMPARISON, LABELS, TEST_PATH, Comparison, LabelsRow, PathRow
+from stages.contracts.research_rows import (
+    COMPARISON,
+    LABELS,
+    SCENARIOS,
+    TEST_PATH,
+    Comparison,
+    LabelsRow,
+    PathRow,
+    ScenarioRow,
+)
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -77,6 +86,8 @@ class Results:
     comparison: Comparison | None = None
     labels: Sequence[LabelsRow] = ()
     """Methods by the number of labels."""
+    scenarios: Sequence[ScenarioRow] = ()
+    """What kind of method each is."""
     galleries: Sequence[Gallery] = ()
     """One per dictionary."""
     proxies: Sequence[ProxyRow] = ()
@@ -138,6 +149,10 @@ def load_results() -> Results:
     labels = LABELS.load() if LABELS.path().is_file() else ()
     if not labels:
         reader.missing.append(Missing(LABELS.name, LABELS.about, LABELS.made_by, empty=LABELS.path().is_file()))
+    scenarios = SCENARIOS.load() if SCENARIOS.path().is_file() else ()
+    if not scenarios:
+        there = SCENARIOS.path().is_file()
+        reader.missing.append(Missing(SCENARIOS.name, SCENARIOS.about, SCENARIOS.made_by, empty=there))
     fresh, nulls = reader.read(FRESH, ()), reader.read(NULL, ())
     dictionaries = reader.read(DICTIONARIES, ())
     proxies, circuits = reader.read(PROXIES, ()), reader.read(CIRCUITS, ())
@@ -171,6 +186,7 @@ def load_results() -> Results:
         path=path,
         comparison=comparison,
         labels=labels,
+        scenarios=scenarios,
         galleries=galleries,
         proxies=proxies,
         circuits=circuits,

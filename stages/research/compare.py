@@ -16,7 +16,7 @@ from stages.errors import UserError
 from stages.research.programs.exact import STEP, Null, best_program, contributions, null_of
 from stages.research.programs.table import Table
 from stages.research.replay import Path, replay
-from stages.research.researchers import make_researcher
+from stages.research.researchers import has_islands, make_researcher
 
 __all__ = ["compare", "marks", "profile", "scaling"]
 
@@ -33,27 +33,37 @@ def marks(budget: int) -> list[int]:
     return sorted({*(2**i for i in range(3, 14) if 2**i < budget), budget})
 
 
-def compare(names: Sequence[str], table: Table, budget: int, seeds: int, progress: Progress = print) -> Comparison:
+def compare(
+    names: Sequence[str],
+    table: Table,
+    budget: int,
+    seeds: int,
+    progress: Progress = print,
+    islands: Sequence[int] = (1,),
+) -> Comparison:
     """Every researcher at every mark, over the same seeds.
 
     Args:
         names: researchers by name or path; ``random`` and ``search`` propose programs here.
+        islands: a researcher that has islands is replayed with each of these numbers of them.
 
     Raises:
-        UserError: two of them have one name.
+        UserError: two of them have one name, or there are islands and nobody has them.
     """
+    if set(islands) != {1} and not any(map(has_islands, names)):
+        raise UserError(f"none of {', '.join(names)} has islands: name programs, or leave --islands out")
     nulls = {split: null_of(contributions(table, split)) for split in ("train", "validation")}
     optimum = best_program(table, "train")
     found: dict[str, list[Path]] = {}
-    for name in names:
-        paths = []
-        for seed in range(seeds):
-            paths.append(replay(make_researcher(name, seed, "programs"), table, budget))
-            progress(f"{name}: campaign {seed + 1} of {seeds}")
-        who = make_researcher(name, 0, "programs").name
+    whom = [(name, n) for name in names for n in (islands if has_islands(name) else (1,))]
+    for name, n_islands in whom:
+        who = make_researcher(name, 0, "programs").name + (f", {n_islands} islands" if n_islands > 1 else "")
         if who in found:
             raise UserError(f"two researchers are called {who!r}: name each once, or give the class another `name`")
-        found[who] = paths
+        found[who] = []
+        for seed in range(seeds):
+            found[who].append(replay(make_researcher(name, seed, "programs", n_islands), table, budget))
+            progress(f"{who}: campaign {seed + 1} of {seeds}")
     every = np.array([path.chosen_tasks[-1] for paths in found.values() for path in paths])
     taus = np.linspace(min(float(every.min()), 0.0), float(every.max()), N_TAU)
     return Comparison(

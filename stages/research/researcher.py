@@ -75,7 +75,9 @@ class Researcher(ABC):
     batch: ClassVar[int] = 4
     """Slots that are proposed from the same results."""
     code: str = ""
-    """Digest of its file, where that lies outside this project: another file is another campaign."""
+    """Digest of what proposes: its file and all of ours that it imports. Other code is another campaign."""
+    told: str = ""
+    """What else it was told that its proposals depend on, such as a number of islands; empty: nothing."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

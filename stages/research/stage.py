@@ -41,7 +41,8 @@ from stages.sandbox.host import require_sandbox
 from stages.scoring.cached import jobs
 from stages.scoring.proposals import shown
 from stages.scoring.settings import Settings, settings
-from stages.targets.storage import load_target
+from stages.targets.storage import definition_of, load_target
+from stages.tasks.families import family
 from stages.tasks.storage import list_tasks
 
 __all__ = ["Config", "campaign", "main", "run"]
@@ -53,6 +54,8 @@ class Config(Params):
     budget: int = Field(ge=1, le=10_000)
     """Iterations."""
     seed: int = Field(ge=0)
+    islands: int = Field(default=1, ge=1, le=64)
+    """Populations that breed apart, of a researcher that has them: ``programs``."""
 
     @field_validator("researcher")
     @classmethod
@@ -63,11 +66,11 @@ class Config(Params):
 
 
 def _whom(researcher: Researcher) -> list[str | int]:
-    return [researcher.name, researcher.code, researcher.space, researcher.batch, researcher.seed]
+    return [researcher.name, researcher.code, researcher.space, researcher.batch, researcher.seed, researcher.told]
 
 
 def fingerprint(researcher: Researcher, budget: int, chosen: Settings, *, cascade: bool = False) -> str:
-    """What a campaign depends on: its settings, the targets, and the baseline arm it is measured against."""
+    """What a campaign depends on: its settings, the targets, the baseline arm it is measured against, and code."""
     sha = hashlib.sha256()
     sha.update(json.dumps([*_whom(researcher), budget, cascade]).encode())
     for part in (chosen.interpretation, chosen.execution, chosen.reward):
@@ -77,8 +80,16 @@ def fingerprint(researcher: Researcher, budget: int, chosen: Settings, *, cascad
     for file in sorted(paths.require(paths.execution_dir("baseline"), "baseline").glob("*.json")):
         sha.update(file.read_bytes())
     # Half a campaign by old code and half by new would be no campaign; code that it cannot run does not matter.
-    sha.update(code_digest(__name__).encode())
+    sha.update(code_digest(__name__, *_found_by_name(chosen)).encode())
     return sha.hexdigest()
+
+
+def _found_by_name(chosen: Settings) -> list[str]:
+    """Modules that no import leads to: of the families and targets that are asked about. The researcher's own digest
+    is in ``Researcher.code``."""
+    families = {type(family(name)) for split in ("train", "validation") for name, _ in list_tasks(split)}
+    definitions = {type(definition_of(name)) for name in chosen.interpretation.targets}
+    return sorted(one.__module__ for one in families | definitions)
 
 
 def _conduct(
@@ -184,6 +195,7 @@ def campaign(
     space: str = "specs",
     cascade: bool = False,
     workers: int | None = None,
+    islands: int = 1,
 ) -> CampaignSummary:
     """A campaign of one's own, in data/research/<name>/; it never opens the test split.
 
@@ -195,6 +207,7 @@ def campaign(
         space: what ``random`` and ``search`` propose: ``specs`` or ``programs``.
         cascade: ask validation only about what earns more on train than the incumbent.
         workers: processes, which try one proposal each; None: see ``jobs``. The journal does not hang on it.
+        islands: populations that breed apart, of a researcher that has them.
 
     Raises:
         UserError: no such researcher or folder, no sandbox for the files, or a campaign of that name with other
@@ -203,7 +216,9 @@ def campaign(
     if isinstance(researcher, Researcher):
         author = researcher
     else:
-        author = make_researcher(researcher, seed, space) if methods is None else FilesResearcher(seed, methods)
+        author = (
+            make_researcher(researcher, seed, space, islands) if methods is None else FilesResearcher(seed, methods)
+        )
     if isinstance(author, FilesResearcher):
         budget = min(budget, len(author.files))
         require_sandbox(f"{methods} holds code nobody has reviewed")
@@ -219,7 +234,7 @@ def campaign(
 def run(config: Config, progress: Progress = print) -> CampaignSummary:
     """The campaign of the graph."""
     chosen = settings()
-    author = make_researcher(config.researcher, config.seed)
+    author = make_researcher(config.researcher, config.seed, islands=config.islands)
     key = fingerprint(author, config.budget, chosen)
     folder = paths.work_dir() / "campaigns" / key[:16]
     one = _conduct(author, config.budget, folder, progress, key)

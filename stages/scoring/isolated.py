@@ -103,6 +103,11 @@ class Isolated:
     """Wall limit of one call of a method."""
     trust: bool = False
     """No sandbox: a process of its own, with the user's rights."""
+    stand_ins: tuple[Target, ...] = ()
+    """Targets that are interpreted in place of those of the same name."""
+
+    def _target(self, name: str) -> Target:
+        return next((one for one in self.stand_ins if one.name == name), None) or cached_target(name)
 
     def freeze(
         self, candidate: Candidate, targets: list[str], asked: Mapping[str, Sequence[Asked]] | None = None
@@ -112,7 +117,7 @@ class Isolated:
             process = open_.enter_context(self._process(candidate, min(self.timeout_s, limit.max_seconds)))
             for target in targets:
                 access = MeteredAccess(
-                    cached_target(target), Ledger(), free=True, dictionaries=partial(dictionaries_of, target)
+                    self._target(target), Ledger(), free=True, dictionaries=partial(dictionaries_of, target)
                 )
                 before = process.cpu_seconds()
                 value = process.interpret(access, limit.max_bytes, limit.seed)
@@ -134,7 +139,7 @@ class Isolated:
         """I(M) with the answers to what is asked. A process that ends over an answer is started again, a few times."""
         starts, last, done = 0, Refused("", ""), {}
         for target, frozen in made.items():
-            interpretation, spec = frozen.interpretation(), cached_target(target).spec
+            interpretation, spec = frozen.interpretation(), self._target(target).spec
             programs: dict[str, Recorded] = dict(frozen.programs)
             for one in asked.get(target, ()):
                 key = one.key(interpretation)

@@ -6,7 +6,7 @@ ten minutes of it. What was answered before is not judged again.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stages.reward.judging import Judged
 from stages.reward.settings import RewardConfig
 from stages.reward.statements import BOTH, Effect, stated
 from stages.scoring.candidate import Candidate
-from stages.scoring.evaluate import Evaluation, evaluate
+from stages.scoring.evaluate import Evaluation, TaskName, evaluate
 from stages.scoring.in_process import InProcess
 from stages.scoring.judge import judge_arms
 from stages.scoring.settings import settings
@@ -29,7 +29,7 @@ from stages.scoring.table import ByTask, score_table
 from stages.tasks.storage import list_tasks, load_task
 from stages.tools.circuit_tables import replace_between, table
 
-__all__ = ["at_equal_charge", "equal_table", "people_table", "probe_table", "write_people"]
+__all__ = ["at_equal_charge", "black_boxes", "equal_table", "people_table", "probe_table", "write_people"]
 
 PASSES = (1, 4, 16)
 """What the black boxes buy for a row: passes of the target."""
@@ -63,25 +63,26 @@ def write_people(page: Path | None = None, only: str = "") -> None:
         [_candidate(file) for file in sorted((examples / "published").glob("*.py"))], placebo=False, progress=tell
     )
     write("people", "\n\n".join([people_table(scored), *scored.notes]))
-    black_box: Any = type(from_file(examples / "controls" / "black_box.py"))
-    rivals = []
-    for passes in PASSES:
-        tell(f"a black box of {passes} passes")
-        rivals.append(_judged(Candidate(f"black_box_{passes}", black_box(passes))))
-    write("equal", equal_table(at_equal_charge(judged | _built_in(), rivals)))
+    tasks = [one for split in ("train", "validation") for one in list_tasks(split)]
+    write("equal", equal_table(at_equal_charge(judged | _built_in(), black_boxes(tasks, tell))))
 
 
 def _candidate(file: Path) -> Candidate:
     return Candidate(file.stem, from_file(file))
 
 
-def _judged(candidate: Candidate) -> ByTask:
-    """One method on all tasks, without its placebo."""
-    chosen, tasks = settings(), [one for split in ("train", "validation") for one in list_tasks(split)]
-    done: Evaluation[None] = evaluate(
-        candidate, tasks, InProcess(chosen.interpretation), chosen.execution, placebo=False
-    )
-    return {one.task.name: one for one in judge_arms(done.arms, tasks, chosen.reward)}
+def black_boxes(tasks: Sequence[TaskName], tell: Callable[[str], object] = print) -> list[ByTask]:
+    """The rivals of ``at_equal_charge``, judged on tasks, the cheapest first."""
+    kind: Any = type(from_file(paths.root() / "examples" / "controls" / "black_box.py"))
+    chosen, rivals = settings(), []
+    for passes in PASSES:
+        tell(f"a black box of {passes} passes")
+        done: Evaluation[None] = evaluate(
+            Candidate(f"black_box_{passes}", kind(passes)), tasks, InProcess(chosen.interpretation), chosen.execution,
+            placebo=False,
+        )  # fmt: skip
+        rivals.append({one.task.name: one for one in judge_arms(done.arms, tasks, chosen.reward)})
+    return rivals
 
 
 def _built_in() -> dict[str, ByTask]:

@@ -2,6 +2,7 @@
 make.
 """
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -180,3 +182,19 @@ def test_work_inside_a_stage_goes_to_the_cluster(cluster: str) -> None:
 def test_no_cluster_is_one_line() -> None:
     done = fan_out(LENSMITH_DASK="tcp://127.0.0.1:9")
     assert "UserError: no Dask scheduler answers at LENSMITH_DASK=tcp://127.0.0.1:9" in done.stderr
+
+
+def test_a_cluster_without_workers_is_one_line(tmp_path: Path) -> None:
+    """Nothing would ever be computed, and nothing would say so."""
+    file = tmp_path / "scheduler.json"
+    where = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    scheduler = subprocess.Popen(
+        [sys.executable, "-P", "-m", "distributed.cli.dask_scheduler", *where], stderr=subprocess.DEVNULL
+    )
+    try:
+        until(file.exists)
+        done = fan_out(LENSMITH_DASK=json.loads(file.read_text(encoding="utf-8"))["address"])
+    finally:
+        scheduler.terminate()
+        scheduler.wait(600)
+    assert "has no worker, so nothing would ever be computed" in done.stderr

@@ -43,6 +43,7 @@ from stages.contracts.record import Estimate
 from stages.contracts.research_rows import (
     COMPARISON,
     LABELS,
+    SCENARIOS,
     TEST_PATH,
     BestOfRow,
     CompareRow,
@@ -52,6 +53,7 @@ from stages.contracts.research_rows import (
     ProfileRow,
     ScalingPoint,
     ScalingRow,
+    ScenarioRow,
 )
 from stages.contracts.reward_rows import (
     CONTROLS,
@@ -583,6 +585,27 @@ def labels() -> tuple[LabelsRow, ...]:
     return tuple(rows)
 
 
+def scenarios() -> tuple[ScenarioRow, ...]:
+    """One that carries over to a sister, one that does not, and one that broke."""
+    rows = []
+    for method, size, carried in (("gradient", 12, 0.0), ("keeps_answers", 4_000_000, -0.09), ("breaks", 0, None)):
+        worth = dict.fromkeys(ScenarioRow.ESTIMATES, None if carried is None else 0.1) | {"carried": carried}
+        ends = {
+            f"{name}_{end}": None if at is None else at + s
+            for name, at in worth.items() for end, s in (("low", -0.02), ("high", 0.02))
+        }  # fmt: skip
+        numbers = {f"n_{name}": 3 for name in ("train", "validation", "new_kinds", "sealed", "sister")}
+        rows.append(
+            ScenarioRow(
+                method=method, origin="built in" if size == 12 else "file", targets=("digits_mlp",), bytes=size,
+                outcome="ok" if size else "failed", reason="" if size else "it broke", interpret_flops=None,
+                answer_flops=None if carried is None else 2.5e6, answer_share=None if carried is None else 0.02,
+                oracle_gain=0.6, **numbers, **worth, **ends,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
 def write_results(root: Path) -> None:
     """All result files of a run under ``root``."""
     rng = np.random.default_rng(0)
@@ -608,6 +631,7 @@ def write_results(root: Path) -> None:
     CAMPAIGN.save(result, folder / "campaign.json")
     COMPARISON.save(comparison(), folder / "compare.json")
     LABELS.save(labels(), folder / "labels.json")
+    SCENARIOS.save(scenarios(), folder / "scenarios.json")
     file = root / "data" / "research" / "campaign" / "events.jsonl"
     file.parent.mkdir(parents=True)
     lines = [json.dumps(event.facts() | {"event": event.event}) for event in journal(result, tasks)]

@@ -64,6 +64,7 @@ def test_it_shows_every_method_with_interval_and_n(results_root: Path) -> None:
         ("test_path", "dvc repro sealed_test"),
         ("compare", "lensmith compare"),
         ("labels", "lensmith labels"),
+        ("scenarios", "lensmith scenarios"),
         ("fresh", "dvc repro fresh"),
         ("dictionaries", "dvc repro proxies"),
         ("proxies", "dvc repro proxies"),

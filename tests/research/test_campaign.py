@@ -22,6 +22,7 @@ from flows.terminal import leaderboard_rows, print_leaderboard
 from stages.base import paths
 from stages.base.code import closure
 from stages.base.params import load
+from stages.base.processes import process_pool
 from stages.contracts.journal import Infra, Result, TestOpened, TestResult
 from stages.contracts.research_rows import TEST_PATH
 from stages.contracts.reward_rows import FRESH, NULL, TEST_PER_TASK, TEST_STATEMENTS
@@ -249,6 +250,29 @@ def test_two_campaigns_of_programs_write_the_same_journal(graph):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     results = Journal(first / "events.jsonl").of(Result)
     assert [result.status for result in results] == ["ok", "ok"] and "class Program(Method)" in str(results[0].spec)
+
+
+def test_a_campaign_is_judged_by_the_workers_of_a_dask_cluster_and_its_journal_is_the_same(graph, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="the extra 'dask' is not installed")
+    monkeypatch.delenv("LENSMITH_DASK", raising=False)
+    campaign("random", 2, 2, "here", lambda said: None, workers=1)
+    shutil.rmtree(graph / ".lensmith" / "arms", ignore_errors=True)  # what is kept there would not be computed again
+    options = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": 0, "silence_logs": "ERROR"}
+    with distributed.LocalCluster(n_workers=2, **options) as cluster, distributed.Client(cluster) as client:
+        monkeypatch.setenv("LENSMITH_DASK", cluster.scheduler_address)
+        campaign("random", 2, 2, "there", lambda said: None, workers=2)
+        assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.transition_counter) > 0, "nothing to do"
+        client.run(_move)
+        with pytest.raises(UserError, match=r"works in /elsewhere and not in .*: start workers in"):
+            process_pool(2)
+    first, second = (paths.campaign_dir(name) for name in ("here", "there"))
+    for file in ("events.jsonl", "theta.json"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+
+
+def _move() -> None:
+    """In a worker: as one that was started in another working copy."""
+    os.environ["LENSMITH_ROOT"] = "/elsewhere"
 
 
 @needs_sandbox

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from stages.base import code
 from stages.errors import UserError
 from stages.research.programs.emitting import source_of
 from stages.research.programs.grammar import Uniform, choices_of, draw, genome_of
 from stages.research.researcher import Researcher
 from stages.research.researchers import RESEARCHERS, make_researcher
 from stages.research.researchers.programs import ProgramsResearcher, ranking
+from stages.research.stage import fingerprint
 from stages.research.view import Pending, Seen, TaskSeen, View, batch_start
 from stages.scoring.composed import Spec
 from stages.scoring.proposals import as_json
+from stages.scoring.settings import settings
 
 OVER_SPECS = ("random", "search")
 
@@ -126,6 +129,54 @@ def test_a_researcher_is_given_by_the_path_of_its_file(tmp_path: Path):
         make_researcher(str(file), 7)
     with pytest.raises(UserError, match="is not a file"):
         make_researcher(str(tmp_path / "absent.py"), 7)
+
+
+def test_an_edit_of_what_proposes_is_another_campaign(tmp_path: Path, graph: Path, monkeypatch):
+    """Of the file, of a file beside it that it imports, and of ours; by name or by path. Of anything else it is not."""
+    file, beside, other = (tmp_path / f"{name}.py" for name in ("mine", "helper", "other"))
+    beside.write_text("FLAG = True\n", encoding="utf-8")
+    other.write_text("", encoding="utf-8")
+    file.write_text(f"from helper import FLAG\n{MINE}", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def keys() -> list[str]:
+        whom = (make_researcher(name, 0) for name in (str(file), "programs", "policy"))
+        return [fingerprint(one, 1, settings()) for one in whom]
+
+    first = keys()
+    assert keys() == first and len(set(first)) == 3
+    other.write_text("x = 1\n", encoding="utf-8")
+    assert keys() == first
+    beside.write_text("FLAG = False\n", encoding="utf-8")
+    second = keys()
+    assert second[0] != first[0] and second[1:] == first[1:]
+    file.write_text(file.read_text(encoding="utf-8") + "# another\n", encoding="utf-8")
+    assert keys()[0] not in (first[0], second[0])
+
+    def edited(module: str, text: str) -> list[str]:
+        """The keys, were a file of ours another one."""
+        with monkeypatch.context() as patch:
+            copy = tmp_path / "copy.txt"
+            copy.write_text(code.file_of(module).read_text(encoding="utf-8") + text, encoding="utf-8")
+            real = code.file_of
+            patch.setattr(code, "file_of", lambda name: copy if name == module else real(name))
+            code.code_digest.cache_clear()
+            found = keys()
+        code.code_digest.cache_clear()
+        return found
+
+    third = keys()
+    for module, changed in (
+        ("stages.research.researchers.programs", (False, True, False)),
+        ("stages.research.programs.grammar", (False, True, True)),
+        ("stages.research.researcher", (True, True, True)),
+        ("stages.tasks.families.active_learning", (True, True, True)),
+        ("stages.targets.zoo.digits_mlp", (True, True, True)),
+        ("stages.tasks.families.early_exit", (False, False, False)),
+        ("stages.report.stage", (False, False, False)),
+    ):
+        now = edited(module, "# another\n")
+        assert tuple(a != b for a, b in zip(now, third, strict=True)) == changed, module
 
 
 def gain(proposal) -> float:

@@ -1,14 +1,15 @@
 """Researchers, one file each; the name of the file is the name of the researcher."""
 
-import hashlib
+import inspect
 from pathlib import Path
 
+from stages.base.code import code_digest, digest_with_imports
 from stages.base.registry import Registry, classes_of
 from stages.base.users_code import users_module
 from stages.errors import UserError
 from stages.research.researcher import Researcher
 
-__all__ = ["RESEARCHERS", "is_path", "make_researcher"]
+__all__ = ["RESEARCHERS", "has_islands", "is_path", "make_researcher"]
 
 RESEARCHERS = Registry(
     Path(__file__).parent, __name__, "researcher", lambda cls: issubclass(cls, Researcher),
@@ -21,20 +22,31 @@ def is_path(name: str) -> bool:
     return name.endswith(".py")
 
 
-def make_researcher(name: str, seed: int, space: str = "specs") -> Researcher:
+def make_researcher(name: str, seed: int, space: str = "specs", islands: int = 1) -> Researcher:
     """A researcher by name, or by the path of its file, which runs with the user's own rights.
 
     Args:
         space: what ``random`` and ``search`` propose.
+        islands: populations that breed apart, of a researcher that has them.
 
     Raises:
-        UserError: no such researcher, or the file does not define exactly one.
+        UserError: no such researcher, the file does not define exactly one, or it has no islands.
     """
-    made = _from_file(Path(name))(seed) if is_path(name) else RESEARCHERS.find(name)(seed, space)
+    found = _from_file(Path(name)) if is_path(name) else RESEARCHERS.find(name)
+    given = {} if islands == 1 else {"islands": islands}
+    if given and not has_islands(name):
+        raise UserError(f"--islands {islands}: {name} has no islands; use --researcher programs, or leave it out")
+    made = found(seed, **given) if is_path(name) else found(seed, space, **given)
     assert isinstance(made, Researcher)
-    if is_path(name):
-        made.code = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    # Found by its name, so that no import leads to it: what a campaign imports does not cover it.
+    made.code = made.code or (digest_with_imports(Path(name)) if is_path(name) else code_digest(found.__module__))
     return made
+
+
+def has_islands(name: str) -> bool:
+    """Whether a researcher, by name or path, takes a number of islands."""
+    found = _from_file(Path(name)) if is_path(name) else RESEARCHERS.find(name)
+    return "islands" in inspect.signature(found).parameters
 
 
 def _from_file(path: Path) -> type:

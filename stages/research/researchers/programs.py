@@ -3,13 +3,15 @@
 A task sees the fragment of its kind alone, so a proposal is several experiments at once: every kind has a ranking of
 its own, and the product space becomes a sum. Operators: ``draw``; ``compose`` the best fragment of each kind;
 ``mutate`` fragments, each chosen by a small tournament within its kind; ``cross`` two parents of the Pareto front over
-train tasks; ``graft`` what a kind does onto another, so that kinds which no train task asks are reached.
+train tasks; ``graft`` what a kind does onto another, so that kinds which no train task asks are reached. With several
+islands each breeds from its own (``stages.research.islands``).
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+from stages.research.islands import EVERY, on_island
 from stages.research.programs.emitting import source_of
 from stages.research.programs.grammar import (
     KINDS,
@@ -52,20 +54,30 @@ class Ranked(NamedTuple):
 
 
 class ProgramsResearcher(Researcher):
+    """
+    Args:
+        islands: populations that breed apart.
+        every: slots from one migration of their best to the next.
+    """
+
     batch = 8
 
-    def __init__(self, seed: int, space: str = "programs") -> None:
+    def __init__(self, seed: int, space: str = "programs", islands: int = 1, every: int = EVERY) -> None:
         super().__init__(seed, "programs")
+        self.islands, self.every = islands, every
+        if islands > 1:
+            self.told = f"{islands} islands, every {every}"
 
     def propose(self, view: View, slot: int) -> Move:
         rng = random.Random(f"programs {self.seed} {slot}")
-        ranks = ranking(view)
-        tried = [one.choices for one in view.tried]
+        own = on_island(view, slot, self.islands, self.batch, self.every)
+        ranks = ranking(own)
+        tried = [one.choices for one in view.tried]  # on any island: the same twice would teach nothing
         for _ in range(MAX_ATTEMPTS):
             operator = "draw"
-            if len(view.scored()) >= N_DRAWS:
+            if len(view.scored()) >= N_DRAWS and own.scored():
                 operator = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-            genome, parents = self._bred(operator, view, ranks, rng)
+            genome, parents = self._bred(operator, own, ranks, rng)
             if choices_of(genome) not in tried and any(one.source != NONE for one in genome.values()):
                 break
         return Move(source_of(genome), choices_of(genome), operator, parents)
