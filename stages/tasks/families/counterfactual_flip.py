@@ -134,7 +134,12 @@ def _generate_words(target: Target, rng: torch.Generator, n: int) -> Instances:
             ]
     replacements = torch.stack([new_NI, torch.ones_like(new_NI)], dim=-1).unsqueeze(2)
     return Instances(
-        {"inputs": inputs, "replacements": replacements, "shared_places": places.repeat_interleave(N_OTHERS)}, n
+        {
+            "inputs": inputs,
+            "replacements": replacements,
+            "shared_segments": places.repeat_interleave(N_OTHERS).unsqueeze(1),
+        },
+        n,
     )
 
 
@@ -153,8 +158,8 @@ def _words_of_kinds(target: Target) -> dict[int, Tensor]:
 
 def _examples(instances: Instances) -> Tensor:
     """(I,) the example, or place, of each item."""
-    if "shared_places" in instances.arrays:
-        return instances.arrays["shared_places"]
+    if "shared_segments" in instances.arrays:
+        return instances.arrays["shared_segments"].flatten()
     n_examples = instances.arrays["inputs"].shape[1] - 1
     return torch.arange(n_examples).repeat_interleave(instances.arrays["replacements"].shape[1] // n_examples)
 
@@ -174,22 +179,15 @@ def _example_looks(instances: Instances, outputs_NC: Tensor) -> Tensor:
 
 
 def _word_looks(instances: Instances, outputs_NC: Tensor) -> Tensor:
-    """(N, I, 9): read off a prompt and the answer to it, for each pair of words. Which they are, how many of the
-    prompts have each of them, whether the new one stands in this prompt too and is the answer; where, of how many
-    words, and which the answer is."""
+    """(N, I, 7): read off a prompt and the answer to it, for each pair of words. Which they are, whether the new one
+    stands in this prompt too and is the answer; where, of how many words, and which the answer is."""
     inputs, new_NI = instances.arrays["inputs"], instances.arrays["replacements"][:, :, 0, 0]
     answer_N1, place_I = outputs_NC.argmax(-1, keepdim=True).expand(-1, new_NI.shape[1]), _examples(instances)
     ids_NS = torch.where(inputs[..., 1] > 0.5, inputs[..., 0], -1.0)
-    old_NI = ids_NS[:, place_I]
-    stands_NW = torch.zeros(instances.n, int(max(ids_NS.max(), new_NI.max())) + 2)
-    stands_NW.scatter_(1, ids_NS.long() + 1, 1.0)  # the first column: places where no word is
-    share_W = stands_NW.mean(0)
     looks = [
-        old_NI,
+        ids_NS[:, place_I],
         new_NI,
-        share_W[old_NI.long() + 1],
-        share_W[new_NI.long() + 1],
-        stands_NW.gather(1, new_NI.long() + 1),
+        (ids_NS.unsqueeze(1) == new_NI.unsqueeze(-1)).any(-1).float(),
         (new_NI == answer_N1).float(),
         place_I.float().expand_as(new_NI),
         (ids_NS >= 0).sum(1, keepdim=True).float().expand_as(new_NI),
