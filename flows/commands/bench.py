@@ -413,6 +413,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "horizon": validity.horizon,
     "metering": metering,
     "pipeline": pipeline,
+    "published": validity.published,
     research.__name__: research,
     "synthetic": dictionaries.measure_synthetic,
     targets.__name__: targets,
@@ -437,7 +438,7 @@ def bench(
     times the brute-force truth of every family beside a loop of single questions; `research` times the
     phases of sandboxed proposals; `estimation` estimates mean outputs and rare events within a FLOP
     budget; `elk` gives labels only where a supervisor is right; `horizon` calibrates on short inputs and
-    asks about long ones.
+    asks about long ones; `published` asks evaluations that others publish.
 
     Example: lensmith bench pipeline
     """

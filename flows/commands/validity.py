@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from stages.benchmarks.estimation import EstimationRow
     from stages.benchmarks.shifted import Estimate
 
-__all__ = ["elk", "estimation", "horizon"]
+__all__ = ["elk", "estimation", "horizon", "published"]
 
 
 def estimation(*, jobs: int, as_json: bool) -> None:
@@ -130,6 +130,34 @@ def horizon(*, jobs: int, as_json: bool) -> None:
     console.print(
         "Mean [95%] over draws of instances and over budgets. short to long: calibrated on short inputs, asked about"
         " long ones. lost: that less long. Methods that decline are left out.",
+        highlight=False,
+        markup=False,
+    )
+
+
+def published(*, jobs: int, as_json: bool) -> None:
+    """Evaluations that others publish, asked as tasks: what is left for a method, and what methods add."""
+    from rich.console import Console
+
+    from flows.progress import telling
+    from flows.terminal import print_json, print_rows
+    from stages.benchmarks.published import bench_published
+
+    console = Console(stderr=as_json)
+    with telling(console, published.__name__) as tell:
+        rows = bench_published(tell)
+    if as_json:
+        print_json(rows)
+        return
+    for question, target in dict.fromkeys((row.question, row.target) for row in rows):
+        shown = [
+            {"who": row.who, "tight": _shown(row.tight), "medium": _shown(row.medium), "ample": _shown(row.ample)}
+            for row in rows
+            if (row.question, row.target) == (question, target)
+        ]
+        print_rows(console, shown, f"{question} on {target}: score of the black box, gain of the truth and of methods")
+    console.print(
+        "Mean [95%] over draws of instances, at each budget. Methods that decline are left out.",
         highlight=False,
         markup=False,
     )

@@ -104,6 +104,8 @@ class TaskFamily(ABC):
     query_kind: ClassVar[Literal["Represent", "Attribute", "Localise", "Compare", "Steer", "Propose"]]
     needs: ClassVar[frozenset[Offer]]
     """What a target must offer so that the question means something on it; names of ``target.OFFERS``."""
+    instead: ClassVar[frozenset[Offer]] = frozenset()
+    """What is enough in place of ``needs``, where the question can also be put in another way; empty: nothing is."""
     n_efforts: ClassVar[int]
     """Steps of the black-box ladder: effort runs from 0 (cheapest) to n_efforts - 1."""
     cost_factor: ClassVar[float] = 1.0
@@ -116,7 +118,7 @@ class TaskFamily(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.name = cls.__module__.rpartition(".")[2]
-        unknown = sorted(set(getattr(cls, "needs", ("nothing said",))) - set(OFFERS))
+        unknown = sorted((set(getattr(cls, "needs", ("nothing said",))) | cls.instead) - set(OFFERS))
         if unknown:
             raise TypeError(
                 f"{cls.__name__}.needs has {', '.join(unknown)}: say what the family needs of a target's inputs, such"
@@ -125,10 +127,14 @@ class TaskFamily(ABC):
 
     def refusal(self, spec: TargetSpec) -> str | None:
         """Why the question means nothing on this target, in one line; None where it means something."""
-        lacking = sorted(self.needs - set(spec.offers))
-        if not lacking:
+        offered = set(spec.offers)
+        if self.needs <= offered or (self.instead and self.instead <= offered):
             return None
-        what = "; ".join(f"{name} ({OFFERS[name]})" for name in lacking)
+
+        def lacking(needs: frozenset[Offer]) -> str:
+            return "; ".join(f"{name} ({OFFERS[name]})" for name in sorted(needs - offered))
+
+        what = lacking(self.needs) + (f"; or else {lacking(self.instead)}" if self.instead else "")
         has = ", ".join(spec.offers) or "nothing"
         return f"task family {self.name} means nothing on {spec.name}, which offers {has}: it needs {what}"
 

@@ -38,7 +38,8 @@ def untrained(name: str) -> Target:
 
 
 def fits(name: str, target: str) -> bool:
-    return family(name).needs <= set(ZOO.find(target)().layout()["offers"])
+    made, offered = family(name), set(ZOO.find(target)().layout()["offers"])
+    return made.needs <= offered or (bool(made.instead) and made.instead <= offered)
 
 
 def test_what_the_params_ask_for_fits() -> None:
@@ -64,6 +65,7 @@ def test_a_family_that_means_nothing_on_a_target_is_refused(name: str, target: s
     ) as said:
         make(family(name), model, SPLIT, 4, 0, "test", b"key")
     assert "\n" not in str(said.value) and OFFERS[lacking] in str(said.value) and "params/tasks.yaml" in str(said.value)
+    assert (" or else " in str(said.value)) == bool(family(name).instead)
 
 
 # An untrained model answers nothing right, so nothing is a circuit and there is no skill to lock.
@@ -97,5 +99,7 @@ def test_a_family_has_to_say_what_it_needs() -> None:
         TypeError, match=r"Silent.needs has nothing said: .* known: context, cues, examples, flat_image, kinds"
     ):
         type("Silent", (TaskFamily,), {})
+    with pytest.raises(TypeError, match=r"Odd.needs has sounds"):
+        type("Odd", (TaskFamily,), {"needs": frozenset({"pixels"}), "instead": frozenset({"sounds"})})
     with pytest.raises(TypeError, match=r"Odd.needs has smells"):
         type("Odd", (TaskFamily,), {"needs": frozenset({"smells", "pixels"})})

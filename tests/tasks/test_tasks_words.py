@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from stages.contracts.target import Corpus, Target
 from stages.targets.zoo import ZOO, context_lm, facts_lm
 from stages.tasks import word_backdoors
 from stages.tasks.components import draw_behaviours
+from stages.tasks.directions import place_of
 from stages.tasks.families import family
 from tests.tasks.conftest import made_small, small_target
 
@@ -208,6 +210,71 @@ def test_early_exit_from_a_prompt_agrees_with_shorter_and_shorter_sequences() ->
             first -= 1
         assert float(truth) == pytest.approx(first / len(words))
     assert len(set(made.truth.values[:, 0].tolist())) > 1
+
+
+@pytest.mark.parametrize("name", ["facts_lm", "context_lm"])
+def test_another_word_changes_the_margin_by_the_truth_of_counterfactual_flip(name: str) -> None:
+    target, made = small_target(name), made_small("counterfactual_flip", name)
+    arrays, corpus = made.instances.arrays, target.corpus("tasks")
+    kinds = ZOO.find(name)().kinds(corpus).tolist()
+    words_of: dict[int, set[int]] = {}
+    for row, kind in zip(corpus.inputs, kinds, strict=True):
+        words_of.setdefault(kind, set()).update(int(word) for word in row[row[:, 1] > 0, 0][1:])
+    prompts = {tuple(row[:, 0].tolist()): kind for row, kind in zip(corpus.inputs, kinds, strict=True)}
+
+    def margin(words: Tensor, answer: int) -> float:
+        logits = target.model(words[None]).double()[0].tolist()
+        return logits[answer] - max(value for place, value in enumerate(logits) if place != answer)
+
+    for i, x in enumerate(arrays["inputs"]):
+        words = x[x[:, 1] > 0]
+        answer = int(log_probs(target, words[None])[0].argmax())
+        assert len(words) >= 8
+        for item in range(24):
+            back = 7 - item // 4  # the last word stays, and the six before it are asked about in their order
+            new = arrays["replacements"][i, item, 0]
+            kind = prompts.get(tuple(x[:, 0].tolist()))  # None: context_lm makes prompts that are in no corpus
+            allowed = words_of[kind] if kind is not None else set().union(*words_of.values())
+            assert new[1] == 1 and new[0] != words[-back, 0] and int(new[0]) in allowed
+            if item % 5 == i % 5:
+                other = words.clone()
+                other[-back] = new
+                found = squash(margin(other, answer) - margin(words, answer), 0.5)
+                assert float(made.truth.values[i, item]) == pytest.approx(found, abs=2e-3)
+        assert all(len(set(arrays["replacements"][i, k : k + 4, 0, 0].tolist())) == 4 for k in range(0, 24, 4))
+
+
+def test_prompts_that_are_too_short_for_counterfactual_flip_are_told() -> None:
+    target = small_target("facts_lm")
+    inputs, labels = target.corpus("tasks")
+    short = inputs.clone()
+    short[:, :-7, 1] = 0.0
+    corpora = {"tasks": Corpus(short, labels)}
+    with pytest.raises(
+        ValueError, match="counterfactual_flip: 0 of 16 prompts of facts_lm have 8 words or more, and 4"
+    ):
+        family("counterfactual_flip").generate(
+            Target(target.spec, target.model, corpora), torch.Generator().manual_seed(0), 4
+        )
+
+
+def test_probe_under_shift_in_words_is_the_share_of_answers_that_become_the_class() -> None:
+    target, made = small_target("facts_lm"), made_small("probe_under_shift", "facts_lm")
+    arrays, train = made.instances.arrays, target.corpus("train")
+    clean = log_probs(target, arrays["shared_inputs"]).argmax(-1)
+    place, held = place_of(made.instances), []
+    with target.model.hooks(fwd_hooks=[(place, lambda value, hook: held.append(value[:, -1]))]):
+        target.model(train.inputs)
+    spread = held[0].var(0).sum().sqrt()
+    for direction, label, truth in zip(arrays["directions"], arrays["labels"].tolist(), made.truth.values, strict=True):
+        assert float(direction.norm() / spread) == pytest.approx(0.7, rel=1e-4)
+        with target.model.hooks(fwd_hooks=[(place, lambda value, hook, by=direction: value + by)]):
+            moved = log_probs(target, arrays["shared_inputs"]).argmax(-1)
+        assert float(truth[0]) == pytest.approx(np.mean((moved == label) & (clean != label)), abs=1e-9)
+    tasks = {tuple(row[row[:, 1] > 0, 0].tolist()) for row in target.corpus("tasks").inputs}
+    for row in arrays["shared_inputs"]:
+        words = row[row[:, 1] > 0, 0].tolist()
+        assert any(tuple(words[:i] + words[i + 1 :]) in tasks for i in range(len(words) - 1)), "one more word"
 
 
 def test_a_word_is_put_in_before_the_last_word_and_nothing_else_moves() -> None:

@@ -6,19 +6,21 @@ the image is run again.
 Source: fewest pixels as in Papernot et al. 2016 (JSMA), arXiv 1511.07528, and Su et al. 2019 (One pixel attack), arXiv
 1710.08864; here by beam search over all pixels, without slopes.
 
-Shape legend: N = instances, X = pixels (64), A = paints (2X), K = images in the beam, C = outputs.
+Shape legend: N = instances, X = numbers of an input, A = paints (2 a pixel), K = images in the beam, C = outputs.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Represent
-from stages.contracts.target import Objective, Target, TargetAccess, objective_values
+from stages.contracts.target import Objective, Target, TargetAccess, TargetSpec, objective_values
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import answer_features, ask, label_features, outputs_of
-from stages.tasks.inputs import draw_inputs
+from stages.tasks.inputs import draw_inputs, is_few_shot, noisy_channels
 
-__all__ = ["EdgeRadius", "fewest_pixels"]
+__all__ = ["EdgeRadius", "fewest_pixels", "pixels_of"]
 
 MAX_BLEND = 0.1
 BEAM, MOST = 4, 12
@@ -39,14 +41,14 @@ class EdgeRadius(TaskFamily):
     )
     why_white_box_helps = "margin over the largest slopes says how many pixels it takes, to first order"
     query_kind = "Represent"
-    needs = frozenset({"flat_image"})
+    needs = frozenset({"pixels"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Beam search: from the image, set one more pixel to 0 or to 1 in each of the beam images kept, and keep the"
         " beam images with the largest margin of the instance's label (any but the answer), until it is the answer of"
         " one, most pixels at most. Of all images of that round of which it is, k pixels painted, the last paint is"
         " shortened by bisections halvings towards the pixel's own value as long as the answer stays; f = the smallest"
-        " share left. Truth: k - 1 + f; `most` where nothing was found."
+        " share left. Truth: k - 1 + f; `most` where nothing was found. Pixels of an episode are its query's."
     )
     constants = CONSTANTS
 
@@ -66,14 +68,18 @@ class EdgeRadius(TaskFamily):
         clean_NC = ask(access, inputs)
         before_N = objective_values(clean_NC, Objective("margin", labels_N))
         looks = label_features(clean_NC, labels_N)
-        features = [answer_features(clean_NC), looks, torch.stack([inputs.mean(1), inputs.std(1)], dim=-1)]
+        pixels_P = pixels_of(access.spec)
+        seen_NP = inputs.flatten(1)[:, pixels_P]
+        features = [answer_features(clean_NC), looks, torch.stack([seen_NP.mean(1), seen_NP.std(1)], dim=-1)]
         # The same paints for all, so that what one does can be compared.
-        order_A = _paints(inputs.shape[1], rng)
+        every_A = _paints(pixels_P)
+        order_A = every_A[torch.randperm(len(every_A), generator=rng)]
         left_NK = before_N.unsqueeze(-1)
         for k in LADDER[1 : effort + 1]:
-            painted = _painted(inputs, order_A[left_NK.shape[1] - 1 : k])
+            painted = _painted(inputs.flatten(1), order_A[left_NK.shape[1] - 1 : k])
             labels = labels_N.repeat_interleave(painted.shape[1])
-            margin = objective_values(ask(access, painted.flatten(0, 1)), Objective("margin", labels))
+            outputs = ask(access, painted.reshape(-1, *inputs.shape[1:]))
+            margin = objective_values(outputs, Objective("margin", labels))
             left_NK = torch.cat([left_NK, margin.view(instances.n, -1)], dim=1)
             rises_NK = (left_NK[:, 1:] - before_N.unsqueeze(-1)).sort(dim=-1, descending=True).values
             top = rises_NK[:, :3].clamp_min(1e-3)
@@ -90,18 +96,16 @@ def fewest_pixels(target: Target, image: Tensor, label: Tensor) -> float:
     Raises:
         AssertionError: a painted image that was found does not have the answer when it is run again.
     """
-    n_pixels = len(image)
-    beam_KX = image.unsqueeze(0)
-    every = torch.tensor([[pixel, paint] for pixel in range(n_pixels) for paint in (0, 1)])
+    beam_KX, every = image.reshape(1, -1), _paints(pixels_of(target.spec))
     for k in range(1, MOST + 1):
         tried = _painted(beam_KX, every)  # (K, A, X)
         flat = tried.flatten(0, 1)
-        outputs = outputs_of(target, flat)
+        outputs = _outputs(target, flat)
         changed = outputs.argmax(-1) == label
         if bool(changed.any()):
             origin = beam_KX.repeat_interleave(len(every), dim=0)[changed]
             share = _shortest(target, origin, flat[changed], label)
-            again = outputs_of(target, origin + share.unsqueeze(-1) * (flat[changed] - origin)).argmax(-1)
+            again = _outputs(target, origin + share.unsqueeze(-1) * (flat[changed] - origin)).argmax(-1)
             assert bool((again == label).all()), "a painted image does not have the answer"
             return k - 1 + float(share.min())
         margin = objective_values(outputs, Objective("margin", label.expand(len(flat))))
@@ -123,16 +127,27 @@ def _shortest(target: Target, origin: Tensor, painted: Tensor, label: Tensor) ->
     low, high = torch.zeros(len(origin)), torch.ones(len(origin))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        changed = outputs_of(target, origin + middle.unsqueeze(-1) * (painted - origin)).argmax(-1) == label
+        changed = _outputs(target, origin + middle.unsqueeze(-1) * (painted - origin)).argmax(-1) == label
         low, high = torch.where(changed, low, middle), torch.where(changed, middle, high)
     return high
 
 
-def _paints(n_pixels: int, rng: torch.Generator) -> Tensor:
-    """(A, 2) pixels and paints in random order."""
-    every = torch.tensor([[pixel, paint] for pixel in range(n_pixels) for paint in (0, 1)])
-    order: Tensor = every[torch.randperm(len(every), generator=rng)]
-    return order
+def _outputs(target: Target, flat: Tensor) -> Tensor:
+    """(B, X) inputs in one row -> (B, C) logits."""
+    return outputs_of(target, flat.view(-1, *target.spec.input_shape))
+
+
+def pixels_of(spec: TargetSpec) -> Tensor:
+    """(P,) where in an input in one row pixels of its image stand; of an episode, of its query."""
+    places = torch.nonzero(noisy_channels(spec).flatten()).flatten()
+    if is_few_shot(spec):
+        places = places[places >= prod(spec.input_shape) - spec.input_shape[-1]]
+    return places
+
+
+def _paints(pixels: Tensor) -> Tensor:
+    """(A, 2) each pixel with each paint, black and white."""
+    return torch.stack([pixels.repeat_interleave(2), torch.tensor([0, 1]).repeat(len(pixels))], dim=-1)
 
 
 def _painted(images: Tensor, paints: Tensor) -> Tensor:
