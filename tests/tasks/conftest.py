@@ -54,6 +54,18 @@ def small_target(name: str) -> Target:
 
 
 @cache
+def taught_facts() -> Target:
+    """facts_lm after 150 steps (15 CPU seconds): it knows most facts, also when they are asked in unseen words."""
+    definition, generator = ZOO.find("facts_lm")(), torch.Generator().manual_seed(3)
+    data, model = definition.data(3), definition.build(generator)
+    definition.fit(model, data, 150, generator, lambda metrics, step: None)
+    corpora = {
+        split: definition.sample(data, split, n, generator) for split, n in (("train", 2000), ("validation", 300))
+    }
+    return freeze("facts_lm", model, {**corpora, "tasks": Corpus(*data["tasks"])})
+
+
+@cache
 def made_small(name: str, target: str, seed: int = 0) -> Made:
     return make(family(name), small_target(target), SPLIT, SIZES.get(name, 8), seed, "test", b"key")
 
