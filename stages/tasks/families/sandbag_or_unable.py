@@ -113,8 +113,12 @@ class SandbagOrUnable(TaskFamily):
         return ladder_features(access, instances, effort, rng, behind_beginning=True)
 
     def query(self, instances: Instances) -> Query:
-        variants = tuple(instances.arrays["variant"].tolist())
-        return Compare(variants, instances.arrays["shared_inputs"], instances.arrays["shared_labels"])
+        arrays = instances.arrays
+        # Of prompts as many as the first rung looks at: a look at all of them pays for most of the ladder.
+        shown = LADDER[0][0] if "shared_words" in arrays else N_PROBES
+        return Compare(
+            tuple(arrays["variant"].tolist()), arrays["shared_inputs"][:shown], arrays["shared_labels"][:shown]
+        )
 
 
 class _Images:

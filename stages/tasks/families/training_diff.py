@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stages.contracts.method import Compare, Query
-from stages.contracts.target import Target, TargetAccess, TargetSpec
+from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.side_by_side import Runs, climbed_variants, copies
@@ -28,8 +28,6 @@ MAX_SHARE = 0.9
 WRONG = 0.05
 """Most of the labels of a variant's data that are drawn at random."""
 MAX_BLEND = 0.3
-WORD_SHARE = 0.5
-"""Of the configured number of instances."""
 LADDER = (8, 64, 256)
 """Probes."""
 CONSTANTS: Constants = {
@@ -59,9 +57,6 @@ class TrainingDiff(TaskFamily):
         " fine-tuned, a class is a kind of prompts, and a random label is that of another train prompt."
     )
     constants = CONSTANTS
-
-    def share_on(self, spec: TargetSpec) -> float:
-        return self.cost_factor if spec.n_vocabulary is None else WORD_SHARE
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         corpus, words = target.corpus("train"), target.spec.n_vocabulary is not None
@@ -93,6 +88,8 @@ class TrainingDiff(TaskFamily):
                 runs.weights[name] = torch.where(done.view(-1, *[1] * (value.dim() - 1)), value, runs.weights[name])
         probes = draw_inputs(target, LADDER[-1], rng, MAX_BLEND)
         arrays = {"variant": torch.arange(n), "shared_inputs": probes.inputs, "shared_labels": probes.labels}
+        if words:
+            arrays["shared_groups"] = kinds_of(target, probes)
         weights = runs.full() if isinstance(runs, BlockRuns) else runs.weights
         return Instances(arrays, n, weights, {"share": share_N1.squeeze(-1), "favoured": favoured_N})
 
