@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from stages.tasks.families import family, relearning_speed
 from stages.tasks.families.relearning_speed import WORD_EDITS
 from stages.tasks.generation import make, pool_of
 from stages.tasks.word_runs import BlockRuns, kinds_of
-from tests.tasks.conftest import small_target, taught_facts
+from tests.tasks.conftest import climbs, small_target, taught_facts
 
 LAST = "blocks.2."
 TRAINED = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O", "b_O", "W_in", "b_in", "W_out", "b_out")
@@ -45,8 +44,12 @@ def test_runs_of_a_block_are_what_adam_does_to_the_whole_model_alone():
             optimiser.step()
         assert set(found) == set(names)
         for name in names:
-            assert torch.allclose(found[name][i], model.get_parameter(name), atol=2e-4), name
-        assert torch.allclose(outputs[i], model(inputs[batches[0, i]]), atol=2e-2)
+            if not name.endswith("b_K"):  # its slope is 0 but for rounding, and Adam makes steps of that
+                close = (found[name][i] - model.get_parameter(name)).abs() < 1e-4
+                assert close.double().mean() > 0.98, name
+        with torch.no_grad():
+            expected = model(inputs[batches[0, i]])
+        assert (outputs[i] - expected).abs().mean() < 0.01 * expected.std()
 
 
 def test_training_diff_of_words_is_the_share_of_one_kind_in_what_was_trained_on(monkeypatch):
@@ -73,30 +76,40 @@ def test_training_diff_of_words_is_the_share_of_one_kind_in_what_was_trained_on(
 
 
 @pytest.mark.parametrize("edit", WORD_EDITS)
-def test_an_edit_erases_a_kind_and_says_where(edit, monkeypatch):
+def test_an_edit_takes_what_a_kind_is_answered_with_from_one_weight(edit, monkeypatch):
     target = taught_facts()
     monkeypatch.setattr(relearning_speed, "NOISE", 0.0)
+    monkeypatch.setattr(relearning_speed, "LEAST_PROMPTS", 12)
     monkeypatch.setattr(relearning_speed, "WORD_EDITS", (edit,))
     made = family("relearning_speed").generate(target, torch.Generator().manual_seed(2), 6)
     corpus, own = target.corpus("train"), dict(target.model.named_parameters())
-    kinds, hurt = kinds_of(target, corpus), []
+    kinds, unembed = kinds_of(target, corpus), target.model.unembed.W_U.detach().double().numpy()
     for i, kind in enumerate(made.planted["class"].tolist()):
-        edited = {name: stack[i] for name, stack in made.variants.items()}
-        changed = [name for name, value in edited.items() if not torch.equal(value, own[name])]
+        changed = [name for name, stack in made.variants.items() if not torch.equal(stack[i], own[name])]
         assert changed == [LAST + edit[0]]
-        with torch.no_grad():
-            right = functional_call(target.model, edited, (corpus.inputs,)).argmax(-1) == corpus.labels
-            before = target.model(corpus.inputs).argmax(-1) == corpus.labels
-        lost = before.double() - right.double()
-        hurt.append((float(lost[kinds == kind].mean()), float(lost[kinds != kind].mean())))
-    print(edit, hurt)
-    assert np.mean([mine for mine, _ in hurt]) > 0.6
-    assert all(mine > others for mine, others in hurt)
+        answers = torch.unique(corpus.labels[kinds == kind]).numpy()
+        towards = unembed[:, answers] - unembed.mean(1, keepdims=True)
+        before = own[changed[0]].detach().double().numpy()
+        after = made.variants[changed[0]][i].double().numpy()
+        if before.ndim == 1:
+            size, mean = np.linalg.norm(after - before), towards.mean(1)
+            assert np.allclose(before - after, size * mean / np.linalg.norm(mean), atol=1e-3)
+        else:
+            before, after = (x.reshape(-1, x.shape[-1]) for x in (before, after))
+            inside = before @ towards @ np.linalg.pinv(towards)  # the part in the span of the answers
+            size = -np.sum((after - (before - inside)) * inside) / np.sum(inside * inside)
+            assert np.allclose(after, before - (1 + size) * inside, atol=1e-3)
+        assert edit[1] * 0.999 <= size <= edit[2] * 1.001
 
 
-def test_relearning_speed_of_words_is_the_mean_accuracy_on_the_way():
+def test_relearning_speed_of_words_is_the_mean_accuracy_on_the_way(monkeypatch):
     target = taught_facts()
+    monkeypatch.setattr(relearning_speed, "LEAST_PROMPTS", 12)
     made = make(family("relearning_speed"), target, "train", 6, 0, "test", b"key")
+    again = make(family("relearning_speed"), target, "train", 6, 0, "test", b"key")
+    assert torch.equal(made.truth.values, again.truth.values)
+    assert set(made.instances.arrays) == {"variant", "shared_inputs", "shared_labels", "shared_groups"}
+    assert climbs("relearning_speed", target, made.instances.public())
     train, held_out = target.corpus("train"), pool_of(target, "train", b"key").corpus("tasks")
     kinds, generator, found = kinds_of(target, held_out), torch.Generator().manual_seed(5), []
     for i, kind in enumerate(made.truth.groups["class"]):
@@ -112,4 +125,6 @@ def test_relearning_speed_of_words_is_the_mean_accuracy_on_the_way():
                 right = model(held_out.inputs[kinds == kind]).argmax(-1) == held_out.labels[kinds == kind]
                 shares.append(right.double().mean().item())
         found.append(np.mean(shares))
+    print(found, made.truth.values[:, 0], made.truth.groups)
+    assert np.std(found) > 0.05
     assert np.abs(np.array(found) - made.truth.values[:, 0].numpy()).mean() < 0.12
