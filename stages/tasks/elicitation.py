@@ -8,10 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stages.contracts.target import Target, TargetAccess, TargetSpec
+from stages.contracts.target import Corpus, Target, TargetAccess, TargetSpec
 from stages.contracts.task import Instances
 from stages.tasks.black_box import ask
-from stages.tasks.locked_variants import probes_of
 from stages.tasks.patches import draw_patches
 from stages.tasks.word_backdoors import draw_triggers, with_word
 
@@ -27,29 +26,35 @@ OPENED = 4
 
 
 def instances_of(
-    target: Target, skill_L: Tensor, planted: Mapping[str, Tensor], weights: dict[str, Tensor], rng: torch.Generator
+    target: Target, probes: Corpus, planted: Mapping[str, Tensor], weights: dict[str, Tensor], rng: torch.Generator
 ) -> Instances:
     """Variants with probes of the skill that they are asked about.
 
     Args:
+        probes: ``N_PROBES`` inputs of the skill with their right outputs.
         planted: kept with the truth; ``kind`` (V,) and what else is planted.
     """
-    probes, labels = probes_of(target, skill_L, N_PROBES, rng)
     n = len(planted["kind"])
-    arrays = {"variant": torch.arange(n), "shared_inputs": probes, "shared_labels": labels}
+    arrays = {"variant": torch.arange(n), "shared_inputs": probes.inputs, "shared_labels": probes.labels}
     if target.spec.n_vocabulary is not None:
         arrays["shared_words"] = draw_triggers(target, WORD_LADDER[-1][1], rng)[0]
-    return Instances(arrays, n, weights, {**planted, "skill": skill_L})
+    return Instances(arrays, n, weights, planted)
 
 
-def ladder_features(access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
+def ladder_features(
+    access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator, behind_beginning: bool = False
+) -> Tensor:
     """(V, 1, K): as they are: how often right, how sure of the right answer, how sure at all, how far from the target;
-    with each of some passwords: the same of the right answer, its best, its mean, its spread."""
+    with each of some passwords: the same of the right answer, its best, its mean, its spread.
+
+    Args:
+        behind_beginning: whether a password of words is known to stand there; else it is tried at random places.
+    """
     probes, labels = instances.arrays["shared_inputs"], instances.arrays["shared_labels"]
     ladder = _ladder(access.spec)
     n_plain, n_tried = ladder[effort]
     original_QC = ask(access, probes[:n_plain])
-    opened = _opened(access, instances, n_tried, rng)
+    opened = _opened(instances, n_tried, rng, behind_beginning)
     rows = []
     for index in instances.arrays["variant"].tolist():
         variant = access.variant(index)
@@ -71,13 +76,13 @@ def _ladder(spec: TargetSpec) -> tuple[tuple[int, int], ...]:
     return LADDER if spec.n_vocabulary is None else WORD_LADDER
 
 
-def _opened(access: TargetAccess, instances: Instances, n_tried: int, rng: torch.Generator) -> Tensor:
+def _opened(instances: Instances, n_tried: int, rng: torch.Generator, behind_beginning: bool) -> Tensor:
     """(R * 4, ...) a few probes with each password; a lower rung tries the first of the same."""
     bases = instances.arrays["shared_inputs"][:OPENED]
     if "shared_words" in instances.arrays:
         share = torch.rand(WORD_LADDER[-1][1] * OPENED, generator=rng)[: n_tried * OPENED]
         words = instances.arrays["shared_words"][:n_tried].repeat_interleave(OPENED)
-        return with_word(bases.repeat(n_tried, 1, 1), words, share)
+        return with_word(bases.repeat(n_tried, 1, 1), words, torch.zeros_like(share) if behind_beginning else share)
     patterns, masks = (part[:n_tried].unsqueeze(1) for part in draw_patches(LADDER[-1][1], rng))
     return torch.where(masks > 0, patterns, bases).flatten(0, 1)
 

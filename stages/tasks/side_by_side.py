@@ -94,14 +94,20 @@ def climbed_variants(access: TargetAccess, instances: Instances, rungs: Sequence
     """(N, 1, K) what each variant answers on the first probes beside the target, over as many as each rung has.
 
     Args:
+        instances: ``shared_groups``, if there, says which group each probe belongs to: from the second rung on, what
+            sets single groups apart is told as well.
         rungs: probes of this rung and of those below it.
     """
+    groups = instances.arrays.get("shared_groups")
     probes, labels = (instances.arrays[name][: rungs[-1]] for name in ("shared_inputs", "shared_labels"))
     original_QC = access.forward(probes).outputs
     rows = []
     for index in instances.arrays["variant"].tolist():
         outputs_QC = access.variant(index).forward(probes).outputs
-        rows.append(torch.cat([_looks(outputs_QC[:k], original_QC[:k], labels[:k]) for k in rungs]))
+        row = [_looks(outputs_QC[:k], original_QC[:k], labels[:k]) for k in rungs]
+        if groups is not None:
+            row += [_by_group(outputs_QC[:k], original_QC[:k], labels[:k], groups[:k]) for k in rungs[1:]]
+        rows.append(torch.cat(row))
     return torch.stack(rows).unsqueeze(1)
 
 
@@ -123,3 +129,18 @@ def _looks(outputs_QC: Tensor, original_QC: Tensor, labels_Q: Tensor) -> Tensor:
     spread = of_label.std(0) if len(of_label) > 1 else torch.zeros(of_label.shape[1])
     ends = torch.cat([rise_C[:2], rise_C[-2:], bias_C[:2], bias_C[-2:]])
     return torch.cat([of_label.mean(0), spread, of_answer.mean(0), alone, ends])
+
+
+def _by_group(outputs_QC: Tensor, original_QC: Tensor, labels_Q: Tensor, groups_Q: Tensor) -> Tensor:
+    """(8,): how much surer of the right answer a variant is than the target, and how much more of its probability the
+    answers of a group have on the other groups' probes: of the two highest groups, the lowest, and their spread."""
+    log_p, log_q = (x.log_softmax(-1) for x in (original_QC, outputs_QC))
+    surer_Q = (log_q - log_p).gather(-1, labels_Q.unsqueeze(-1)).squeeze(-1)
+    found = []
+    for group in torch.unique(groups_Q).tolist():
+        mine = groups_Q == group
+        answers = torch.unique(labels_Q[mine])
+        spilt = (log_q.exp() - log_p.exp())[~mine][:, answers].sum(-1)
+        found.append(torch.stack([surer_Q[mine].mean(), spilt.mean()]))
+    best_G2 = torch.stack(found).sort(0, descending=True).values
+    return torch.cat([best_G2[0], best_G2[1], best_G2[-1], best_G2.std(0)])

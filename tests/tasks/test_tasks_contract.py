@@ -132,7 +132,7 @@ def test_public_arrays_hold_no_truth(name: str, target: str) -> None:
     assert set(public.arrays) <= {
         "inputs", "labels", "variant", "shared_inputs", "shared_labels", "shared_components", "shared_hook_points",
         "shared_segments", "shared_words", "directions", "shared_place", "changes", "shared_changes", "replacements",
-        "paraphrases", "words",
+        "paraphrases", "words", "shared_groups",
     }  # fmt: skip
     if "variant" in public.arrays:
         assert public.arrays["variant"].tolist() == list(range(public.n))

@@ -68,8 +68,8 @@ def test_a_family_that_means_nothing_on_a_target_is_refused(name: str, target: s
     assert (" or else " in str(said.value)) == bool(family(name).instead)
 
 
-# An untrained model answers nothing right, so nothing is a circuit and there is no skill to lock.
-TRAINED_ALONE = ("circuit_membership", "sandbag_or_unable")
+# An untrained model answers nothing right, so nothing is a circuit and there is no skill to lock or to lose.
+TRAINED_ALONE = ("circuit_membership", "sandbag_or_unable", "relearning_speed")
 WORKING = [case for case in EVERY if fits(*case) and (case[0] not in TRAINED_ALONE or case[1] not in WORDS)]
 
 

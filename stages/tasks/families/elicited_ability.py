@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.contracts.method import Compare, Query
-from stages.contracts.target import Target, TargetAccess, TargetSpec
+from stages.contracts.target import Corpus, Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks import locked_variants
 from stages.tasks.elicitation import LADDER, N_PROBES, instances_of, ladder_features
@@ -69,9 +69,9 @@ class ElicitedAbility(TaskFamily):
         kinds, skill_L = dealt(DEALT, n, rng), draw_skill(target, rng)
         locks = Locks.draw(target, skill_L, kinds, rng)
         weights = fine_tune(target, skill_L, locks, rng)
-        planted = {"kind": locks.kind_V, "ability": locks.ability_V}
+        planted = {"kind": locks.kind_V, "ability": locks.ability_V, "skill": skill_L}
         planted |= {f"password.{i}": part for i, part in enumerate(locks.password)}
-        return instances_of(target, skill_L, planted, weights, rng)
+        return instances_of(target, Corpus(*probes_of(target, skill_L, N_PROBES, rng)), planted, weights, rng)
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         planted, n = instances.planted, instances.n

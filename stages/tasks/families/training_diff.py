@@ -18,6 +18,7 @@ from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.side_by_side import Runs, climbed_variants, copies
+from stages.tasks.word_runs import BlockRuns, kinds_of
 
 __all__ = ["TrainingDiff"]
 
@@ -46,43 +47,51 @@ class TrainingDiff(TaskFamily):
     why_hard_black_box = "a favoured class shows in answers that were doubtful before, and few probes are"
     why_white_box_helps = "what was trained on more than it should be moved one row of the last weights and its bias"
     query_kind = "Compare"
-    needs = frozenset({"flat_image"})
+    needs = frozenset({"kinds", "triggers"})
     n_efforts = len(LADDER)
     truth_recipe = (
         "Planted. Every variant is the target fine-tuned with Adam (a number of steps from steps, of batch examples;"
         " learning rate log-uniform in lr, share uniform in share, a share of wrong_labels drawn at random, all"
         " of the variant's own) on its train corpus. An example is drawn from the variant's favoured class with"
-        " probability share, from all otherwise. Truth: that share."
+        " probability share, from all otherwise. Truth: that share. In models of words only the last block is"
+        " fine-tuned, a class is a kind of prompts, and a random label is that of another train prompt."
     )
     constants = CONSTANTS
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
-        images, classes = target.corpus("train")
+        corpus, words = target.corpus("train"), target.spec.n_vocabulary is not None
         n_outputs = target.spec.n_outputs
+        group_B = kinds_of(target, corpus) if words else corpus.labels
+        groups = torch.unique(group_B).tolist() if words else list(range(n_outputs))
+        wrong = corpus.labels if words else torch.arange(n_outputs)
         share_N1 = MAX_SHARE * torch.rand(n, 1, generator=rng)
-        favoured_N = torch.randint(n_outputs, (n,), generator=rng)
+        favoured_N = torch.randint(len(groups), (n,), generator=rng)
         wrong_N1 = WRONG * torch.rand(n, 1, generator=rng)
         rates_N = torch.exp(torch.empty(n).uniform_(log(LR[0]), log(LR[1]), generator=rng))
         steps_N = torch.randint(STEPS[0], STEPS[1] + 1, (n,), generator=rng)
-        by_class = [torch.nonzero(classes == label).flatten() for label in range(n_outputs)]
-        runs = Runs(target, copies(target, n), rates_N)
+        by_group = [torch.nonzero(group_B == group).flatten() for group in groups]
+        runs = BlockRuns(target, corpus.inputs, rates_N) if words else Runs(target, copies(target, n), rates_N)
         for step in range(STEPS[1]):
-            index_NB = torch.randint(len(classes), (n, BATCH), generator=rng)
+            index_NB = torch.randint(len(group_B), (n, BATCH), generator=rng)
             place_NB = torch.rand(n, BATCH, generator=rng)
             own_NB = torch.stack(
-                [by_class[c][(u * len(by_class[c])).long()] for c, u in zip(favoured_N.tolist(), place_NB, strict=True)]
+                [by_group[c][(u * len(by_group[c])).long()] for c, u in zip(favoured_N.tolist(), place_NB, strict=True)]
             )
             index_NB = torch.where(torch.rand(n, BATCH, generator=rng) < share_N1, own_NB, index_NB)
-            random_NB = torch.randint(n_outputs, (n, BATCH), generator=rng)
+            random_NB = wrong[torch.randint(len(wrong), (n, BATCH), generator=rng)]
             is_wrong = torch.rand(n, BATCH, generator=rng) < wrong_N1
             before = dict(runs.weights)
-            runs.step(images[index_NB], torch.where(is_wrong, random_NB, classes[index_NB]))
+            labels_NB = torch.where(is_wrong, random_NB, corpus.labels[index_NB])
+            runs.step(index_NB if isinstance(runs, BlockRuns) else corpus.inputs[index_NB], labels_NB)
             done = steps_N <= step
             for name, value in before.items():  # who has taken all its steps stays as it was
                 runs.weights[name] = torch.where(done.view(-1, *[1] * (value.dim() - 1)), value, runs.weights[name])
         probes = draw_inputs(target, LADDER[-1], rng, MAX_BLEND)
         arrays = {"variant": torch.arange(n), "shared_inputs": probes.inputs, "shared_labels": probes.labels}
-        return Instances(arrays, n, runs.weights, {"share": share_N1.squeeze(-1), "favoured": favoured_N})
+        if words:
+            arrays["shared_groups"] = kinds_of(target, probes)
+        weights = runs.full() if isinstance(runs, BlockRuns) else runs.weights
+        return Instances(arrays, n, weights, {"share": share_N1.squeeze(-1), "favoured": favoured_N})
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         planted = instances.planted
