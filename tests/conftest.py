@@ -52,14 +52,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def copied(built: Path, root: Path) -> Path:
+    """The toy graph again. Its results are hard links, so that reading them costs nothing: delete one before you write
+    it. Whoever runs something that leaves new files runs it in a copy, or later tests find them."""
+    shutil.copytree(built, root, copy_function=os.link)
+    shutil.rmtree(root / "params")
+    shutil.copytree(built / "params", root / "params")
+    return root
+
+
 @pytest.fixture
 def graph(built: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the toy graph that a test may change; ``stages.base.paths`` points to it."""
     from tests import toy
 
-    root = tmp_path / "graph"
-    shutil.copytree(built, root, copy_function=os.link)  # hard links: read-only use costs nothing
-    shutil.rmtree(root / "params")
-    shutil.copytree(built / "params", root / "params")
+    root = copied(built, tmp_path / "graph")
     with toy.rooted(root):
         yield root

@@ -48,7 +48,8 @@ SWEPT = "swept"
 """What the dictionaries of one method are called."""
 FROM_LATENTS = ("Attribute", "Compare", "Represent")
 """Kinds of question that method ``sae`` answers from its latents and nothing else, so that its reward there depends on
-the dictionary. Localise it answers from the activations of components whatever the dictionary is, others not at all."""
+the dictionary on every target. Localise it answers only where the dictionary is of the components' own hook point,
+others not at all."""
 
 
 def run(config: Config, target_name: str) -> tuple[DownstreamRow, ...]:

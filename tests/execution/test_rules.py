@@ -506,13 +506,6 @@ def test_folds_are_dealt_in_turn_and_each_is_predicted_by_the_others():
     assert all(np.array_equal(values, by_hand[kind]) for kind, values in zip(by_hand, seen, strict=False))
 
 
-def test_predictions_are_clipped_to_the_labels_seen():
-    x = np.linspace(0, 1, 40).reshape(40, 1, 1)
-    y = 2 + 3 * x[..., 0]
-    found = Calibrator(4).fit(x, y).predict(np.array([[[-9.0]], [[9.0]], [[0.5]]]))
-    assert found["ridge"][:2].tolist() == [[2.0], [5.0]] and found["ridge"][2, 0] == pytest.approx(3.5, abs=0.05)
-
-
 def test_the_size_of_a_feature_does_not_matter():
     x, y = np.random.default_rng(0).normal(size=(40, 1, 1)), np.linspace(0, 1, 40)[:, None]
     x = x * 0.01 + y[..., None]

@@ -42,6 +42,7 @@ from stages.scoring.evaluate import Evaluation
 from stages.scoring.settings import settings
 from stages.tasks.storage import list_tasks
 from tests import toy
+from tests.conftest import copied
 from tests.report.conftest import per_task
 from tests.sandbox.walls import needs_sandbox
 
@@ -59,11 +60,12 @@ def outputs(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(built: Path) -> dict[str, bytes]:
-    with toy.rooted(built):
+def uninterrupted(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    root = copied(built, tmp_path_factory.mktemp("uninterrupted") / "graph")
+    with toy.rooted(root):
         run(load("research", Config), progress=lambda said: None)
         sealed_test.run(progress=lambda said: None)
-        return outputs(built)
+        return outputs(root)
 
 
 def test_campaign_writes_what_it_promises(uninterrupted):
