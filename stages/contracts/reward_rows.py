@@ -320,7 +320,8 @@ class StatementRow(Record):
         if self.value == 0 and (self.p is None or self.low == self.high == 0):
             return f"{self.where} {self.method} changed nothing"
         if self.low is None or self.high is None:
-            return f"{self.where} {self.method} has {numbers} against {rival}: one family says nothing of others"
+            few = "one family says" if self.n == 1 else "two families say"
+            return f"{self.where} {self.method} has {numbers} against {rival}: {few} nothing of others"
         numbers += f" [{self.low:+.3f}, {self.high:+.3f}]"
         verdict = {"not distinguishable": "not distinguishable from"}.get(self.verdict, f"{self.verdict} than")
         text = f"{self.where} {self.method} is {verdict} {rival}: {numbers}"

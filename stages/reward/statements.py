@@ -44,6 +44,9 @@ BOTH = "train+validation"
 """What the splits that are open are called together."""
 MAX_UNSEEN = 0.01
 """Share of the tight budget that a meter may miss where a method is called better."""
+FEWEST = 3
+"""Families that anything is said of others from. A t test of two is true to its level and sees nothing but coincidence:
+two rewards that happen to be alike."""
 Z = 1.959963984540054
 """97.5% of a standard normal."""
 SCOPES: tuple[Scope, ...] = ("tasks", "kind", "families")
@@ -180,7 +183,7 @@ def _sentence(effects: Sequence[Effect], split: str, scope: Scope, kind: str = "
         for one, weight in zip(effects, weights, strict=True):
             values[one.cluster] += weight * one.reward.value
         n = len(values)
-        found = over_units([n * value for value in values.values()])
+        found = over_units([n * value for value in values.values()]) if n >= FEWEST else None
     value = float(np.dot(weights, [one.reward.value for one in effects]))
     # A method that declined everything was not tested; against another method it was, as one that does nothing.
     tested = found is not None and (bool(effects[0].against) or any(one.answered for one in effects))
