@@ -353,7 +353,7 @@ def test_paraphrase_robustness_is_the_mean_over_all_ways_to_ask() -> None:
                 row[-len(asked) :, 1] = 1.0
                 prompts.append(row)
                 p = float(np.exp(log_probs(target, row.unsqueeze(0))[0, label]))
-                odds.append(log(p / (1 - p)))
+                odds.append(-log(1 - p))
         assert any(torch.equal(row, shown) for row in prompts)
         assert float(made.truth.values[i, 0]) == pytest.approx(np.mean(odds), abs=2e-3)
 

@@ -1,7 +1,9 @@
 """paraphrase_robustness: how sure is the target of a fact, however it is asked for?
 
-One instance: a prompt that asks for a fact in one of six ways, with one more word put in somewhere. Truth: the mean
-log-odds of the right answer over 36 paraphrases: each of the six ways to ask, with the same word put in at six places.
+One instance: a prompt that asks for a fact in one of six ways, with one more word put in somewhere. Truth: how many
+nats any other answer is away, -log(1 - p) of the right one, mean over 36 paraphrases: each of the six ways to ask, with
+the same word put in at six places. Of log-odds a few instances, in which the word was another name, were nearly all of
+the variance (11 nats below 0, where the standard deviation was 2).
 Source: consistency over paraphrases, Elazar et al. 2021 (ParaRel), arXiv 2102.01017, section 3; the word that is put in
 as in Jia and Liang 2017, arXiv 1707.07328.
 
@@ -21,7 +23,7 @@ from stages.targets.storage import definition_of
 from stages.tasks.black_box import answer_features, ask, label_features, log_odds, outputs_of
 from stages.tasks.word_backdoors import with_word
 
-__all__ = ["ParaphraseRobustness", "log_odds", "paraphrases"]
+__all__ = ["ParaphraseRobustness", "log_odds", "paraphrases", "sureness"]
 
 N_TEMPLATES, N_PLACES = 6, 6
 LADDER = (0, 6, 12, 24)
@@ -30,6 +32,7 @@ CONSTANTS: Constants = {"n_places": N_PLACES, "n_templates": N_TEMPLATES}
 
 
 class ParaphraseRobustness(TaskFamily):
+    version = 2
     cluster = "paraphrase_robustness"
     title = "How sure is the target of this fact over all ways to ask for it with this word put in?"
     source = "Elazar et al. 2021 (ParaRel), arXiv 2102.01017, section 3; Jia and Liang 2017, arXiv 1707.07328"
@@ -42,7 +45,7 @@ class ParaphraseRobustness(TaskFamily):
         "A fact is two names and a relation; there are n_templates templates for each relation. A paraphrase is one of"
         " them with the names, and with one more word, the instance's, put in after its first 1 + floor(u * (L - 1))"
         " words; L is how many it has with the mark of its beginning, and u = 0, 1 / n_places, ... Truth: the mean over"
-        " all n_templates * n_places paraphrases of log(p / (1 - p)) of the right answer, in nats."
+        " all n_templates * n_places paraphrases of -log(1 - p), p the probability of the right answer, in nats."
     )
     constants = CONSTANTS
 
@@ -72,27 +75,33 @@ class ParaphraseRobustness(TaskFamily):
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         prompts, labels = instances.arrays["paraphrases"], instances.arrays["labels"]
         outputs = outputs_of(target, prompts.flatten(0, 1)).double()
-        odds = log_odds(outputs, labels.repeat_interleave(prompts.shape[1])).view(instances.n, -1)
-        return Truth(odds.mean(1, keepdim=True))
+        return Truth(
+            sureness(outputs, labels.repeat_interleave(prompts.shape[1])).view(instances.n, -1).mean(1)[:, None]
+        )
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
         inputs, labels, prompts = (instances.arrays[name] for name in ("inputs", "labels", "paraphrases"))
         n = instances.n
         outputs = ask(access, inputs)
-        whole = log_odds(outputs, labels).unsqueeze(-1)
+        whole = torch.stack([log_odds(outputs, labels), sureness(outputs, labels)], dim=-1)
         features = [answer_features(outputs), label_features(outputs, labels), whole]
         order_NK = torch.rand(n, prompts.shape[1], generator=rng).argsort(-1)
         tried_NK = torch.zeros(n, 0)
         for k in LADDER[1 : effort + 1]:
             new = order_NK[:, tried_NK.shape[1] : k]
             asked = prompts[torch.arange(n).unsqueeze(-1), new].flatten(0, 1)
-            odds = log_odds(ask(access, asked), labels.repeat_interleave(new.shape[1])).view(n, -1)
-            tried_NK = torch.cat([tried_NK, odds], dim=1)
+            sure_NK = sureness(ask(access, asked), labels.repeat_interleave(new.shape[1])).view(n, -1)
+            tried_NK = torch.cat([tried_NK, sure_NK], dim=1)
             features.append(torch.stack([tried_NK.mean(1), tried_NK.std(1), tried_NK.amin(1)], dim=-1))
         return torch.cat(features, dim=-1).unsqueeze(1)
 
     def query(self, instances: Instances) -> Query:
         return Represent(instances.arrays["inputs"], instances.arrays["labels"])
+
+
+def sureness(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(B, C) logits, (B,) -> (B,) -log(1 - p) of the label, which is log(1 + exp(log-odds))."""
+    return torch.nn.functional.softplus(log_odds(outputs, labels))
 
 
 def _module(name: str) -> Any:
