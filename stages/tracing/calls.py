@@ -54,20 +54,23 @@ def gradients_result(args: Sequence[Any], out: Sequence[Tensor]) -> Gradients:
 
 
 def call(target: TargetAccess, name: str, args: Sequence[Any]) -> list[Tensor]:
-    """Run one call on a target."""
+    """Run one call on a target. Results lie in memory as they did when the answer was recorded, one number after the
+    other: an answer that was recorded with views of them would not run on heads or channels that were permuted."""
     which = args[-1]
     over = target if which is None else target.variant(which) if isinstance(which, int) else target.variants(which)
     if name == "weights":
         found_weights = over.weights(args[0])
-        return [found_weights[one] for one in args[0]]
-    if name == "forward":
+        results = [found_weights[one] for one in args[0]]
+    elif name == "forward":
         inputs, capture, changes, _ = args
         done = over.forward(inputs, capture, [_intervention(change) for change in changes])
-        return [done.outputs, *(done.captured[hook] for hook in capture)]
-    inputs, kind, labels, wrt, _ = args
-    found = over.gradients(inputs, Objective(kind, labels), wrt)
-    hooks = [hook for hook in wrt if hook != "input"]
-    return [found.values, *(found.grads[one] for one in wrt), *(found.captured[hook] for hook in hooks)]
+        results = [done.outputs, *(done.captured[hook] for hook in capture)]
+    else:
+        inputs, kind, labels, wrt, _ = args
+        found = over.gradients(inputs, Objective(kind, labels), wrt)
+        hooks = [hook for hook in wrt if hook != "input"]
+        results = [found.values, *(found.grads[one] for one in wrt), *(found.captured[hook] for hook in hooks)]
+    return [result.contiguous() for result in results]
 
 
 def _intervention(change: Sequence[Any]) -> Intervention:

@@ -27,6 +27,7 @@ from stages.tracing.program import (
 )
 from stages.tracing.recording import NeedsValues, record
 from stages.tracing.running import run
+from tests.conftest import make_target
 from tests.tracing.conftest import X, at, op
 
 BIAS = "unembed.bias"
@@ -135,6 +136,28 @@ def test_recorded_and_direct_are_the_same_to_the_bit_and_the_flop(mlp, name):
     assert found.dtype == expected.dtype and torch.equal(found, expected)
     assert plan.own_flops == own
     assert (plan.output.shape, plan.output.dtype) == (tuple(expected.shape), str(expected.dtype)[6:])
+
+
+@pytest.mark.parametrize("name", ["digits_few_shot", "small_cnn"])
+def test_what_a_target_gives_lies_in_memory_as_it_did_when_the_answer_was_recorded(name):
+    """Heads and channels come permuted from a target: views of them were recorded, and have to run."""
+    target = make_target(name, 0, 40)
+    hooks = [hook.name for hook in target.spec.hooks]
+
+    def flat(query, i, t):
+        done = t.forward(query.inputs, capture=hooks)
+        found = t.gradients(query.inputs, Objective("loss", query.labels), ["input", *hooks])
+        given = [*done.captured.values(), *found.grads.values(), *found.captured.values()]
+        return torch.cat([one.flatten(1) for one in given], dim=-1)
+
+    query = question(target)
+    program = recorded(target, flat, query)
+    assert [node for node in program.nodes if "view" in node.op], "flattening was recorded as a view"
+    given = {Ref("query", key): value for key, value in tensors_of(query).items()}
+    access = MeteredAccess(target, Ledger(), variants=variants_of(target))
+    found = run(program, check(program, given, access, OpTable(), 10**9), given, access)
+    with torch.no_grad():
+        assert torch.equal(found, flat(query, None, MeteredAccess(target, Ledger())))
 
 
 def test_a_program_is_about_shapes_and_serves_other_data(mlp):
