@@ -14,10 +14,10 @@ KINDS = ("Attribute", "Compare", "Localise", "Propose", "Represent", "Steer")
 
 
 def said() -> tuple[StatementRow, ...]:
-    """Two families a kind; `pca` helps on Localise alone and declines Steer; a control that helps nowhere."""
+    """Three families a kind; `pca` helps on Localise alone and declines Steer; a control that helps nowhere."""
     effects = []
     for kind in KINDS:
-        for i in range(2):
+        for i in range(3):
             helps = 0.30 + 0.001 * i if kind == "Localise" else 0.0001 * i
             effects.append(effect("pca", f"{kind}{i}", helps, kind, answered=kind != "Steer"))
             effects.append(effect("random_features", f"{kind}{i}", 0.001 * (-1) ** i, kind))
@@ -33,10 +33,10 @@ def shown(rows: tuple[StatementRow, ...], width: int = 100) -> str:
 def test_all_kinds_of_question_fit_in_a_hundred_columns_and_what_is_better_is_marked() -> None:
     text = shown(said())
     assert max(len(line) for line in text.splitlines() if not line.startswith("On ")) <= 100
-    assert "on families like these 12 validation families" in text
-    line = next(line for line in text.splitlines() if ">+0.300 (2)" in line or ">+0.301 (2)" in line)
+    assert "on families like these 18 validation families" in text
+    line = next(line for line in text.splitlines() if ">+0.301 (3)" in line)
     assert line.split()[0] == "pca" and line.split()[-1] == "-", "it declines Steer"
-    assert "On questions of kind Localise (2 validation families) pca is better than the agent alone" in text
+    assert "On questions of kind Localise (3 validation families) pca is better than the agent alone" in text
     assert "random_features is better" not in text
 
 
