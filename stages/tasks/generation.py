@@ -11,6 +11,7 @@ import hmac
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from stages.contracts.target import Corpus, Target
 from stages.contracts.task import Instances, TaskFamily, Truth
@@ -92,13 +93,23 @@ def _different(family: TaskFamily, pool: Target, rng: torch.Generator, n: int) -
         for i, fingerprint in enumerate(instance_keys(instances)):
             first.setdefault(fingerprint, i)
         if len(first) >= n:
-            return instances if n_drawn == n else instances.select(torch.tensor(list(first.values())[:n]))
+            return instances if n_drawn == n else _only(instances, torch.tensor(list(first.values())[:n]))
         n_drawn *= 2
         if n_drawn > MOST_DRAWN * n:
             raise UserError(
                 f"{family.name} on {pool.name}: {n} instances are asked for, and among {n_drawn // 2} that were drawn"
                 f" only {len(first)} differ; lower n_instances in params/tasks.yaml to {len(first)} or less"
             )
+
+
+def _only(instances: Instances, index: Tensor) -> Instances:
+    """Some of the instances, with no variant but theirs: families judge every variant there is."""
+    some = instances.select(index)
+    if "variant" not in some.arrays:
+        return some
+    used, renumbered = torch.unique(some.arrays["variant"], return_inverse=True)
+    weights = {name: stack[used] for name, stack in instances.variants.items()}
+    return Instances({**some.arrays, "variant": renumbered}, some.n, weights, some.planted)
 
 
 def instance_keys(instances: Instances) -> list[str]:

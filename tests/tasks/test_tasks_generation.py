@@ -129,6 +129,22 @@ def test_no_two_instances_are_equal_where_few_are_possible(mlp):
     assert torch.equal(make(dice(10**9), mlp, "train", 25, 0, "a", KEY).instances.arrays["side"], plain)
 
 
+def test_of_variants_that_came_out_equal_one_is_kept_and_its_instance_says_which(mlp):
+    class Stacked(type(dice(1))):
+        def generate(self, target, rng, n):
+            side = torch.randint(30, (n,), generator=rng)
+            return Instances({"variant": torch.arange(n)}, n, {"weight": side.float().unsqueeze(-1)}, {"side": side})
+
+        def ground_truth(self, target, instances, rng):
+            return Truth(instances.variants["weight"].double())
+
+    made = make(Stacked(), mlp, "train", 25, 0, "a", KEY)
+    weights, which = made.instances.variants["weight"], made.instances.arrays["variant"]
+    assert len(weights) == 25 == len(which.unique()) and len(weights.unique()) == 25
+    assert torch.equal(weights[which, 0].long(), made.instances.planted["side"])
+    assert torch.equal(made.truth.values[:, 0].long(), made.instances.planted["side"])
+
+
 def test_more_instances_than_there_are_is_an_error_that_says_how_many_there_are(mlp):
     with pytest.raises(UserError, match=r"30 instances are asked for, .* only 10 differ; lower n_instances"):
         make(dice(10), mlp, "train", 30, 0, "a", KEY)
