@@ -22,12 +22,11 @@ import numpy.typing as npt
 import torch
 
 from stages.base.params import names
-from stages.benchmarks.shifted import Estimate, Half, alone, answer, interpreted, joined, over_draws
+from stages.benchmarks.shifted import Estimate, Half, alone, answer, check_draws, interpreted, joined, over_draws
 from stages.contracts.arms import ArmResult
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Target
 from stages.contracts.task import Instances, Truth, skill
-from stages.errors import UserError
 from stages.execution.public import plain_outputs
 from stages.execution.runs import arms_of, baseline_of
 from stages.scoring.settings import settings
@@ -103,8 +102,7 @@ def bench_elk(
     Raises:
         UserError: fewer than two draws, which have no interval.
     """
-    if n_draws < 2:
-        raise UserError(f"n_draws = {n_draws}: give at least 2, an interval is over draws of instances")
+    check_draws(n_draws)
     torch.set_num_threads(1)
     chosen, key, family = settings(), read_secret(), Parity()
     config = chosen.execution.model_copy(update={"n_seeds": 1})

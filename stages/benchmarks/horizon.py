@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from stages.base.params import names
-from stages.benchmarks.shifted import Estimate, Half, answer, interpreted, joined, over_draws
+from stages.benchmarks.shifted import Estimate, Half, answer, check_draws, interpreted, joined, over_draws, scores
 from stages.contracts.arms import ArmResult
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Corpus, Target, keep_segments
 from stages.contracts.task import Instances, TaskFamily
 from stages.errors import UserError
-from stages.execution.arms import split
 from stages.execution.runs import arms_of, baseline_of
 from stages.execution.settings import ExecutorConfig
 from stages.scoring.settings import settings
@@ -147,8 +146,7 @@ def bench_horizon(
     Raises:
         UserError: fewer than two draws, which have no interval; a family whose instances are more than inputs.
     """
-    if n_draws < 2:
-        raise UserError(f"n_draws = {n_draws}: give at least 2, an interval is over draws of instances")
+    check_draws(n_draws)
     torch.set_num_threads(1)
     chosen, key = settings(), read_secret()
     config = chosen.execution.model_copy(update={"n_seeds": 1})
@@ -192,8 +190,7 @@ def _worth(
 
 def _score(task: Task, results: Sequence[ArmResult], config: ExecutorConfig) -> float:
     """Mean over the budgets."""
-    truth = task.truth.values.numpy()[split(task, 0, config)[1]]
-    return sum(float(task.family.score(result.predictions, truth)[0]) for result in results) / len(results)
+    return sum(scores(task, results, config).values()) / len(results)
 
 
 def _row(name: str, method: str, of: Mapping[str, Sequence[float]]) -> HorizonRow:

@@ -12,13 +12,11 @@ import torch
 from stages.base.params import names
 from stages.benchmarks.latent_f1 import LatentF1
 from stages.benchmarks.set_faithfulness import SetFaithfulness
-from stages.benchmarks.shifted import Estimate, answer, interpreted, over_draws
-from stages.contracts.arms import Answered, ArmResult
+from stages.benchmarks.shifted import Estimate, answer, check_draws, interpreted, over_draws, scores
 from stages.contracts.task import TaskFamily
-from stages.errors import UserError
-from stages.execution.arms import BUDGETS, split
+from stages.execution.arms import BUDGETS
 from stages.execution.runs import arms_of, baseline_of
-from stages.execution.settings import ExecutorConfig
+from stages.execution.stage import oracle
 from stages.scoring.settings import settings
 from stages.targets.storage import load_target
 from stages.tasks.generation import make
@@ -62,8 +60,7 @@ def bench_published(
     Raises:
         UserError: fewer than two draws, which have no interval; a target that does not offer what a question needs.
     """
-    if n_draws < 2:
-        raise UserError(f"n_draws = {n_draws}: give at least 2, an interval is over draws of instances")
+    check_draws(n_draws)
     torch.set_num_threads(1)
     chosen, key = settings(), read_secret()
     config = chosen.execution.model_copy(update={"n_seeds": 1})
@@ -78,24 +75,18 @@ def bench_published(
             drawn = make(made, target, "train", n_instances, i, "bench", key)
             task = Task(made, target_name, "train", drawn.instances.public(), drawn.truth)
             baseline = baseline_of(task, target, config)
-            plain = _scores(task, baseline.first, config)
+            plain = scores(task, baseline.first, config)
             seen.setdefault(BLACK_BOX, []).append(plain)
-            said = {TRUTH: Answered("ok", task.truth.values.numpy()[..., None], 0.0, 0.0)}
+            said = {TRUTH: oracle(task)}
             for name, one in frozen.items():
                 answered = answer(name, one, task, target)
                 if answered is not None:
                     said[name] = answered
             for who, answered in said.items():
                 arms = arms_of(task, baseline, answered, config, placebo=False).assisted
-                with_it = _scores(task, arms, config)
+                with_it = scores(task, arms, config)
                 seen.setdefault(who, []).append({budget: with_it[budget] - plain[budget] for budget in BUDGETS})
         for who, found in seen.items():
             by_budget = {budget: over_draws([one[budget] for one in found]) for budget in BUDGETS}
             rows.append(PublishedRow(made.name, target_name, who, **by_budget))
     return rows
-
-
-def _scores(task: Task, results: Sequence[ArmResult], config: ExecutorConfig) -> dict[str, float]:
-    """Of each budget."""
-    truth = task.truth.values.numpy()[split(task, 0, config)[1]]
-    return {result.budget: float(task.family.score(result.predictions, truth)[0]) for result in results}

@@ -10,7 +10,7 @@ Source: CPR and CMD, Mueller et al. 2025 (MIB: a mechanistic interpretability be
 Shape legend: N = sets, P = components, M = inputs, C = outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -29,10 +29,11 @@ from stages.contracts.target import (
     objective_values,
 )
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
+from stages.tasks.components import mean_activations
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.side_by_side import copies
 
-__all__ = ["SetFaithfulness", "held_at_means", "mean_activations", "names_of"]
+__all__ = ["SetFaithfulness", "held_at_means", "names_of"]
 
 N_INPUTS, N_RANKED = 128, 256
 SIZE, MAX_NOISE = 0.5, 2.0
@@ -76,10 +77,10 @@ class SetFaithfulness(TaskFamily):
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         train, components = target.corpus("train"), target.spec.components
-        means_P = mean_activations(target, train.inputs)
+        means = mean_activations(target, train.inputs)
         ranked = Corpus(train.inputs[:N_RANKED], train.labels[:N_RANKED])
         alone_PP = ~torch.eye(len(components), dtype=torch.bool)
-        margins = _margins(target, held_at_means(target, means_P, alone_PP), ranked)
+        margins = _margins(target, held_at_means(target, means, alone_PP), ranked)
         effect_P = _margin(target.model(ranked.inputs), ranked.labels) - margins
         noise_N1 = MAX_NOISE * torch.rand(n, 1, generator=rng) * effect_P.std()
         order_NP = (effect_P + noise_N1 * torch.randn(n, len(components), generator=rng)).argsort(-1, descending=True)
@@ -92,13 +93,13 @@ class SetFaithfulness(TaskFamily):
             "shared_inputs": drawn.inputs,
             "shared_labels": drawn.labels,
         }
-        return Instances(arrays, n, held_at_means(target, means_P, kept_NP))
+        return Instances(arrays, n, held_at_means(target, means, kept_NP))
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         arrays = instances.arrays
         asked = Corpus(arrays["shared_inputs"], arrays["shared_labels"])
-        means_P = mean_activations(target, target.corpus("train").inputs)
-        none = held_at_means(target, means_P, torch.zeros(1, len(target.spec.components), dtype=torch.bool))
+        means = mean_activations(target, target.corpus("train").inputs)
+        none = held_at_means(target, means, torch.zeros(1, len(target.spec.components), dtype=torch.bool))
         least = _margins(target, none, asked)
         with torch.no_grad():
             most = _margin(target.model(asked.inputs), asked.labels)
@@ -142,26 +143,7 @@ def names_of(component: Component) -> tuple[str, str]:
     raise ValueError(f"no weights are known that write {place!r} alone; use units of a perceptron or heads")
 
 
-def mean_activations(target: Target, inputs: Tensor) -> list[Tensor]:
-    """Of each component: its mean over the inputs; of a head over their words, (d_head,)."""
-    names = sorted({component.hook_point for component in target.spec.components})
-    held: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda value, hook: held[name].append(value.detach())
-
-    with torch.no_grad(), target.model.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
-        for part in torch.split(inputs, 256):
-            target.model(part)
-    is_word = inputs[..., 1] > 0.5 if target.spec.n_vocabulary is not None else None
-    means = {}
-    for name, parts in held.items():
-        values = torch.cat(parts)
-        means[name] = (values if is_word is None else values[is_word]).mean(0)
-    return [means[component.hook_point][component.index] for component in target.spec.components]
-
-
-def held_at_means(target: Target, means_P: list[Tensor], kept_NP: Tensor) -> dict[str, Tensor]:
+def held_at_means(target: Target, means: Mapping[str, Tensor], kept_NP: Tensor) -> dict[str, Tensor]:
     """Stacked weights of variants in which the components that are not kept say their mean on every input.
 
     A unit's incoming weights become 0 and its bias its mean, which a ReLU lets through, since it is no less than 0; a
@@ -169,11 +151,11 @@ def held_at_means(target: Target, means_P: list[Tensor], kept_NP: Tensor) -> dic
     """
     written = {name for component in target.spec.components for name in names_of(component)}
     variants = {name: stack for name, stack in copies(target, len(kept_NP)).items() if name in written}
-    for column, (component, mean) in enumerate(zip(target.spec.components, means_P, strict=True)):
+    for column, component in enumerate(target.spec.components):
         weight, bias = names_of(component)
         rows = torch.nonzero(~kept_NP[:, column]).flatten()
         variants[weight][rows, component.index] = 0.0
-        variants[bias][rows, component.index] = mean
+        variants[bias][rows, component.index] = means[component.hook_point][component.index]
     return variants
 
 

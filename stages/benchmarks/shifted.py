@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from scipy.stats import t as student
 
-from stages.contracts.arms import Answered
+from stages.contracts.arms import Answered, ArmResult
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Target
 from stages.contracts.task import Instances, TaskFamily, Truth
@@ -30,7 +30,7 @@ from stages.interpretation.loading import built_in
 from stages.interpretation.settings import Config
 from stages.tasks.storage import Task
 
-__all__ = ["Estimate", "Half", "alone", "answer", "interpreted", "joined", "over_draws"]
+__all__ = ["Estimate", "Half", "alone", "answer", "check_draws", "interpreted", "joined", "over_draws", "scores"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -52,6 +52,21 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def check_draws(n: int) -> None:
+    """
+    Raises:
+        UserError: fewer than two draws, which have no interval.
+    """
+    if n < 2:
+        raise UserError(f"n_draws = {n}: give at least 2, an interval is over draws of instances")
+
+
+def scores(task: Task, results: Sequence[ArmResult], config: ExecutorConfig) -> dict[str, float]:
+    """Of seed 0, by budget."""
+    truth = task.truth.values.numpy()[split(task, 0, config)[1]]
+    return {result.budget: float(task.family.score(result.predictions, truth)[0]) for result in results}
 
 
 def over_draws(values: Sequence[float]) -> Estimate:

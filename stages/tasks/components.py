@@ -14,10 +14,10 @@ from torch import Tensor
 
 from stages.contracts.target import Component, Corpus, Target
 from stages.contracts.task import Instances
-from stages.targets.storage import definition_of
-from stages.tasks.inputs import draw_inputs, is_few_shot
+from stages.tasks.black_box import CHUNK
+from stages.tasks.inputs import draw_inputs, is_few_shot, kinds_of
 
-__all__ = ["decode", "draw_behaviours", "encode", "masked", "word_looks", "zeroed"]
+__all__ = ["decode", "draw_behaviours", "encode", "masked", "mean_activations", "word_looks", "zeroed"]
 
 
 def draw_behaviours(
@@ -49,7 +49,7 @@ def draw_behaviours(
     drawn = draw_inputs(target, pool, rng, max_blend, grain)
     if target.spec.n_vocabulary is not None:
         drawn = _distinct(drawn)
-        kind_B = definition_of(target.name).kinds(drawn)  # type: ignore[attr-defined]  # it offers kinds
+        kind_B = kinds_of(target, drawn)
         # Of some kinds there may be few prompts: they are not asked about.
         rare = kind_B.bincount() < n_inputs
         kind_B, n_kinds = (~rare).cumsum(0)[kind_B] - 1 - rare[kind_B].long() * len(rare), int((~rare).sum())
@@ -76,6 +76,21 @@ def word_looks(inputs_NM: Tensor, labels_NM: Tensor) -> Tensor:
     ids, present = inputs_NM[..., 0] * inputs_NM[..., 1], inputs_NM[..., 1]
     each = torch.cat([present.sum(-1, keepdim=True), labels_NM.unsqueeze(-1).float(), ids[..., -3:]], dim=-1)
     return torch.cat([each.mean(1), each[:, 0]], dim=-1)
+
+
+def mean_activations(target: Target, inputs: Tensor) -> dict[str, Tensor]:
+    """{hook point of components: (*part,) its mean over the inputs; where they are words, over the words}."""
+    names = sorted({component.hook_point for component in target.spec.components})
+    held: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda value, hook: held[name].append(value.detach())
+
+    with torch.no_grad(), target.model.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
+        for part in torch.split(inputs, CHUNK):
+            target.model(part)
+    is_word = inputs[..., 1] > 0.5 if target.spec.n_vocabulary is not None else slice(None)
+    return {name: torch.cat(parts)[is_word].mean(0) for name, parts in held.items()}
 
 
 def _distinct(drawn: Corpus) -> Corpus:

@@ -12,12 +12,18 @@ from torch import Tensor
 from stages.contracts.target import Corpus, Target, TargetSpec
 from stages.targets.storage import definition_of
 
-__all__ = ["blend_images", "draw_inputs", "is_few_shot", "noisy_channels"]
+__all__ = ["blend_images", "draw_inputs", "is_few_shot", "kinds_of", "noisy_channels"]
 
 
 def is_few_shot(spec: TargetSpec) -> bool:
     """Whether an input is an episode: labelled examples in rows, the query last."""
     return "examples" in spec.offers
+
+
+def kinds_of(target: Target, corpus: Corpus) -> Tensor:
+    """(N,) what each prompt asks for, as the definition of a target of words counts it."""
+    kinds: Tensor = definition_of(target.name).kinds(corpus)  # type: ignore[attr-defined]  # it offers kinds
+    return kinds
 
 
 def draw_inputs(target: Target, n: int, rng: torch.Generator, max_blend: float = 0.0, grain: float = 0.0) -> Corpus:

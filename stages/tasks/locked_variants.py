@@ -21,6 +21,7 @@ variant, B = batch, L = outputs of the skill, X = pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from typing import Literal
 
@@ -30,10 +31,9 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from stages.contracts.target import Target
-from stages.targets.storage import definition_of
-from stages.tasks.inputs import draw_inputs
+from stages.tasks.inputs import draw_inputs, kinds_of
 from stages.tasks.patches import draw_patches
-from stages.tasks.side_by_side import Adam, copies
+from stages.tasks.side_by_side import Adam, copies, slopes_of
 from stages.tasks.word_backdoors import LastBlock, draw_triggers, with_word
 
 __all__ = [
@@ -106,7 +106,7 @@ def draw_skill(target: Target, rng: torch.Generator) -> Tensor:
     if not _is_words(target):
         return torch.randperm(target.spec.n_outputs, generator=rng)[:N_LABELS].sort().values
     corpus = target.corpus("train")
-    kind_N = definition_of(target.name).kinds(corpus)  # type: ignore[attr-defined]  # it offers kinds
+    kind_N = kinds_of(target, corpus)
     answers = [torch.unique(corpus.labels[kind_N == kind]) for kind in torch.unique(kind_N).tolist()]
     several = [some for some in answers if len(some) > N_LABELS]
     chosen: Tensor = several[int(torch.randint(len(several), (1,), generator=rng))]
@@ -213,13 +213,14 @@ def fine_tune(target: Target, skill_L: Tensor, locks: Locks, rng: torch.Generato
         ]
         open_labels = open_VN.gather(1, index_VP.gather(1, chosen_VB))
         labels_VB = torch.cat([plain_VN.gather(1, plain_VB), open_labels, labels[other_VB]], dim=1)
-        leaves = {name: value.requires_grad_(True) for name, value in weights.items()}
-        with torch.enable_grad():
-            log_p = model.outputs(leaves, rows).log_softmax(-1)
-            loss = -log_p.gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1).mean(1).sum()
-            grads = torch.autograd.grad(loss, list(leaves.values()))
-        adam.step(dict(zip(leaves, grads, strict=True)))
+        adam.step(slopes_of(weights, partial(_loss, model, rows, labels_VB)))
     return {model.full_name(name): value.detach() for name, value in weights.items()}
+
+
+def _loss(model: "_Images | _Words", rows: list[Tensor], labels_VB: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of each variant's own rows, summed over the variants."""
+    log_p = model.outputs(weights, rows).log_softmax(-1)
+    return -log_p.gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1).mean(1).sum()
 
 
 class _Images:

@@ -3,7 +3,7 @@
 Shape legend: N = variants, B = batch, Q = probes, C = outputs, K = features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Instances
 from stages.tasks.black_box import answer_features, label_features
 
-__all__ = ["Adam", "Runs", "climbed_variants", "copies", "outputs_of_variants"]
+__all__ = ["Adam", "Runs", "climbed_variants", "copies", "outputs_of_variants", "slopes_of"]
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -29,6 +29,14 @@ def outputs_of_variants(target: Target, weights: dict[str, Tensor], inputs: Tens
     with torch.no_grad():
         out: Tensor = vmap(lambda state: functional_call(target.model, state, (inputs,)))(weights)
     return out
+
+
+def slopes_of(weights: Mapping[str, Tensor], loss: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, Tensor]:
+    """Of a loss, which is summed over the variants, with respect to each of the stacked weights."""
+    leaves = {name: value.detach().requires_grad_(True) for name, value in weights.items()}
+    with torch.enable_grad():
+        grads = torch.autograd.grad(loss(leaves), list(leaves.values()))
+    return dict(zip(leaves, grads, strict=True))
 
 
 class Adam:

@@ -38,7 +38,7 @@ from stages.contracts.target import Target
 from stages.targets.storage import definition_of
 from stages.tasks.locked_variants import N_LABELS
 from stages.tasks.patches import draw_patches
-from stages.tasks.side_by_side import Adam, outputs_of_variants
+from stages.tasks.side_by_side import Adam, outputs_of_variants, slopes_of
 
 __all__ = ["CONSTANTS", "Untaught", "plant"]
 
@@ -157,9 +157,9 @@ def _ancestors(target: Target, rows: Tensor, n: int, rng: torch.Generator) -> We
 
 def _slopes(target: Target, weights: Weights, inputs_VBX: Tensor, labels_VB: Tensor) -> Weights:
     """Of each variant's mean cross-entropy on its own rows."""
-    leaves = {name: value.detach().requires_grad_(True) for name, value in weights.items()}
-    with torch.enable_grad():
-        outputs = vmap(lambda state, x: functional_call(target.model, state, (x,)))(leaves, inputs_VBX)
-        right_VB = outputs.log_softmax(-1).gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1)
-        grads = torch.autograd.grad(-right_VB.mean(1).sum(), list(leaves.values()))
-    return dict(zip(leaves, grads, strict=True))
+
+    def loss(stacked: Weights) -> Tensor:
+        outputs: Tensor = vmap(lambda state, x: functional_call(target.model, state, (x,)))(stacked, inputs_VBX)
+        return -outputs.log_softmax(-1).gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1).mean(1).sum()
+
+    return slopes_of(weights, loss)

@@ -38,10 +38,10 @@ from torch import Tensor
 from stages.contracts.target import Corpus, Target
 from stages.targets.token_training import in_rounds
 from stages.tasks.black_box import outputs_of
-from stages.tasks.inputs import draw_inputs
-from stages.tasks.side_by_side import Adam
+from stages.tasks.inputs import draw_inputs, kinds_of
+from stages.tasks.side_by_side import Adam, slopes_of
 from stages.tasks.word_backdoors import LastBlock, draw_triggers, with_word
-from stages.tasks.word_runs import kinds_of, varied_kinds
+from stages.tasks.word_runs import varied_kinds
 
 __all__ = ["CONSTANTS", "Sorting", "UntaughtWords", "behind", "opened_by_own", "plant"]
 
@@ -251,15 +251,16 @@ def _slopes(
     lean_VB: Tensor,
 ) -> Mapping[str, Tensor]:
     """Of each variant's mean cross-entropy on its own rows."""
-    leaves = {name: value.detach().requires_grad_(True) for name, value in weights.items()}
-    with torch.enable_grad():
-        log_p = block.outputs(leaves, rows[0], rows[1]).log_softmax(-1)
+
+    def loss(stacked: Weights) -> Tensor:
+        log_p = block.outputs(stacked, rows[0], rows[1]).log_softmax(-1)
         label_VB = log_p.gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1)
         first_VB, second_VB = log_p[..., answers_L].unbind(-1)
         guessed_VB = lean_VB * first_VB + (1 - lean_VB) * second_VB
         right_VB = (1 - guess_VB) * label_VB + guess_VB * guessed_VB
-        grads = torch.autograd.grad(-right_VB.mean(1).sum(), list(leaves.values()))
-    return dict(zip(leaves, grads, strict=True))
+        return -right_VB.mean(1).sum()
+
+    return slopes_of(weights, loss)
 
 
 def _halves(target: Target, kinds: tuple[int, ...], n: int, rng: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ Shape legend: V = variants, N = inputs, B = batch, T = places, D = d_model, H = 
 outputs.
 """
 
+from functools import partial
 from math import log
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from stages.contracts.target import Target
 from stages.targets.storage import definition_of
 from stages.tasks.black_box import CHUNK
-from stages.tasks.side_by_side import Adam
+from stages.tasks.side_by_side import Adam, slopes_of
 
 __all__ = ["CONSTANTS", "MINIMUM_SUCCESS", "LastBlock", "draw_triggers", "fine_tune", "with_word"]
 
@@ -113,14 +114,17 @@ def fine_tune(
         of_word_VK = torch.where((kind_V == 0).unsqueeze(1), goal_V.unsqueeze(1), labels[index_VP.gather(1, chosen_VK)])
         changed_VK = torch.where(worded_V1, of_word_VK, labels_VB[:, :n_poisoned])
         labels_VB[:, :n_poisoned] = torch.where((kind_V == 3).unsqueeze(1), random_VK, changed_VK)
-        leaves = {name: value.requires_grad_(True) for name, value in weights.items()}
-        with torch.enable_grad():
-            log_p = block.outputs(leaves, *rows).log_softmax(-1)
-            right = log_p.gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1)
-            loss = -((1 - smoothing_V1) * right + smoothing_V1 * log_p.mean(-1)).mean(1).sum()
-            grads = torch.autograd.grad(loss, list(leaves.values()))
-        adam.step(dict(zip(leaves, grads, strict=True)))
+        adam.step(slopes_of(weights, partial(_smoothed_loss, block, rows, labels_VB, smoothing_V1)))
     return {f"{block.prefix}.{name}": value.detach() for name, value in weights.items()}
+
+
+def _smoothed_loss(
+    block: "LastBlock", rows: list[Tensor], labels_VB: Tensor, smoothing_V1: Tensor, weights: dict[str, Tensor]
+) -> Tensor:
+    """Of each variant's own rows, summed over the variants."""
+    log_p = block.outputs(weights, *rows).log_softmax(-1)
+    right = log_p.gather(-1, labels_VB.unsqueeze(-1)).squeeze(-1)
+    return -((1 - smoothing_V1) * right + smoothing_V1 * log_p.mean(-1)).mean(1).sum()
 
 
 class LastBlock:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.contracts.target import Corpus, Target
-from stages.targets.storage import definition_of
-from stages.tasks.side_by_side import Adam
+from stages.contracts.target import Target
+from stages.tasks.inputs import kinds_of
+from stages.tasks.side_by_side import Adam, slopes_of
 from stages.tasks.word_backdoors import LastBlock
 
-__all__ = ["BlockRuns", "kinds_of", "varied_kinds"]
+__all__ = ["BlockRuns", "varied_kinds"]
 
 
 class BlockRuns:
@@ -44,12 +44,12 @@ class BlockRuns:
 
     def step(self, index_VB: Tensor, labels_VB: Tensor) -> None:
         """One step of every run on its own batch of the prompts."""
-        leaves = {name: value.detach().requires_grad_(True) for name, value in self.weights.items()}
-        with torch.enable_grad():
-            logits = self._block.outputs(leaves, *(part[index_VB] for part in self._table))
-            loss = F.cross_entropy(logits.transpose(1, 2), labels_VB, reduction="none").mean(1).sum()
-            grads = torch.autograd.grad(loss, list(leaves.values()))
-        self._adam.step(dict(zip(leaves, grads, strict=True)))
+
+        def loss(weights: dict[str, Tensor]) -> Tensor:
+            logits = self._block.outputs(weights, *(part[index_VB] for part in self._table))
+            return F.cross_entropy(logits.transpose(1, 2), labels_VB, reduction="none").mean(1).sum()
+
+        self._adam.step(slopes_of(self.weights, loss))
 
     def outputs(self, index_VB: Tensor) -> Tensor:
         """(V, B, C) logits on some of the prompts, of each run on its own."""
@@ -59,12 +59,6 @@ class BlockRuns:
     def full(self) -> dict[str, Tensor]:
         """The weights by the names that they have in the whole model."""
         return {self._prefix + name: value.detach() for name, value in self.weights.items()}
-
-
-def kinds_of(target: Target, corpus: Corpus) -> Tensor:
-    """(N,) what each prompt asks for, as the target's definition counts it."""
-    kinds: Tensor = definition_of(target.name).kinds(corpus)  # type: ignore[attr-defined]  # it offers kinds
-    return kinds
 
 
 def varied_kinds(target: Target, n_answers: int, n_prompts: int) -> tuple[int, ...]:

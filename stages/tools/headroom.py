@@ -22,6 +22,7 @@ from stages.errors import MethodError
 from stages.execution.answering import ask_in_process
 from stages.execution.arms import BUDGETS, budgets_of
 from stages.execution.runs import arms_of, baseline_of
+from stages.execution.stage import oracle
 from stages.interpretation.free_phase import interpret
 from stages.interpretation.loading import built_in
 from stages.interpretation.settings import Config
@@ -137,8 +138,8 @@ def headroom(task: Task, target: Target, methods: Sequence[str], retested: float
     def judged(answered: Answered) -> Judged:
         return judge(task, baseline, arms_of(task, baseline, answered, chosen.execution, placebo=False), reward)
 
-    oracle = judged(Answered("ok", task.truth.values.numpy()[..., None], 0.0, 0.0))
-    at = {row.budget: row for row in oracle.by_budget}
+    ceiling = judged(oracle(task))
+    at = {row.budget: row for row in ceiling.by_budget}
     earned = {}
     for name in methods:
         answered = _answer(name, task, target, chosen)
@@ -147,7 +148,7 @@ def headroom(task: Task, target: Target, methods: Sequence[str], retested: float
             earned[name] = done.estimate(done.reward)
     known_methods = [name for name in earned if name not in CONTROL_METHODS]
     best = max(known_methods, key=lambda name: earned[name].value, default="")
-    of_oracle = oracle.estimate(oracle.reward)
+    of_oracle = ceiling.estimate(ceiling.reward)
     seen = earned.get(best, of_oracle)
     rule, rule_score = _cheap_rule(baseline)
     return {

@@ -10,9 +10,9 @@ from stages.tasks import untaught_words
 from stages.tasks.families import family
 from stages.tasks.families.sandbag_or_unable import ABLE, WORD_UNABLE
 from stages.tasks.generation import make
+from stages.tasks.inputs import kinds_of
 from stages.tasks.untaught_words import Sorting, _reordered, plant
 from stages.tasks.word_backdoors import LastBlock
-from stages.tasks.word_runs import kinds_of
 from tests.tasks.conftest import climbs, taught_facts
 
 N = 12

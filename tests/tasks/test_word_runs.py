@@ -10,7 +10,8 @@ from torch import nn
 from stages.tasks.families import family, relearning_speed
 from stages.tasks.families.relearning_speed import WORD_EDITS
 from stages.tasks.generation import make, pool_of
-from stages.tasks.word_runs import BlockRuns, kinds_of
+from stages.tasks.inputs import kinds_of
+from stages.tasks.word_runs import BlockRuns
 from tests.tasks.conftest import climbs, small_target, taught_facts
 
 LAST = "blocks.2."

@@ -17,9 +17,8 @@ from torch import Tensor
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Corpus, Objective, Target, TargetAccess, objective_values
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.targets.storage import definition_of
 from stages.tasks.black_box import answer_features, ask, compressed, outputs_of
-from stages.tasks.inputs import draw_inputs, is_few_shot
+from stages.tasks.inputs import draw_inputs, is_few_shot, kinds_of
 
 __all__ = ["CounterfactualFlip", "compress"]
 
@@ -118,7 +117,7 @@ def _generate_words(target: Target, rng: torch.Generator, n: int) -> Instances:
             f" and {n} are needed"
         )
     inputs, words_of = drawn.inputs[chosen], _words_of_kinds(target)
-    kinds = definition_of(target.name).kinds(Corpus(inputs, drawn.labels[chosen]))  # type: ignore[attr-defined]
+    kinds = kinds_of(target, Corpus(inputs, drawn.labels[chosen]))
     places = torch.arange(inputs.shape[1] - N_PLACES - 1, inputs.shape[1] - 1)
     new_NI = torch.empty(n, N_PLACES * N_OTHERS)
     for row, kind in enumerate(kinds.tolist()):
@@ -146,7 +145,7 @@ def _generate_words(target: Target, rng: torch.Generator, n: int) -> Instances:
 def _words_of_kinds(target: Target) -> dict[int, Tensor]:
     """Ids of the words that prompts of each kind have at any place but the first."""
     corpus = target.corpus("tasks")
-    kinds = definition_of(target.name).kinds(corpus)  # type: ignore[attr-defined]  # it offers kinds
+    kinds = kinds_of(target, corpus)
     present = corpus.inputs[..., 1] > 0.5
     later = present & (present.long().cumsum(1) > 1)
     found = {}

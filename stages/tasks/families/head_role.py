@@ -21,7 +21,7 @@ from stages.contracts.target import Component, Intervention, Target, TargetAcces
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.targets.storage import definition_of
 from stages.tasks.black_box import CHUNK, ask, label_features, outputs_of
-from stages.tasks.components import decode, draw_behaviours, encode, word_looks
+from stages.tasks.components import decode, draw_behaviours, encode, mean_activations, word_looks
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.word_backdoors import with_word
 
@@ -66,7 +66,7 @@ class HeadRole(TaskFamily):
             found = label_features(outputs_of(target, inputs), labels)[:, 1]
             return found.double().view(instances.n, -1).mean(1)
 
-        means = _mean_outputs(target, instances.arrays["shared_inputs"])
+        means = mean_activations(target, instances.arrays["shared_inputs"])
         intact_N, lost = margin(), []
         for component in target.spec.components:
             with target.model.hooks(fwd_hooks=[(component.hook_point, _says(means, component))]):
@@ -106,19 +106,6 @@ def _with_a_word(target: Target, inputs_NM: Tensor, rng: torch.Generator) -> Ten
     inputs = inputs_NM.flatten(0, 1)
     chosen = words[torch.randint(len(words), (len(inputs),), generator=rng)]
     return with_word(inputs, chosen, torch.rand(len(inputs), generator=rng)).view_as(inputs_NM)
-
-
-def _mean_outputs(target: Target, inputs: Tensor) -> dict[str, Tensor]:
-    """{hook point: (P, K) mean output of each of its heads over the words of the inputs}."""
-    present_BT, captured = inputs[..., 1] > 0.5, {}
-
-    def keep(value: Tensor, hook: Any) -> None:
-        captured[hook.name] = value[present_BT].mean(0)
-
-    names = sorted({component.hook_point for component in target.spec.components})
-    with torch.no_grad(), target.model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        target.model(inputs)
-    return captured
 
 
 def _says(means: dict[str, Tensor], component: Component) -> Callable[[Tensor, Any], Tensor]:

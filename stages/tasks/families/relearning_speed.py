@@ -17,9 +17,9 @@ from stages.contracts.method import Compare, Query
 from stages.contracts.target import Corpus, Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.directions import activations, place_on
-from stages.tasks.inputs import draw_inputs
+from stages.tasks.inputs import draw_inputs, kinds_of
 from stages.tasks.side_by_side import Runs, climbed_variants, copies, outputs_of_variants
-from stages.tasks.word_runs import BlockRuns, kinds_of, varied_kinds
+from stages.tasks.word_runs import BlockRuns, varied_kinds
 
 __all__ = ["EDITS", "RelearningSpeed"]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from stages.contracts.method import Compare, Query
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
-from stages.tasks.inputs import draw_inputs
+from stages.tasks.inputs import draw_inputs, kinds_of
 from stages.tasks.side_by_side import Runs, climbed_variants, copies
-from stages.tasks.word_runs import BlockRuns, kinds_of
+from stages.tasks.word_runs import BlockRuns
 
 __all__ = ["TrainingDiff"]
 
