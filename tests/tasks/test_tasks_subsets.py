@@ -1,5 +1,6 @@
 """Families whose truth is an enumeration of subsets, orders, pairs or paints: loops that share no code with them."""
 
+import copy
 from itertools import combinations, permutations
 
 import numpy as np
@@ -125,6 +126,33 @@ def test_ablation_interaction_is_the_sum_over_all_pairs():
     for p in (0, 5, 31):
         beyond = sum(loss(p, q) - loss(p) - loss(q) + loss() for q in range(32) if q != p)
         assert float(made.truth.values[0, p]) == pytest.approx(squash(beyond, 0.1), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["digits_few_shot", "facts_lm"])
+def test_ablation_interaction_of_heads_is_that_of_their_output_weights(name):
+    """A head whose output weights are zero says nothing: copies of the model, one for every pair."""
+    target, made = small_target(name), made_small("ablation_interaction", name)
+    x, y = made.instances.arrays["inputs"][0], made.instances.arrays["labels"][0]
+    heads = [(layer, head) for layer in range(len(target.model.blocks)) for head in range(4)]
+    assert made.truth.values.shape[1] == len(heads)
+
+    def loss(*cut):
+        model = copy.deepcopy(target.model)
+        for layer, head in cut:
+            written = model.blocks[layer].attn.W_O
+            if isinstance(written, torch.nn.Linear):
+                written.weight.data[:, head * 16 : (head + 1) * 16] = 0.0
+            else:
+                written.data[head] = 0.0
+        with torch.no_grad():
+            logits = model(x).double().numpy()
+        total = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+        return np.mean(total - logits[np.arange(len(y)), y.numpy()])
+
+    for p in (0, len(heads) - 1):
+        own = heads[p]
+        beyond = sum(loss(own, q) - loss(own) - loss(q) + loss() for q in heads if q != own)
+        assert float(made.truth.values[0, p]) == pytest.approx(squash(beyond, 0.1), abs=2e-3)
 
 
 def test_edge_radius_is_reached_and_one_pixel_is_found_where_one_is_enough():
