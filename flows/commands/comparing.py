@@ -10,7 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stages.contracts.research_rows import Comparison, ScenarioRow
+    from stages.contracts.compare_rows import Comparison, LiveRow
+    from stages.contracts.research_rows import ScenarioRow
 
 __all__ = ["COMMANDS"]
 
@@ -52,28 +53,45 @@ def tabulate(
 
 
 def compare(
+    context: typer.Context,
     researchers: Annotated[
         str, typer.Option("--researchers", metavar="A,B", help="Names, or paths of files that end in .py.")
     ] = "random,search,programs,policy",
-    budget: Annotated[int, typer.Option("--budget", min=1, max=10_000, help="Proposals of a campaign.")] = 64,
-    seeds: Annotated[int, typer.Option("--seeds", min=2, max=10_000, help="Campaigns of each researcher.")] = 10,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", min=1, max=10_000, help="Proposals of a campaign. Default: 64, with --live 16."),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=2, max=10_000, help="Campaigns of each researcher. Default: 10, with --live 3."),
+    ] = None,
     islands: Annotated[
         str, typer.Option("--islands", metavar="N,N", help="Numbers of islands that `programs` is replayed with.")
     ] = "1",
+    live: Annotated[
+        bool, typer.Option("--live", help="Run the campaigns instead: every proposal in the sandbox, and the gate.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="With --live: proposals tried at once. Default: one per core."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Replay researchers on the table: what they find, against the best of as many random programs and the optimum.
+    With --live their campaigns are run; interrupted and run again, they go on.
 
     Example: lensmith compare --researchers random,programs --budget 40 --seeds 20
     """
     from rich.console import Console
 
     from flows.lock import run_lock
+    from flows.options import refuse
     from flows.progress import telling
     from flows.terminal import print_json
     from stages.base import paths
     from stages.errors import UserError
 
+    budget, seeds = budget or (16 if live else 64), seeds or (3 if live else 10)
     names = researchers.replace(",", " ").split()
     if not names:
         raise UserError("--researchers names nobody: give some, separated by commas")
@@ -81,8 +99,13 @@ def compare(
     if not numbers or not all(one.isdecimal() and 1 <= int(one) <= 64 for one in numbers):
         raise UserError(f"--islands {islands!r}: give numbers from 1 to 64, separated by commas, such as 1,4")
     console = Console(stderr=as_json)
+    if live:
+        refuse(context, "islands", "--live runs one population; `lensmith research --islands` runs more")
+        _compare_live(console, names, budget, seeds, jobs, as_json=as_json)
+        return
+    refuse(context, "jobs", "replays run in one process; it belongs to --live")
     with run_lock(paths.root(), "lensmith compare", shared=True):
-        from stages.contracts.research_rows import COMPARISON
+        from stages.contracts.compare_rows import COMPARISON
         from stages.report.stage import refresh
         from stages.research.compare import compare as replayed
         from stages.research.programs.table import load_table
@@ -98,6 +121,57 @@ def compare(
         show(console, found)
         shown = f"; {page} shows it" if page else "; the report of the next run shows it"
         console.print(f"written: {COMPARISON.path()}{shown}", highlight=False, soft_wrap=True)
+
+
+def _compare_live(
+    console: "Console", names: list[str], budget: int, seeds: int, jobs: int | None, *, as_json: bool
+) -> None:
+    from flows.lock import run_lock
+    from flows.progress import telling
+    from flows.terminal import print_json
+    from stages.base import paths
+
+    with run_lock(paths.root(), "lensmith compare", shared=True):
+        from stages.contracts.compare_rows import LIVE
+        from stages.report.stage import refresh
+        from stages.research.live import compare_live
+
+        with telling(console, "campaigns") as tell:
+            rows = compare_live(names, budget, seeds, tell, jobs)
+        LIVE.save(rows)
+        page = refresh()
+    if as_json:
+        print_json(rows)
+        return
+    show_live(console, rows)
+    shown = f"; {page} shows it" if page else "; the report of the next run shows it"
+    console.print(f"written: {LIVE.path()}{shown}", highlight=False, soft_wrap=True)
+
+
+def show_live(console: "Console", rows: "Sequence[LiveRow]") -> None:
+    """One line for a researcher and a number of proposals."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from flows.tables import print_table
+
+    shown = Table(title="researchers in campaigns", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("researcher", no_wrap=True)
+    for name in ("n", "best train [95%]", "over random [95%]", "validation [95%]", "scored"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        over = "-"
+        if row.over_random is not None:
+            over = f"{row.over_random:+.3f} [{row.over_random_low:+.3f}, {row.over_random_high:+.3f}]"
+        shown.add_row(
+            row.researcher,
+            str(row.n),
+            f"{row.train:+.3f} [{row.train_low:+.3f}, {row.train_high:+.3f}]",
+            over,
+            f"{row.validation:+.3f} [{row.validation_low:+.3f}, {row.validation_high:+.3f}]",
+            f"{row.scored:.0%}",
+        )
+    print_table(console, shown)
 
 
 def show(console: "Console", found: "Comparison") -> None:

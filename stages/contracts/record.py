@@ -129,6 +129,11 @@ class ResultFile(Generic[Shape]):
     def adapter(self) -> TypeAdapter[Shape]:
         return TypeAdapter(self.shape)
 
+    @property
+    def command(self) -> str:
+        """What makes it."""
+        return f"dvc repro {self.made_by}"
+
     def path(self) -> Path:
         return paths.metrics_file(self.name)
 

@@ -1,4 +1,4 @@
-"""Rows about research itself: the path of a campaign's incumbents, and researchers compared on the table."""
+"""Rows about what research found: a campaign's incumbents, methods by the number of labels, what kind each is."""
 
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -10,19 +10,12 @@ from stages.contracts.record import Ends, Record, ResultFile
 from stages.errors import UserError
 
 __all__ = [
-    "COMPARISON",
     "LABELS",
     "SCENARIOS",
     "TEST_PATH",
-    "BestOfRow",
     "CommandFile",
-    "CompareRow",
-    "Comparison",
     "LabelsRow",
     "PathRow",
-    "ProfileRow",
-    "ScalingPoint",
-    "ScalingRow",
     "ScenarioRow",
 ]
 
@@ -31,6 +24,10 @@ Shape = TypeVar("Shape")
 
 class CommandFile(ResultFile[Shape]):
     """A result file that a command makes and no stage; ``made_by`` is the command."""
+
+    @property
+    def command(self) -> str:
+        return self.made_by
 
     def load(self, path: Path | None = None) -> Shape:
         """Read and validate.
@@ -107,147 +104,6 @@ class PathRow(Record):
 TEST_PATH = ResultFile(
     "test_path", tuple[PathRow, ...], "sealed_test", "what the sealed test said of every incumbent of the campaign"
 )
-
-
-class CompareRow(Record):
-    """A researcher after n proposals, over its seeds."""
-
-    ESTIMATES: ClassVar[Ends] = {
-        name: (name, f"{name}_low", f"{name}_high")
-        for name in ("train", "better", "validation", "validation_better", "of_optimum")
-    }
-
-    researcher: str
-    """Name of the researcher."""
-    n: int
-    """Proposals."""
-    seeds: int
-    """Campaigns."""
-    train: float
-    """Best train reward found, mean over seeds."""
-    train_low: float
-    """Lower end of its 95% interval: seeds are resampled, tasks and instances are fixed."""
-    train_high: float
-    """Upper end of its 95% interval."""
-    of_optimum: float
-    """The same as a share of the best program's."""
-    of_optimum_low: float
-    """Lower end of its 95% interval."""
-    of_optimum_high: float
-    """Upper end of its 95% interval."""
-    better: float
-    """Probability of improvement: that its best train reward exceeds that of the best of n random programs."""
-    better_low: float
-    """Lower end of its 95% interval."""
-    better_high: float
-    """Upper end of its 95% interval."""
-    random_train: float
-    """Expected train reward of the best of n random programs, exactly."""
-    validation: float
-    """Validation reward of the program with the best value (train and rounded validation)."""
-    validation_low: float
-    """Lower end of its 95% interval."""
-    validation_high: float
-    """Upper end of its 95% interval."""
-    validation_better: float
-    """Probability that this exceeds the validation reward of one random program."""
-    validation_better_low: float
-    """Lower end of its 95% interval."""
-    validation_better_high: float
-    """Upper end of its 95% interval."""
-    gap: float
-    """Train reward of that program less its validation reward: the tasks differ, and it was chosen more by train."""
-
-
-class BestOfRow(Record):
-    """The best train reward of n random programs, exactly."""
-
-    n: int
-    """Programs."""
-    mean: float
-    """Expected."""
-    low: float
-    """2.5% quantile."""
-    high: float
-    """97.5% quantile."""
-
-
-class ProfileRow(Record):
-    """How often what a researcher found earns at least so much: one point of a performance profile.
-
-    A run is one campaign on one validation task (Agarwal et al. 2021, section 4.2).
-    """
-
-    researcher: str
-    """Name of the researcher."""
-    tau: float
-    """Reward."""
-    share: float
-    """Share of runs with a reward above it."""
-    low: float
-    """Lower end of its 95% interval: seeds are resampled, tasks are fixed."""
-    high: float
-    """Upper end of its 95% interval."""
-
-
-class ScalingPoint(Record):
-    """Best train reward after so much compute."""
-
-    n: int
-    """Proposals."""
-    cpu_s: float
-    """CPU seconds that judging them takes, mean over seeds."""
-    train: float
-    """Best train reward found, mean over seeds."""
-    train_low: float
-    """Lower end of its 95% interval over seeds."""
-    train_high: float
-    """Upper end of its 95% interval."""
-    fitted: float | None
-    """The fitted curve there; null without a fit."""
-
-
-class ScalingRow(Record):
-    """Reward against compute: optimum - reward = factor x CPU seconds ^ -exponent, least squares in logs."""
-
-    ESTIMATES: ClassVar[Ends] = {"exponent": ("exponent", "exponent_low", "exponent_high")}
-
-    researcher: str
-    """Name of the researcher."""
-    exponent: float | None
-    """How fast the distance from the optimum falls; null where fewer than three points are below it."""
-    exponent_low: float | None
-    """Lower end of its 95% interval: seeds are resampled."""
-    exponent_high: float | None
-    """Upper end of its 95% interval."""
-    factor: float | None
-    """Distance from the optimum after one CPU second, by the fit."""
-    points: tuple[ScalingPoint, ...]
-    """What the fit goes through."""
-
-
-class Comparison(Record):
-    """metrics/compare.json."""
-
-    budget: int
-    """Proposals of a campaign."""
-    seeds: int
-    """Campaigns of each researcher."""
-    optimum_train: float
-    """Mean train reward of the best program of the grammar."""
-    optimum_validation: float
-    """Mean validation reward of the best program of the grammar."""
-    null: tuple[BestOfRow, ...]
-    """The best of n random programs."""
-    rows: tuple[CompareRow, ...]
-    """Every researcher at every number of proposals."""
-    profiles: tuple[ProfileRow, ...]
-    """What they found after the whole budget, over validation tasks."""
-    scaling: tuple[ScalingRow, ...]
-    """Reward against compute."""
-
-
-COMPARISON = CommandFile("compare", Comparison, "lensmith compare", "researchers compared on the table of fragments")
 
 
 class LabelsRow(Record):

@@ -7,6 +7,7 @@ over all of them: the report, the schemas, the tests.
 from pydantic import BaseModel
 
 from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, KNOWN_CIRCUITS
+from stages.contracts.compare_rows import COMPARISON, LIVE
 from stages.contracts.dictionary_rows import (
     DICTIONARIES,
     DICTIONARY_METRICS,
@@ -16,7 +17,7 @@ from stages.contracts.dictionary_rows import (
     SWEEP_METRICS,
 )
 from stages.contracts.journal import CAMPAIGN
-from stages.contracts.research_rows import COMPARISON, LABELS, SCENARIOS, TEST_PATH
+from stages.contracts.research_rows import LABELS, SCENARIOS, TEST_PATH
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -42,7 +43,7 @@ FILES = {
     )
 }  # fmt: skip
 """metrics/<name>.json, in the order of the report."""
-BY_HAND = (COMPARISON, LABELS, SCENARIOS)
+BY_HAND = (COMPARISON, LIVE, LABELS, SCENARIOS)
 """metrics/<name>.json that a command makes, and the report shows where it is there."""
 ELSEWHERE = (DICTIONARY_METRICS, SWEEP_METRICS, GALLERY, DOWNSTREAM, KNOWN_CIRCUITS, DRAWINGS)
 """Files of a target or of the circuits, whose place stages/base/paths.py knows."""

@@ -15,7 +15,8 @@ from stages.report.drawing import Drawn
 from stages.report.lineage import tree_section
 from stages.report.matrix import SPLITS, kind_matrix, kind_of, matrix
 from stages.report.provenance import provenance, sources
-from stages.report.research import compare_section, labels_section, path_section
+from stages.report.research import labels_section, path_section
+from stages.report.researchers import compare_section, live_section
 from stages.report.results import Results
 from stages.report.scenarios import scenario_section
 from stages.report.sections import (
@@ -77,6 +78,7 @@ def render(results: Results, n_gallery: int = 12, max_failures: int = 100) -> st
         campaign=campaign_section(results.campaign, results.best_built_in) if results.campaign else None,
         tree=tree_section(results.journal),
         compare=compare_section(results.comparison) if results.comparison else None,
+        live=live_section(results.live),
         labels=labels_section(results.labels),
         scenarios=scenario_section(results.scenarios),
         path=path_section(results.path, results.campaign) if results.campaign else None,

@@ -37,9 +37,8 @@ def sources() -> dict[str, Source]:
     """By name of the result."""
     root = paths.root()
     found = {
-        one.name: Source(one.path().relative_to(root).as_posix(), f"dvc repro {one.made_by}") for one in FILES.values()
+        one.name: Source(one.path().relative_to(root).as_posix(), one.command) for one in (*FILES.values(), *BY_HAND)
     }
-    found |= {one.name: Source(one.path().relative_to(root).as_posix(), one.made_by) for one in BY_HAND}
     galleries = paths.dictionaries_dir("*") / "gallery.json"
     drawings = paths.circuits_dir() / "drawings.json"
     found[GALLERY.name] = Source(galleries.relative_to(root).as_posix(), f"dvc repro {GALLERY.made_by}")

@@ -1,24 +1,23 @@
-"""What the page says about research: the path of incumbents, and researchers compared on the table of fragments."""
+"""What the page says about research: the path of incumbents, and methods by the number of labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from stages.contracts.journal import CampaignSummary
-from stages.contracts.research_rows import CompareRow, Comparison, LabelsRow, PathRow, ProfileRow
+from stages.contracts.research_rows import LabelsRow, PathRow
 from stages.report.drawing import Drawn, Plot
 from stages.report.scales import Scale, linear
 from stages.report.sweeps import Style, key, styles
 from stages.report.tables import Cell, Column, Table, table
-from stages.report.wording import DASH, change, interval, number, score, signed, spread
+from stages.report.wording import DASH, change, interval, number, score, signed
 
 __all__ = [
-    "CompareSection",
     "LabelsSection",
     "PathSection",
-    "compare_section",
+    "doublings",
     "judgement",
     "labels_section",
     "path_section",
@@ -130,169 +129,6 @@ def path_table(rows: Sequence[PathRow]) -> Table:
         Column("so", lambda row: Cell(judgement(row), "", "quiet")),
     ]
     return table("Every incumbent of the campaign on the sealed test", columns, rows)
-
-
-class CompareSection(NamedTuple):
-    panels: list[tuple[str, str, Drawn, str]]
-    """(name, title, plot, caption)."""
-    table: Table
-    legend: list[tuple[str, Markup]]
-    seeds: int
-    budget: int
-    optimum: str
-    fits: list[str]
-
-
-def compare_section(found: Comparison) -> CompareSection | None:
-    if not found.rows:
-        return None
-    style = _styles([row.researcher for row in found.rows])
-    null = [end for one in found.null for end in (one.low, one.high)]
-    panels = [
-        (
-            "compare-train",
-            "Best train reward",
-            _against(found, style, "train", (found.optimum_train, *null)),
-            "Bars: the best of as many random programs, 95% of draws, exactly; dashed: their mean. Green: the optimum.",
-        ),
-        (
-            "compare-validation",
-            "Validation reward of what was found",
-            _against(found, style, "validation", (found.optimum_validation,)),
-            "Of the program with the best value, not rounded. Green: the optimum.",
-        ),
-        (
-            "compare-better",
-            "P(> best of n random)",
-            _against(found, style, "better", (0.0, 1.0)),
-            "Dashed: .5, no better than as many random programs.",
-        ),
-    ]
-    drawn = [(name, title, Drawn.of(plot), caption) for name, title, plot, caption in panels]
-    if found.profiles:
-        said = f"Share of runs (a campaign on a validation task) that earn more, after {found.budget} proposals."
-        drawn.append(("profile", "Performance profile", Drawn.of(profile_plot(found.profiles, style)), said))
-    if any(row.points for row in found.scaling):
-        said = "Line: optimum less a power of the compute, fitted to the distance from the optimum."
-        drawn.append(("compare-compute", "Reward against compute", Drawn.of(compute_plot(found, style)), said))
-    fits = [
-        f"{row.researcher}: {number(row.exponent, 2)} {spread(row.exponent_low, row.exponent_high, 2)}"
-        for row in found.scaling
-        if row.exponent is not None
-    ]
-    optimum = f"train {signed(found.optimum_train)}, validation {signed(found.optimum_validation)}"
-    legend = [(name, Markup(key(one))) for name, one in style.items()]
-    return CompareSection(drawn, compare_table(found.rows), legend, found.seeds, found.budget, optimum, fits)
-
-
-def _styles(names: Sequence[str]) -> dict[str, Style]:
-    """``random`` is the control, drawn as baselines are."""
-    found = styles(set(names) - {"random"})
-    return found | ({"random": styles(["random"])["random"]} if "random" in names else {})
-
-
-def _against(found: Comparison, style: dict[str, Style], field: str, include: Sequence[float]) -> Plot:
-    """One number of every researcher against the number of proposals."""
-    ends = [end for row in found.rows for end in (row.estimate(field).low, row.estimate(field).high)]
-    ns = sorted({row.n for row in found.rows})
-    y = linear([end for end in ends if end is not None], include=include, n_ticks=4)
-    titles = {"train": "Best train reward", "validation": "Validation reward", "better": "P(> best of n random)"}
-    plot = Plot(doublings(ns[-1], ns[0]), 230, f"{titles[field]} of each researcher against proposals", y)
-    plot.axis_y()
-    plot.axis_x("proposals (log2 scale)", grid=False)
-    if field == "better":
-        plot.horizontal(0.5, "reference")
-    else:
-        plot.horizontal(found.optimum_train if field == "train" else found.optimum_validation, "front")
-    if field == "train":
-        for null in found.null:
-            plot.line(null.n, null.low, null.n, null.high, "nullband")
-        for a, b in pairwise(found.null):
-            plot.line(a.n, a.mean, b.n, b.mean, "reference")
-    for i, name in enumerate(reversed(style)):
-        mine = [row for row in found.rows if row.researcher == name]
-        shift = 1 + 0.03 * (i - (len(style) - 1) / 2)  # side by side, so that intervals do not cover each other
-        points = [(row.n * shift, row.estimate(field), row) for row in mine]
-        for (x1, one, _), (x2, other, _) in pairwise(points):
-            plot.line(x1, one.value or 0.0, x2, other.value or 0.0, f"trace {style[name].kind}")
-        for at, value, row in points:
-            said = f"{name}, {row.n} proposals: {signed(value.value)} {interval(value.low, value.high)}"
-            plot.mark(
-                at, value.value or 0.0, f"dictionary {style[name].kind}", f"{said}, {row.seeds} campaigns",
-                y_interval=(value.low, value.high), shape=style[name].shape, radius=4.5,
-            )  # fmt: skip
-    return plot
-
-
-def profile_plot(rows: Sequence[ProfileRow], style: dict[str, Style]) -> Plot:
-    """Share of runs above each reward, with a band over seeds."""
-    x = linear([row.tau for row in rows], pad=0.02)
-    y = Scale(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
-    plot = Plot(x, 230, "Share of runs that earn more than each reward", y)
-    plot.axis_y()
-    plot.axis_x("validation reward", grid=False)
-    for name in reversed(style):
-        mine = [row for row in rows if row.researcher == name]
-        for row in mine:
-            plot.line(row.tau, row.low, row.tau, row.high, f"profileband {style[name].kind}")
-        for one, other in pairwise(mine):
-            plot.line(one.tau, one.share, other.tau, other.share, f"trace {style[name].kind}")
-        for row in mine[:: max(1, len(mine) // 8)]:
-            said = f"{name}: {row.share:.0%} of runs above {signed(row.tau)} {spread(row.low, row.high, 2)}"
-            plot.mark(row.tau, row.share, f"dictionary {style[name].kind}", said, shape=style[name].shape, radius=3.5)
-    return plot
-
-
-def compute_plot(found: Comparison, style: dict[str, Style]) -> Plot:
-    """Best train reward against CPU seconds of judging, and the fitted curves."""
-    every = [point for row in found.scaling for point in row.points if point.cpu_s > 0]
-    first, last = min(point.cpu_s for point in every), max(point.cpu_s for point in every)
-    ends = [end for point in every for end in (point.train_low, point.train_high)]
-    y = linear(ends, include=(found.optimum_train,), n_ticks=4)
-    plot = Plot(doublings(last, first), 230, "Best train reward against CPU seconds of judging", y)
-    plot.axis_y()
-    plot.axis_x("CPU seconds of judging (log2 scale)", grid=False)
-    plot.horizontal(found.optimum_train, "front")
-    for row in reversed(found.scaling):
-        one = style[row.researcher]
-        curve = [(point.cpu_s, point.fitted) for point in row.points if point.fitted is not None]
-        for (x1, y1), (x2, y2) in pairwise(curve):
-            if min(y1, y2) >= y.low:
-                plot.line(x1, y1, x2, y2, f"trace {one.kind}")
-        for point in row.points:
-            if point.cpu_s > 0:
-                said = f"{row.researcher}, {point.n} proposals, {point.cpu_s:,.0f} CPU s: {signed(point.train)}"
-                plot.mark(
-                    point.cpu_s, point.train, f"dictionary {one.kind}",
-                    f"{said} {interval(point.train_low, point.train_high)}",
-                    y_interval=(point.train_low, point.train_high), shape=one.shape, radius=3.5,
-                )  # fmt: skip
-    return plot
-
-
-def compare_table(rows: Sequence[CompareRow]) -> Table:
-    model = CompareRow
-
-    def estimated(field: str, name: str, places: int = 3, sign: bool = True) -> Column[CompareRow]:
-        def cell(row: CompareRow) -> Cell:
-            found = row.estimate(field)
-            ends: Callable[..., str] = interval if sign else spread
-            text = signed(found.value, places) if sign else number(found.value, places)
-            return Cell(f"{text} {ends(found.low, found.high, places)}", found.value or 0.0)
-
-        return Column(f"{name} [95%]", cell, True, model.hint(field))
-
-    columns: list[Column[CompareRow]] = [
-        Column("researcher", lambda row: Cell(row.researcher, row.researcher, "name")),
-        Column("n", lambda row: Cell(str(row.n), row.n), True, model.hint("n")),
-        estimated("train", "best train"),
-        Column("of optimum", lambda row: Cell(f"{row.of_optimum:.0%}", row.of_optimum), True, model.hint("of_optimum")),
-        estimated("better", "P(> best of n random)", 2, sign=False),
-        estimated("validation", "validation"),
-        estimated("validation_better", "P(validation > random)", 2, sign=False),
-        Column("gap", lambda row: Cell(signed(row.gap), row.gap), True, model.hint("gap")),
-    ]
-    return table("Researchers on the table of fragments", columns, rows)
 
 
 class LabelsSection(NamedTuple):

@@ -10,19 +10,11 @@ from pydantic import ValidationError
 
 from stages.base import paths
 from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, CircuitDrawing, CircuitRow
+from stages.contracts.compare_rows import COMPARISON, LIVE, Comparison, LiveRow
 from stages.contracts.dictionary_rows import DICTIONARIES, GALLERY, PROXIES, DictionaryRow, Gallery, ProxyRow
 from stages.contracts.journal import CAMPAIGN, EVENT, CampaignSummary, Event
 from stages.contracts.record import ResultFile
-from stages.contracts.research_rows import (
-    COMPARISON,
-    LABELS,
-    SCENARIOS,
-    TEST_PATH,
-    Comparison,
-    LabelsRow,
-    PathRow,
-    ScenarioRow,
-)
+from stages.contracts.research_rows import LABELS, SCENARIOS, TEST_PATH, LabelsRow, PathRow, ScenarioRow
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -84,6 +76,8 @@ class Results:
     path: Sequence[PathRow] = ()
     """Its incumbents on the sealed test."""
     comparison: Comparison | None = None
+    live: Sequence[LiveRow] = ()
+    """Researchers in campaigns that were run."""
     labels: Sequence[LabelsRow] = ()
     """Methods by the number of labels."""
     scenarios: Sequence[ScenarioRow] = ()
@@ -127,7 +121,7 @@ class _Reader:
         return None
 
     def note(self, file: ResultFile[Shape], there: bool) -> None:
-        self.missing.append(Missing(file.name, file.about, f"dvc repro {file.made_by}", empty=there))
+        self.missing.append(Missing(file.name, file.about, file.command, empty=there))
 
 
 def load_results() -> Results:
@@ -143,16 +137,8 @@ def load_results() -> Results:
     test, test_per_task = reader.read(TEST, ()), reader.read(TEST_PER_TASK, ())
     statements = (*reader.read(STATEMENTS, ()), *reader.read(TEST_STATEMENTS, ()))
     path, journal = reader.read(TEST_PATH, ()), _journal()
-    comparison = COMPARISON.load() if COMPARISON.path().is_file() else None
-    if comparison is None:
-        reader.missing.append(Missing(COMPARISON.name, COMPARISON.about, COMPARISON.made_by))
-    labels = LABELS.load() if LABELS.path().is_file() else ()
-    if not labels:
-        reader.missing.append(Missing(LABELS.name, LABELS.about, LABELS.made_by, empty=LABELS.path().is_file()))
-    scenarios = SCENARIOS.load() if SCENARIOS.path().is_file() else ()
-    if not scenarios:
-        there = SCENARIOS.path().is_file()
-        reader.missing.append(Missing(SCENARIOS.name, SCENARIOS.about, SCENARIOS.made_by, empty=there))
+    comparison, live = reader.optional(COMPARISON), reader.read(LIVE, ())
+    labels, scenarios = reader.read(LABELS, ()), reader.read(SCENARIOS, ())
     fresh, nulls = reader.read(FRESH, ()), reader.read(NULL, ())
     dictionaries = reader.read(DICTIONARIES, ())
     proxies, circuits = reader.read(PROXIES, ()), reader.read(CIRCUITS, ())
@@ -161,7 +147,7 @@ def load_results() -> Results:
         if not one.parent.name.startswith("."):
             galleries += GALLERY.load(one).dictionaries
     if not galleries:
-        reader.missing.append(Missing("galleries", GALLERY.about, f"dvc repro {GALLERY.made_by}"))
+        reader.missing.append(Missing("galleries", GALLERY.about, GALLERY.command))
     drawn = paths.circuits_dir() / "drawings.json"
     drawings = DRAWINGS.load(drawn).circuits if drawn.is_file() else ()
     if not drawings:
@@ -185,6 +171,7 @@ def load_results() -> Results:
         journal=journal,
         path=path,
         comparison=comparison,
+        live=live,
         labels=labels,
         scenarios=scenarios,
         galleries=galleries,

@@ -5,20 +5,30 @@ the numbers at each mark there are a performance profile over validation tasks, 
 """
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from stages.base.intervals import percentile_interval
-from stages.contracts.research_rows import BestOfRow, CompareRow, Comparison, ProfileRow, ScalingPoint, ScalingRow
+from stages.contracts.compare_rows import (
+    BestOfRow,
+    CompareRow,
+    Comparison,
+    ProfileRow,
+    ScalingPoint,
+    ScalingRow,
+    TabledRow,
+)
 from stages.errors import UserError
 from stages.research.programs.exact import STEP, Null, best_program, contributions, null_of
-from stages.research.programs.table import Table
+from stages.research.programs.grammar import every_fragment, text_of
+from stages.research.programs.table import Column, Table
 from stages.research.replay import Path, replay
 from stages.research.researchers import has_islands, make_researcher
 
-__all__ = ["compare", "marks", "profile", "scaling"]
+__all__ = ["compare", "marks", "profile", "scaling", "tabled"]
 
 DRAWS = 2000
 """Resamples of the seeds."""
@@ -79,6 +89,27 @@ def compare(
         ),
         profiles=tuple(row for who, paths in found.items() for row in profile(who, paths, taus)),
         scaling=tuple(scaling(who, paths, optimum) for who, paths in found.items()),
+        tasks=tuple(tabled(table, column) for column in table.columns),
+    ).rounded()
+
+
+def tabled(table: Table, column: Column) -> TabledRow:
+    """What all fragments together earn on one task."""
+    cells = [table.cells[text_of(fragment), column.task] for fragment in every_fragment(column.kind)]
+    answered = [cell for cell in cells if cell.status == "ok"]
+    best = max(answered, key=lambda cell: cell.reward) if answered else cells[0]
+    return TabledRow(
+        task=column.task,
+        split=column.split,
+        kind=column.kind,
+        fragments=len(cells),
+        answered=len(answered),
+        beyond=sum(cell.low > cell.noise_floor for cell in answered),
+        median=statistics.median([cell.reward for cell in answered]) if answered else 0.0,
+        best=best.reward,
+        best_low=best.low,
+        best_high=best.high,
+        fragment=best.fragment if answered else "",
     ).rounded()
 
 

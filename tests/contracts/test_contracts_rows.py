@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from stages.contracts import circuit_rows, dictionary_rows
+from stages.contracts.compare_rows import COMPARISON
 from stages.contracts.outcomes import worst
 from stages.contracts.record import Estimate, Record, ResultFile
-from stages.contracts.research_rows import COMPARISON
 from stages.contracts.results import BY_HAND, ELSEWHERE, FILES
 from stages.contracts.reward_rows import CONTROLS, LEADERBOARD, BudgetRow, FreshRow, LeaderboardRow, TestRow
 from stages.errors import UserError

@@ -15,6 +15,18 @@ from stages.contracts.circuit_rows import (
     DrawnEdge,
     DrawnNode,
 )
+from stages.contracts.compare_rows import (
+    COMPARISON,
+    LIVE,
+    BestOfRow,
+    CompareRow,
+    Comparison,
+    LiveRow,
+    ProfileRow,
+    ScalingPoint,
+    ScalingRow,
+    TabledRow,
+)
 from stages.contracts.dictionary_rows import (
     DICTIONARIES,
     GALLERY,
@@ -40,21 +52,7 @@ from stages.contracts.journal import (
     Started,
 )
 from stages.contracts.record import Estimate
-from stages.contracts.research_rows import (
-    COMPARISON,
-    LABELS,
-    SCENARIOS,
-    TEST_PATH,
-    BestOfRow,
-    CompareRow,
-    Comparison,
-    LabelsRow,
-    PathRow,
-    ProfileRow,
-    ScalingPoint,
-    ScalingRow,
-    ScenarioRow,
-)
+from stages.contracts.research_rows import LABELS, SCENARIOS, TEST_PATH, LabelsRow, PathRow, ScenarioRow
 from stages.contracts.reward_rows import (
     CONTROLS,
     FRESH,
@@ -569,7 +567,29 @@ def comparison() -> Comparison:
                 points=tuple(point.model_copy(update={"fitted": None}) for point in points),
             ),
         ),
+        tasks=(
+            TabledRow(
+                task="steering_effect.digits_mlp", split="train", kind="Steer", fragments=46, answered=40, beyond=3,
+                median=0.002, best=0.12, best_low=0.1, best_high=0.14, fragment="Steer slopes roles=last",
+            ),
+            TabledRow(
+                task="worst_input.digits_mlp", split="train", kind="Propose", fragments=9, answered=0, beyond=0,
+                median=0.0, best=0.0, best_low=0.0, best_high=0.0, fragment="",
+            ),
+        ),
     )  # fmt: skip
+
+
+def live() -> tuple[LiveRow, ...]:
+    """Two researchers in campaigns of 16 proposals; random is nobody's rival."""
+    ends = {"train_low": 0.0, "train_high": 0.1, "validation": 0.03, "validation_low": 0.0, "validation_high": 0.06}
+    none = dict.fromkeys(("over_random", "over_random_low", "over_random_high"))
+    over = {"over_random": 0.02, "over_random_low": -0.01, "over_random_high": 0.05}
+    return tuple(
+        LiveRow(researcher=who, n=n, seeds=3, train=0.04, scored=0.9, **ends, **(none if who == "random" else over))
+        for who in ("programs", "random")
+        for n in (8, 16)
+    )
 
 
 def labels() -> tuple[LabelsRow, ...]:
@@ -630,6 +650,7 @@ def write_results(root: Path) -> None:
     SENSITIVITY.save(sensitivity(leaderboard), folder / "sensitivity.json")
     CAMPAIGN.save(result, folder / "campaign.json")
     COMPARISON.save(comparison(), folder / "compare.json")
+    LIVE.save(live(), folder / "compare_live.json")
     LABELS.save(labels(), folder / "labels.json")
     SCENARIOS.save(scenarios(), folder / "scenarios.json")
     file = root / "data" / "research" / "campaign" / "events.jsonl"

@@ -10,10 +10,11 @@ from stages.contracts.journal import Proposed
 from stages.errors import UserError
 from stages.report.composing import render
 from stages.report.lineage import MOST, depths, tree_section
-from stages.report.research import compare_section, doublings, judgement, labels_section, path_section
+from stages.report.research import doublings, judgement, labels_section, path_section
+from stages.report.researchers import compare_section, live_section
 from stages.report.results import load_results
-from stages.report.wording import change, signed
-from tests.report.conftest import campaign, comparison, journal, labels, path_of, per_task
+from stages.report.wording import DASH, change, signed
+from tests.report.conftest import campaign, comparison, journal, labels, live, path_of, per_task
 
 
 def _proposed(iteration: int, *parents: int) -> Proposed:
@@ -116,9 +117,24 @@ def test_researchers_are_compared_in_five_panels_and_a_table() -> None:
     assert panels["compare-compute"].svg.count('class="trace') == 2, "one fitted curve of three points"
     assert section.fits == ["programs: 0.40 [0.30, 0.50]"] and len(section.table.rows) == 4
     assert [name for name, _ in section.legend] == ["programs", "random"]
-    few = compare_section(found.model_copy(update={"profiles": (), "scaling": ()}))
-    assert few is not None and len(few.panels) == 3 and not few.fits
+    few = compare_section(found.model_copy(update={"profiles": (), "scaling": (), "tasks": ()}))
+    assert few is not None and len(few.panels) == 3 and not few.fits and few.tasks is None
+    assert section.tasks is not None
+    assert [row[-1].text for row in section.tasks.rows] == ["Steer slopes roles=last", DASH]
+    assert section.tasks.rows[0][-2].text == "+0.120 [+0.100, +0.140]"
     assert compare_section(found.model_copy(update={"rows": ()})) is None
+
+
+def test_campaigns_for_real_have_two_plots_and_say_nothing_of_random_over_random() -> None:
+    section = live_section(live())
+    assert section is not None and [plot.n_marks for _, _, plot in section.plots] == [4, 4] and section.seeds == 3
+    assert [(row[0].text, row[1].text, row[3].text) for row in section.table.rows] == [
+        ("programs", "8", "+0.020 [-0.010, +0.050]"),
+        ("programs", "16", "+0.020 [-0.010, +0.050]"),
+        ("random", "8", DASH),
+        ("random", "16", DASH),
+    ]
+    assert live_section(()) is None
 
 
 def test_every_number_of_labels_is_a_mark_and_the_agent_alone_a_line() -> None:

@@ -32,6 +32,7 @@ from stages.report.wording import signed
 from stages.research import campaign as loop
 from stages.research import sealed_test
 from stages.research.journal import Journal
+from stages.research.live import compare_live
 from stages.research.path import expected_largest, noise_of, path_rows
 from stages.research.researchers import make_researcher
 from stages.research.stage import Config, campaign, run
@@ -249,6 +250,37 @@ def test_two_campaigns_of_programs_write_the_same_journal(graph):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     results = Journal(first / "events.jsonl").of(Result)
     assert [result.status for result in results] == ["ok", "ok"] and "class Program(Method)" in str(results[0].spec)
+
+
+@needs_sandbox
+def test_researchers_are_compared_in_campaigns_and_a_larger_budget_continues_them(graph, tmp_path):
+    """Rows are those of the journals; the second comparison tries only what the first had not."""
+    first = {row.researcher: row for row in compare_live(["random", "programs"], 1, 2, lambda said: None)}
+    journals = {who: campaign_journal(f"live-{who}-1") for who in ("random", "programs")}
+    said: list[str] = []
+    rows = {row.researcher: row for row in compare_live(["random", "programs"], 2, 2, said.append)}
+    for who, before in journals.items():
+        assert campaign_journal(f"live-{who}-1")[: len(before)] == before
+        assert rows[who].train >= first[who].train and (rows[who].n, rows[who].seeds) == (2, 2)
+        trains = []
+        for seed in (0, 1):
+            results = Journal(paths.campaign_dir(f"live-{who}-{seed}") / "events.jsonl").of(Result)
+            trains.append(max(0.0, *(one.train.reward_mean if one.train else 0.0 for one in results)))
+        assert rows[who].train == pytest.approx(sum(trains) / 2, abs=1e-5)
+    assert sum("continuing after iteration 1 of 2" in one for one in said) == 4
+    (tmp_path / "stops.py").write_text(
+        "from stages.research.researcher import Halt, Researcher\n\n\nclass Stops(Researcher):\n"
+        "    def prepare(self, journal, slots):\n        raise Halt('spent', 'nothing is left')\n\n"
+        "    def propose(self, view, slot):\n        raise NotImplementedError\n"
+    )
+    with pytest.raises(
+        UserError, match=r"campaign live-stops-0 has 0 of 2 proposals: the last line of .*events.jsonl says"
+    ):
+        compare_live([str(tmp_path / "stops.py"), "random"], 2, 2, lambda said: None)
+
+
+def campaign_journal(name: str) -> bytes:
+    return (paths.campaign_dir(name) / "events.jsonl").read_bytes()
 
 
 def test_a_campaign_is_judged_by_the_workers_of_a_dask_cluster_and_its_journal_is_the_same(graph, monkeypatch):

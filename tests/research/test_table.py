@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.errors import UserError
-from stages.research.compare import compare, marks, profile, scaling
+from stages.research.compare import compare, marks, profile, scaling, tabled
 from stages.research.gate import FINEST
 from stages.research.programs import table as tables
 from stages.research.programs.exact import best_program, chance_of, contributions, null_of
@@ -133,6 +133,22 @@ def test_breeding_beats_the_best_of_as_many_random_programs_and_random_does_not(
     assert [one.cpu_s for one in speed["random"].points] == pytest.approx([0.5 * p.n for p in speed["random"].points])
     with pytest.raises(UserError, match="two researchers are called 'random'"):
         compare(["random", "random"], known, 2, 2, lambda said: None)
+
+
+def test_what_the_table_says_of_a_task_is_counted_from_its_cells():
+    task = COLUMNS[2]
+    source = next(iter(KINDS["Steer"].sources))
+    steer = a_table(void=source)
+    row = tabled(steer, task)
+    own = [one for (_, at), one in steer.cells.items() if at == task.task]
+    rewards = sorted(one.reward for one in own if not one.fragment.startswith(f"Steer {source}"))
+    assert (row.task, row.split, row.kind, row.fragments) == (task.task, "train", "Steer", len(own))
+    assert row.answered == len(rewards) < len(own)
+    assert row.beyond == sum(reward > 0.004 for reward in rewards)
+    assert (row.median, row.best) == pytest.approx((np.median(rewards), rewards[-1]), abs=1e-6)
+    assert steer.cells[row.fragment, task.task].reward == pytest.approx(row.best, abs=1e-6)
+    nobody = Table(COLUMNS, {key: one.model_copy(update={"status": "declined"}) for key, one in steer.cells.items()})
+    assert tabled(nobody, task).answered == 0 and tabled(nobody, task).fragment == ""
 
 
 def test_quantiles_of_the_null_are_those_of_drawing(known):
