@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flows.commands.bench import arm_file, copy_without_results
+from flows.commands.bench_pipeline import arm_file, copy_without_results
 from tests.flows.conftest import Toy
 
 # A second stage whose arms share a file with those of the first, as a method's file does.
