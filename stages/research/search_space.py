@@ -5,6 +5,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 from pydantic import JsonValue
@@ -99,6 +100,41 @@ def new_proposal(view: View, space: str, kind: str, seed: int, slot: int) -> tup
     return found
 
 
+class _Recalled:
+    """A trial that answers what was chosen, and notes what it was chosen from."""
+
+    def __init__(self, chosen: Mapping[str, Any]) -> None:
+        self.chosen = chosen
+        self.asked: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        from optuna.distributions import CategoricalDistribution
+
+        return self._noted(name, CategoricalDistribution(choices))
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        from optuna.distributions import IntDistribution
+
+        return int(self._noted(name, IntDistribution(low, high, log=log)))
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        from optuna.distributions import FloatDistribution
+
+        return float(self._noted(name, FloatDistribution(low, high, log=log)))
+
+    def _noted(self, name: str, distribution: Any) -> Any:
+        self.asked[name] = distribution
+        return self.chosen[name]
+
+
+@cache
+def _distributions(space: str, choices: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """{name: what it was chosen from}, of a proposal."""
+    recalled = _Recalled(dict(choices))
+    SPACES[space](recalled)
+    return recalled.asked
+
+
 def _ask(trials: Sequence[Seen], space: str, kind: str, seed: int) -> tuple[Proposal | None, Choices]:
     import optuna  # seconds of import, wanted by nobody who only reads this module
 
@@ -112,12 +148,18 @@ def _ask(trials: Sequence[Seen], space: str, kind: str, seed: int) -> tuple[Prop
         else:
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=0)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        for past in trials:
-            if past.value is not None:
-                study.enqueue_trial(dict(past.choices))
-                replayed = study.ask()
-                SPACES[space](replayed)
-                study.tell(replayed, past.value)
+        # Added as they were and not asked for again: the estimator would be fitted to each of them.
+        study.add_trials(
+            [
+                optuna.trial.create_trial(
+                    params=dict(past.choices),
+                    distributions=_distributions(space, tuple(past.choices.items())),
+                    value=past.value,
+                )
+                for past in trials
+                if past.value is not None
+            ]
+        )
         trial = study.ask()
         proposal = SPACES[space](trial)
     return proposal, dict(trial.params)
