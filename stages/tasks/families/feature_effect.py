@@ -2,18 +2,20 @@
 
 One instance: the direction of a feature, of almost the same length for all, and a label. The features are the latents
 of a small dictionary (k-means of the activations' directions). Truth: a compressed mean change of the label's
-probability over 256 inputs when the direction is added on each.
+probability over 256 inputs, or 64 prompts, when the direction is added on each.
 Source: k-means as a dictionary, Coates and Ng 2012 (Learning feature representations with k-means), section 3; effects
 of features by adding them, Templeton et al. 2024 (Scaling monosemanticity).
 
 Shape legend: N = instances, M = inputs, W = width of the hook point, D = features, C = outputs.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Steer
-from stages.contracts.target import Target, TargetAccess
+from stages.contracts.target import Offer, Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import compressed
 from stages.tasks.directions import activations, climbed, moved_outputs, place_array, place_of, place_on, unit
@@ -21,7 +23,7 @@ from stages.tasks.inputs import draw_inputs
 
 __all__ = ["FeatureEffect", "compress", "spherical_means"]
 
-N_INPUTS = 256
+N_INPUTS, N_PROMPTS = 256, 64
 N_SHOWN = 8
 MAX_BLEND = 0.45
 GRAIN = 0.5
@@ -31,13 +33,14 @@ LENGTH = (0.27, 0.33)
 """Least and largest, in units of the activations' spread: enough to tell two instances of one feature apart."""
 SCALE = 0.02
 LADDER = (1, 8, 32, 128)
+PROMPT_LADDER = (1, 4, 16, 32)
 CONSTANTS: Constants = {
     "grain": GRAIN,
     "length": list(LENGTH),
     "max_blend": MAX_BLEND,
     "n_corpus": N_CORPUS,
     "n_features": N_FEATURES,
-    "n_inputs": N_INPUTS,
+    "n_inputs": {"other inputs": N_INPUTS, "prompts": N_PROMPTS},
     "rounds": ROUNDS,
     "scale": SCALE,
 }
@@ -50,12 +53,12 @@ class FeatureEffect(TaskFamily):
     why_hard_black_box = "what a feature does hangs on what else is on, so it has to be tried on many inputs"
     why_white_box_helps = "from the hook point on few weights are left: the mean slope of the output there says it"
     query_kind = "Steer"
-    needs = frozenset({"pixels"})
+    needs: ClassVar[frozenset[Offer]] = frozenset()
     n_efforts = len(LADDER)
     truth_recipe = (
         "d = mean over shared_inputs of the probability of the instance's label with the direction added to the"
         " activation at shared_place (at every position), minus the same without. Truth: sign(d) * log(1 + |d| /"
-        " scale). A direction is that of one of"
+        " scale). A label is any, of a model of words any answer to one of the prompts. A direction is that of one of"
         " n_features centres of the activations of n_corpus train inputs, less their mean and brought to length 1"
         " (rounds rounds of spherical k-means), times a uniform number in length and the root of the sum of the"
         " activations' variances."
@@ -64,14 +67,16 @@ class FeatureEffect(TaskFamily):
 
     def generate(self, target: Target, rng: torch.Generator, n: int) -> Instances:
         place = place_on(target.spec)
-        drawn = draw_inputs(target, N_INPUTS, rng, MAX_BLEND, GRAIN)
+        of_words = target.spec.n_vocabulary is not None
+        drawn = draw_inputs(target, N_PROMPTS if of_words else N_INPUTS, rng, MAX_BLEND, GRAIN)
         held_BW = activations(target, place, target.corpus("train").inputs[:N_CORPUS])
         features_DW = spherical_means(held_BW - held_BW.mean(0), N_FEATURES, rng)
         chosen = features_DW[torch.randint(len(features_DW), (n,), generator=rng)]
         length = LENGTH[0] + (LENGTH[1] - LENGTH[0]) * torch.rand(n, 1, generator=rng)
+        answers = torch.unique(drawn.labels) if of_words else torch.arange(target.spec.n_outputs)
         arrays = {
             "directions": chosen * length * held_BW.std(0).norm(),
-            "labels": torch.randint(target.spec.n_outputs, (n,), generator=rng),
+            "labels": answers[torch.randint(len(answers), (n,), generator=rng)],
             "shared_inputs": drawn.inputs,
             "shared_place": place_array(place),
         }
@@ -98,7 +103,8 @@ class FeatureEffect(TaskFamily):
             change = wanted.exp() - before.exp()
             return torch.cat([wanted - before, change, compress(change), before], dim=-1)
 
-        return climbed(access, instances, LADDER[: effort + 1], rng, looks)
+        rungs = LADDER if access.spec.n_vocabulary is None else PROMPT_LADDER
+        return climbed(access, instances, rungs[: effort + 1], rng, looks)
 
     def query(self, instances: Instances) -> Query:
         shown = instances.arrays["shared_inputs"][:N_SHOWN]
