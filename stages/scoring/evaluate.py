@@ -129,18 +129,18 @@ def evaluate(
     return Evaluation(outcome, reason, told.answered.layer if told else "", results, frozen)
 
 
-def questions(tasks: Sequence[TaskName], n_fresh: int | None = None) -> dict[str, list[Asked]]:
+def questions(tasks: Sequence[TaskName], n_fresh: Callable[[Task], int] | None = None) -> dict[str, list[Asked]]:
     """What is asked on each target, so that a method that is at hand once can record all its answers.
 
     Args:
-        n_fresh: the same questions about so many instances as well.
+        n_fresh: the same questions about as many instances of a task as well.
     """
     found: dict[str, list[Asked]] = {}
     for family, target in tasks:
         task = cached_task(family, target)
         found.setdefault(target, []).append(asked_of(task))
-        if n_fresh is not None and n_fresh <= task.instances.n:
-            found[target].append(asked_of(task, n_fresh))
+        if n_fresh is not None:
+            found[target].append(asked_of(task, n_fresh(task)))
     return found
 
 

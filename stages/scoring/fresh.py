@@ -36,17 +36,23 @@ from stages.tasks.generation import make
 from stages.tasks.secret import read_secret
 from stages.tasks.storage import Task, list_tasks
 
-__all__ = ["fresh_gap", "fresh_task", "main", "run"]
+__all__ = ["fresh_gap", "fresh_task", "main", "n_fresh", "run"]
 
 N_FRESH = 40
+"""At most; of a task that was given few instances, since its truth is dear, a third of them."""
 DRAWS = 400
 FloatArray = npt.NDArray[np.float64]
 
 
-def fresh_task(task: Task, target: Target, n: int = N_FRESH, seed: int | None = None) -> Task:
+def n_fresh(task: Task) -> int:
+    """How many new instances are drawn of a task."""
+    return max(1, min(N_FRESH, task.instances.n // 3))
+
+
+def fresh_task(task: Task, target: Target, n: int | None = None, seed: int | None = None) -> Task:
     """New instances of a task's family, from a secret seed unless one is given, with their truth."""
     drawn = secrets.randbits(48) if seed is None else seed
-    made = make(task.family, target, task.split, n, drawn, "fresh", read_secret())
+    made = make(task.family, target, task.split, n or n_fresh(task), drawn, "fresh", read_secret())
     return Task(task.family, task.target_name, task.split, made.instances.public(), made.truth)
 
 

@@ -31,7 +31,7 @@ from stages.reward.statements import BOTH, MAX_UNSEEN, adjusted, statements
 from stages.scoring.cached import cached_task, jobs
 from stages.scoring.candidate import Candidate, Host, Source
 from stages.scoring.evaluate import Evaluation, evaluate, questions
-from stages.scoring.fresh import N_FRESH, fresh_gap
+from stages.scoring.fresh import fresh_gap, n_fresh
 from stages.scoring.in_process import InProcess
 from stages.scoring.isolated import Isolated
 from stages.scoring.judge import judge_arms
@@ -91,7 +91,7 @@ def score_method(
     name = candidate.name if candidate.name not in METHODS else f"{candidate.name}_of_yours"
     progress("interpret, and record the answers" if not candidate.reviewed else "interpret")
     try:
-        asked = None if candidate.reviewed else questions(tasks, N_FRESH if fresh else None)
+        asked = None if candidate.reviewed else questions(tasks, n_fresh if fresh else None)
         frozen = host.freeze(candidate, sorted({target for _, target in tasks}), asked)
     except OSError as error:
         raise InfraError(f"no process for the method could be made ({error}): run it again") from error

@@ -16,7 +16,7 @@ from stages.tasks.word_backdoors import draw_triggers, with_word
 
 __all__ = ["LADDER", "N_PROBES", "instances_of", "ladder_features"]
 
-LADDER = ((8, 0), (48, 0), (48, 16), (48, 64))
+LADDER = ((8, 0), (48, 0), (48, 32), (48, 256))
 """(probes, passwords tried on a few of them) of each variant, at each rung."""
 N_PROBES = 48
 WORD_LADDER = ((8, 0), (48, 0), (48, 32), (48, 96))

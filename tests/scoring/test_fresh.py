@@ -37,7 +37,14 @@ def test_a_seed_names_the_instances_and_none_is_a_secret_one(graph):
     keys = set(instance_keys(one.instances))
     assert not keys & set(instance_keys(other.instances)) and not keys & set(instance_keys(task.instances))
     secret = fresh_task(task, target)
-    assert secret.instances.n == fresh.N_FRESH == 40 and not keys & set(instance_keys(secret.instances))
+    assert secret.instances.n == fresh.n_fresh(task) and not keys & set(instance_keys(secret.instances))
+
+
+@pytest.mark.parametrize(("n", "drawn"), [(200, 40), (120, 40), (60, 20), (30, 10), (2, 1)])
+def test_of_a_task_with_few_instances_a_third_as_many_are_drawn(graph, n, drawn):
+    task = cached_task(*CASE)
+    few = replace(task, instances=replace(task.instances, n=n))
+    assert fresh.n_fresh(few) == drawn
 
 
 def test_the_numbers_of_a_gap_by_hand():
@@ -97,7 +104,7 @@ def test_a_gap_needs_both_answers(graph):
     assert fresh_gap(Knows(), *of, replace(old, rows=None), task, target) is None
     assert fresh_gap(Knows(), *of, replace(old, status="failed"), task, target) is None
     row = fresh_gap(Knows(), *of, old, task, target)
-    assert row.outcome == "ok" and row.n_fresh == 40 and row.old > 0.9 and row.fresh > 0.9
+    assert row.outcome == "ok" and row.n_fresh == fresh.n_fresh(task) and row.old > 0.9 and row.fresh > 0.9
     for said in (Answered("failed", truth_of(task), 0.0, 0.0, "no"), Answered("ok", None, 0.0, 0.0, "no")):
         row = fresh_gap(Knows(said), *of, old, task, target)
         assert (row.task, row.outcome, row.reason, row.gap) == (task.name, said.status, "no", None)
@@ -115,7 +122,7 @@ class OnlyOld(Outputs):
     """It fails on as many instances as fresh ones are."""
 
     def answer(self, query, interpretation, target):
-        if len(query.inputs) == fresh.N_FRESH:
+        if len(query.inputs) == fresh.n_fresh(cached_task(*CASE)):
             raise RuntimeError("not these")
         return super().answer(query, interpretation, target)
 
@@ -138,7 +145,7 @@ def test_all_methods_of_a_task_are_asked_about_the_same_fresh_instances(graph, m
     assert third.outcome == "failed" and "not these" in third.reason and found[2][3] is None
     assert last.outcome == "declined" and found[3][3] is None
     fresh._on_task(contenders[:1], frozen, *CASE, 6, chosen)
-    other = fresh_task(cached_task(*CASE), cached_target(CASE[1]), fresh.N_FRESH, 6)
+    other = fresh_task(cached_task(*CASE), cached_target(CASE[1]), seed=6)
     assert len(drawn) == 2 and drawn[1].digest == other.digest != drawn[0].digest
 
 

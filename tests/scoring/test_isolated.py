@@ -24,7 +24,7 @@ from stages.sandbox.groups import descendants
 from stages.scoring.cached import cached_target, cached_task
 from stages.scoring.candidate import Candidate, Source
 from stages.scoring.evaluate import questions
-from stages.scoring.fresh import fresh_gap, fresh_task
+from stages.scoring.fresh import fresh_gap, fresh_task, n_fresh
 from stages.scoring.isolated import Isolated, TargetGuard
 from stages.scoring.settings import settings
 from stages.tasks.generation import instance_keys
@@ -171,7 +171,7 @@ def test_fresh_instances_are_new_each_time_and_the_gap_has_an_interval(graph, tm
     assert not fresh_task(task, target, 20).instances.planted
     gap = fresh_gap(host, candidate, frozen, apart, task, target)
     assert gap is not None and gap.gap == pytest.approx(gap.old - gap.fresh, abs=1e-5)
-    assert gap.gap_low <= gap.gap_high and gap.n_fresh == 40
+    assert gap.gap_low <= gap.gap_high and gap.n_fresh == n_fresh(task)
 
 
 @needs_sandbox

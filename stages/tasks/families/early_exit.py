@@ -21,9 +21,15 @@ from stages.tasks.inputs import draw_inputs, is_few_shot
 __all__ = ["EarlyExit"]
 
 CONFIDENCE = 0.9
-LADDER = ((), (4,), (2, 6), (3, 5))
+LADDER = ((), (4,), (2, 6), (3, 5), (1, 7))
 """Prefix lengths added at each rung; the full episode comes first."""
-PROMPT_LADDER = ((), (0.75,), (0.5, 0.9), (0.25, 0.6, 0.8, 0.95))
+PROMPT_LADDER = (
+    (),
+    (0.75,),
+    (0.5, 0.9),
+    (0.25, 0.6, 0.8, 0.95),
+    (0.1, 0.35, 0.4, 0.45, 0.55, 0.65, 0.7, 0.85),
+)
 """Of a prompt: shares of its words."""
 
 
@@ -31,6 +37,7 @@ CONSTANTS: Constants = {"confidence": CONFIDENCE}
 
 
 class EarlyExit(TaskFamily):
+    version = 2
     title = "From which number of examples or words on is the target 90% sure of the answer it will finally give?"
     source = "Schuster et al. 2022 (CALM), arXiv 2207.07061, section 3.3: exit once confidence passes a threshold"
     why_hard_black_box = "every prefix is a new input, so each step of the curve costs a forward pass"
