@@ -122,9 +122,14 @@ def test_it_declines_what_it_has_nothing_to_say_about(mlp):
 
 def test_where_components_are_many_effects_are_of_first_order_and_no_edges_are_made(mlp, monkeypatch):
     """To first order the same as by ablation, up to what is not linear; a query is answered without edges too."""
-    exact = frozen(mlp).arrays["effects"]
+    whole = frozen(mlp).arrays
+    exact = whole["effects"]
     monkeypatch.setattr(circuit, "MAX_EXACT", 8)
     made = frozen(mlp)
+    means = [name for name in whole if name.startswith("mean.")]
+    assert set(made.arrays) == {*means, "effects"}
+    for name in means:  # put together from parts of 32 inputs
+        assert torch.allclose(made.arrays[name], whole[name], atol=1e-5), name
     assert "edges" not in made.arrays and made.arrays["effects"].shape == exact.shape
     assert spearmanr(made.arrays["effects"].flatten(), exact.flatten())[0] > 0.7
     inputs, labels = (part[:CORPUS_INPUTS] for part in mlp.corpus("train"))

@@ -12,7 +12,7 @@ from stages.dictionaries.evaluation.evaluate import random_dictionary
 from stages.interpretation.artifact import pack, unpack
 from stages.interpretation.free_phase import dictionaries_of
 from stages.interpretation.loading import built_in
-from stages.interpretation.methods import METHODS
+from stages.interpretation.methods import METHODS, circuit
 from stages.interpretation.methods.surrogate import _told_apart
 from stages.interpretation.representation import bounded, present_only
 from stages.metering.access import MeteredAccess
@@ -180,3 +180,17 @@ def test_a_surrogate_tells_the_outputs_apart_that_vary_most() -> None:
     assert _told_apart(outputs, 10**8).tolist() == list(range(40))
     kept = _told_apart(outputs, 2 * 9 * size)
     assert kept.tolist() == sorted(outputs.var(0).topk(9).indices.tolist()) and len(_told_apart(outputs, 1)) == 2
+
+
+def test_circuits_of_many_components_are_found_a_part_of_the_prompts_at_a_time(
+    words: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts have different numbers of words, so the mean of the parts' means would be another number."""
+    whole = interpreted("circuit", words)
+    monkeypatch.setattr(circuit, "MAX_EXACT", 1)
+    monkeypatch.setattr(circuit, "PART", 7)
+    parts = interpreted("circuit", words)
+    means = [name for name in whole.arrays if name.startswith("mean.")]
+    assert set(parts.arrays) == {*means, "effects"} and parts.arrays["effects"].shape == whole.arrays["effects"].shape
+    for name in means:
+        assert torch.allclose(parts.arrays[name], whole.arrays[name], atol=1e-5), name

@@ -38,6 +38,8 @@ CORPUS_INPUTS = 256
 """Inputs on which the components are ablated: the free phase is one forward of these per component."""
 MAX_EXACT = 128
 """Components that are zeroed one by one: each takes a forward pass, and a free phase has a minute."""
+PART = 32
+"""Inputs at once where components are many: what all of them hold, and its slopes, are there at the same time."""
 MAX_ANSWERS = 1024
 """Answers that effects are told apart by; with more of them (a vocabulary), few occur in the corpus twice."""
 SURE = 1e-3
@@ -55,18 +57,15 @@ class Circuit(Method):
         residual = [hook.name for hook in target.spec.with_role("residual")]
         leaf = target.spec.leaf
         read = list(dict.fromkeys([leaf, *names, *residual]))
+        if len(components) > MAX_EXACT:
+            return Interpretation(_to_first_order(target, inputs, labels, read))
         intact = target.gradients(inputs, Objective("margin", labels), read)
         arrays = _means(target.spec, inputs, intact.captured)
         if leaf == "input":
             arrays["mean.input"] = inputs.mean(0)
         if not components:
             return Interpretation(arrays)
-        answers_BC = _answers(labels, target.spec.n_outputs).to(intact.values.dtype)
-        share_BC = answers_BC / answers_BC.sum(0).clamp_min(1.0)
-        if len(components) > MAX_EXACT:
-            lost_PB = _first_order(components, intact)
-            effects_PB = F.softplus(lost_PB - intact.values) - F.softplus(-intact.values)
-            return Interpretation(arrays | {"effects": effects_PB @ share_BC})
+        share_BC = _shares(labels, target.spec.n_outputs, intact.values.dtype)
         effects, edges = [], []
         clean_B = F.cross_entropy(target.forward(inputs).outputs, labels, reduction="none")
         for component in components:
@@ -155,6 +154,30 @@ def _answers(labels: Tensor, n_outputs: int) -> Tensor:
     if n_outputs > MAX_ANSWERS:
         return torch.ones_like(labels).unsqueeze(-1)
     return F.one_hot(labels, n_outputs)
+
+
+def _shares(labels: Tensor, n_outputs: int, dtype: torch.dtype) -> Tensor:
+    """(B, C) one over how many inputs have an answer, for those that have it."""
+    answers_BC = _answers(labels, n_outputs).to(dtype)
+    return answers_BC / answers_BC.sum(0).clamp_min(1.0)
+
+
+def _to_first_order(target: TargetAccess, inputs: Tensor, labels: Tensor, read: Sequence[str]) -> dict[str, Tensor]:
+    """Means of what is held, and effects by answer from one gradient, a part of the inputs at a time."""
+    sums: dict[str, Tensor] = {}
+    effects, n_rows = [], 0
+    for part, right in zip(torch.split(inputs, PART), torch.split(labels, PART), strict=True):
+        intact = target.gradients(part, Objective("margin", right), read)
+        held = intact.captured if target.spec.leaf != "input" else {**intact.captured, "input": part}
+        rows = len(part) if target.spec.n_vocabulary is None else int((part[..., 1] > 0.5).sum())
+        for name, mean in _means(target.spec, part, held).items():
+            sums[name] = sums.get(name, torch.zeros(())) + rows * mean
+        lost_PB = _first_order(target.spec.components, intact)
+        effects.append(F.softplus(lost_PB - intact.values) - F.softplus(-intact.values))
+        n_rows += rows
+    effects_PB = torch.cat(effects, dim=1)
+    share_BC = _shares(labels, target.spec.n_outputs, effects_PB.dtype)
+    return {name: total / n_rows for name, total in sums.items()} | {"effects": effects_PB @ share_BC}
 
 
 def _first_order(components: Sequence[Component], intact: Gradients) -> Tensor:
