@@ -3,17 +3,17 @@
 Shape legend: N = instances of a task.
 """
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from stages.activations.stage import Config as ActivationsConfig
 from stages.base.params import load, names
 from stages.contracts.arms import LadderStep
-from stages.contracts.target import Target
+from stages.contracts.target import Objective, Target
 from stages.dictionaries.evaluation.gallery import N_EFFECT
 from stages.dictionaries.settings import Config as DictionariesConfig
 from stages.execution.arms import run_ladder
@@ -35,6 +35,8 @@ PASSES_PER_ANSWER = 3.0
 """Of the target, per instance and method: a forward and a backward pass, as methods here take at most."""
 PASSES_PER_CORPUS = 3.0
 """The same per input of the corpus, in the free phase of a method."""
+PART = 32
+"""Inputs whose slopes a free phase takes at every hook point at once: nothing here holds more."""
 UPDATE_FLOPS = 12.0
 """Of one dictionary step per row, input and latent: products of 2 FLOPs, forward and twice backward, two matrices."""
 
@@ -52,7 +54,7 @@ class Estimate:
 
 def estimate(target_name: str, tell: Callable[[str], None] = print) -> tuple[list[Estimate], int]:
     """The parts of a run about a target that has been made, under the active profile, and bytes of memory that a
-    process takes."""
+    process takes at most."""
     torch.set_num_threads(1)
     tell(f"{target_name}: trying a pass")
     target = load_target(target_name)
@@ -83,7 +85,8 @@ def estimate(target_name: str, tell: Callable[[str], None] = print) -> tuple[lis
     rows.append(Estimate("free phases", len(methods), free_s, f"{corpus} inputs each"))
     answers_s = len(methods) * PASSES_PER_ANSWER * n_all * seconds
     rows.append(Estimate("answers", len(methods), answers_s, f"{n_all} instances each"))
-    return rows, int(psutil.Process().memory_info().rss)
+    _free_phase(target)
+    return rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _seconds(task: Task, target: Target, seed: int, fixed: dict[int, LadderStep]) -> float:
@@ -91,6 +94,13 @@ def _seconds(task: Task, target: Target, seed: int, fixed: dict[int, LadderStep]
     begun = time.process_time()
     run_ladder(task, target, seed, fixed)
     return (time.process_time() - begun) / TRIED
+
+
+def _free_phase(target: Target) -> None:
+    """What takes the most memory, once."""
+    inputs, labels = (part[:PART] for part in target.corpus("train"))
+    wrt = list(dict.fromkeys([target.spec.leaf, *(hook.name for hook in target.spec.hooks)]))
+    MeteredAccess(target, Ledger(), free=True).gradients(inputs, Objective("margin", labels), wrt)
 
 
 def _pass(target: Target) -> tuple[float, float]:
