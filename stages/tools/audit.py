@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from joblib import delayed
 
@@ -28,6 +29,9 @@ from stages.tasks.storage import Split, Task
 from stages.tools.headroom import Headroom, headroom, retest, shortfalls
 
 __all__ = ["AuditRow", "audit", "audit_family", "told"]
+
+MOST_OF_ONE = 1 / 3
+"""Of the truth's variance, that one instance may have."""
 
 
 class Hints(TypedDict):
@@ -78,8 +82,8 @@ def audit(
     the truth with the position and with any single public number, ``..._chance`` what such a maximum reaches under
     permuted truth; ``headroom`` is what the executor makes of it. ``fails`` says
     what is not as it should be: constant 0, truth 1, permuted < 0.05, no overlap, no order hint beyond chance, a ladder
-    that rises, and what ``headroom.shortfalls`` says. (An input may well tell something: ``array_hint`` is shown, not
-    judged, and must only stay far from 1.)
+    that rises, no instance that has most of the variance, and what ``headroom.shortfalls`` says.
+    (An input may well tell something: ``array_hint`` is shown, not judged, and must only stay far from 1.)
 
     Args:
         names_: families; None: all.
@@ -148,6 +152,8 @@ def audit_family(made: TaskFamily, target: Target, split: Split, n: int, seed: i
             hints["order_hint"] > hints["order_chance"]
         ),
         "the ladder does not rise in price and score": not rises,
+        f"one instance has {(heaviest := heaviest_share(values)):.2f} of the truth's variance (wanted: at most"
+        f" {MOST_OF_ONE:.2f}; another scale of the truth may help)": heaviest > MOST_OF_ONE,
     }
     fails = [*(said for said, is_so in wrong.items() if is_so), *shortfalls(found)]
     return {
@@ -172,6 +178,13 @@ def audit_family(made: TaskFamily, target: Target, split: Split, n: int, seed: i
         "truth_seconds": round(truth_seconds, 1),
         "ok": not fails,
     }
+
+
+def heaviest_share(values: npt.NDArray[np.float64]) -> float:
+    """(n, items) -> the largest share of the variance that one instance has: a score hangs on whether it was met in
+    calibration. 0 where nothing varies."""
+    squares = ((values - values.mean()) ** 2).sum(1)
+    return float(squares.max() / squares.sum()) if squares.sum() > 0 else 0.0
 
 
 def told(row: AuditRow) -> dict[str, str | float]:

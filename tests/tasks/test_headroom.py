@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from stages.tasks.black_box import answer_features, ask
 from stages.tasks.generation import make
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.storage import Task
-from stages.tools.audit import audit
+from stages.tools.audit import audit, heaviest_share
 from stages.tools.headroom import headroom, known, retest, shortfalls
 from stages.tools.task_tables import headroom_table, ladder_table, update
 from stages.tools.tasks import list_families
@@ -99,3 +100,13 @@ def test_tables_and_the_list_are_made_from_an_audit(settled: Path) -> None:
     assert listed["noise_flip"]["headroom"] == {} and listed["noise_flip"]["cluster"] == "noise_flip"
     update([], page)
     assert known() == kept, "what was not audited again stays"
+
+
+def test_an_instance_far_from_all_others_has_most_of_the_variance() -> None:
+    rng = np.random.default_rng(0)
+    even = rng.normal(size=(120, 3))
+    assert heaviest_share(even) < 0.1
+    even[7] += 40.0
+    by_hand = ((even[7] - even.mean()) ** 2).sum() / ((even - even.mean()) ** 2).sum()
+    assert heaviest_share(even) == pytest.approx(by_hand) and by_hand > 1 / 3
+    assert heaviest_share(np.ones((5, 1))) == 0.0

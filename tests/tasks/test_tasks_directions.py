@@ -48,7 +48,7 @@ def test_steering_effect_is_the_change_of_the_mean_loss():
         )
 
     for direction, found in zip(arrays["directions"].numpy(), truth, strict=True):
-        assert found == pytest.approx(squash(loss(hidden + direction) - loss(hidden), 0.1), abs=1e-4)
+        assert found == pytest.approx(squash(loss(hidden + direction) - loss(hidden), 1.0), abs=1e-4)
     lengths = arrays["directions"].norm(dim=-1)
     assert float(lengths.max() - lengths.min()) < 1e-4, "the length says nothing"
 
@@ -65,7 +65,7 @@ def test_steering_effect_adds_at_every_position(name):
             handle = module.register_forward_hook(lambda module, args, out, moved=moved: out + moved)
             losses.append(torch.nn.functional.cross_entropy(target.model(x).double(), y).item())
             handle.remove()
-        assert float(found) == pytest.approx(squash(losses[1] - losses[0], 0.1), abs=1e-3)
+        assert float(found) == pytest.approx(squash(losses[1] - losses[0], 1.0), abs=1e-3)
 
 
 def test_trigger_generalisation_is_the_mean_log_probability_of_the_label():

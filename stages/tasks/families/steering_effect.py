@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from stages.contracts.method import Query, Steer
-from stages.contracts.target import Offer, Target, TargetAccess
+from stages.contracts.target import Offer, Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
 from stages.tasks.black_box import compressed, label_features
 from stages.tasks.directions import activations, climbed, moved_outputs, place_array, place_of, place_on, unit
 from stages.tasks.inputs import draw_inputs
 
-__all__ = ["SteeringEffect", "compress"]
+__all__ = ["SteeringEffect"]
 
 N_INPUTS, N_PROMPTS = 256, 64
 N_SHOWN = 8
@@ -28,7 +28,9 @@ GRAIN = 0.5
 LENGTH = 1.0
 """Of a direction, in units of the activations' spread: the root of the sum of their variances."""
 SHARE_RANDOM = 0.5
-SCALE = 0.1
+SCALE, PROMPT_SCALE = 1.0, 0.1
+"""Nats. On images and episodes effects are of either sign: with a small scale one that is near 0, where the others are
+not, is many deviations away."""
 LADDER = (1, 8, 32, 128)
 PROMPT_LADDER = (1, 4, 16, 32)
 CONSTANTS: Constants = {
@@ -36,12 +38,13 @@ CONSTANTS: Constants = {
     "length": LENGTH,
     "max_blend": MAX_BLEND,
     "n_inputs": {"other inputs": N_INPUTS, "prompts": N_PROMPTS},
-    "scale": SCALE,
+    "scale": {"other inputs": SCALE, "prompts": PROMPT_SCALE},
     "share_random": SHARE_RANDOM,
 }
 
 
 class SteeringEffect(TaskFamily):
+    version = 2
     cluster = "steering_effect"
     title = "How does the loss change when this direction is added inside?"
     source = "Turner et al. 2023 (Activation addition), arXiv 2308.10248, section 3; here for arbitrary directions"
@@ -91,16 +94,18 @@ class SteeringEffect(TaskFamily):
         with torch.no_grad():
             clean = loss(target.model(inputs))
         found = [loss(out) - clean for out in moved_outputs(target, place_of(instances), inputs, directions)]
-        return Truth(compress(torch.stack(found)).unsqueeze(-1))
+        return Truth(compressed(torch.stack(found), _scale(target.spec)).unsqueeze(-1))
 
     def behavioural(self, access: TargetAccess, instances: Instances, effort: int, rng: torch.Generator) -> Tensor:
+        scale = _scale(access.spec)
+
         def looks(clean_MC: Tensor, moved_NMC: Tensor, order_M: Tensor) -> Tensor:
             labels_M = instances.arrays["shared_labels"][order_M]
             before_M2 = label_features(clean_MC, labels_M)[:, :2]
             labels_NM = labels_M.repeat(len(moved_NMC))
             after = label_features(moved_NMC.flatten(0, 1), labels_NM)[:, :2].view(*moved_NMC.shape[:2], 2)
             change = after - before_M2
-            return torch.cat([change, compress(change[..., :1])], dim=-1)
+            return torch.cat([change, compressed(change[..., :1], scale)], dim=-1)
 
         rungs = LADDER if access.spec.n_vocabulary is None else PROMPT_LADDER
         return climbed(access, instances, rungs[: effort + 1], rng, looks)
@@ -110,6 +115,5 @@ class SteeringEffect(TaskFamily):
         return Steer(place_of(instances), instances.arrays["directions"], shown)
 
 
-def compress(change: Tensor) -> Tensor:
-    """Monotone and odd: linear below ``SCALE`` nats, logarithmic above."""
-    return compressed(change, SCALE)
+def _scale(spec: TargetSpec) -> float:
+    return SCALE if spec.n_vocabulary is None else PROMPT_SCALE
