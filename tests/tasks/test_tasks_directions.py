@@ -53,8 +53,8 @@ def test_steering_effect_is_the_change_of_the_mean_loss():
     assert float(lengths.max() - lengths.min()) < 1e-4, "the length says nothing"
 
 
-@pytest.mark.parametrize("name", ["digits_few_shot", "facts_lm"])
-def test_steering_effect_adds_at_every_position(name):
+@pytest.mark.parametrize(("name", "scale"), [("digits_few_shot", 1.0), ("facts_lm", 0.1)])
+def test_steering_effect_adds_at_every_position(name, scale):
     target, made = small_target(name), made_small("steering_effect", name)
     arrays, place = made.instances.arrays, place_of(made.instances)
     x, y = arrays["shared_inputs"], arrays["shared_labels"]
@@ -65,7 +65,7 @@ def test_steering_effect_adds_at_every_position(name):
             handle = module.register_forward_hook(lambda module, args, out, moved=moved: out + moved)
             losses.append(torch.nn.functional.cross_entropy(target.model(x).double(), y).item())
             handle.remove()
-        assert float(found) == pytest.approx(squash(losses[1] - losses[0], 1.0), abs=1e-3)
+        assert float(found) == pytest.approx(squash(losses[1] - losses[0], scale), abs=1e-3)
 
 
 def test_trigger_generalisation_is_the_mean_log_probability_of_the_label():
