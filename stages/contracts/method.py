@@ -147,6 +147,8 @@ class Interpretation:
         if any(isinstance(value, np.ndarray) for value in self.arrays.values()):
             taken = {name: _as_tensor(value) for name, value in self.arrays.items()}
             object.__setattr__(self, "arrays", taken)
+        # A file gives its arrays back in any order, another one in each process: who goes over them meets this one.
+        object.__setattr__(self, "arrays", dict(sorted(self.arrays.items(), key=lambda item: str(item[0]))))
 
 
 @dataclass(frozen=True)

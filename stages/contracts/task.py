@@ -42,6 +42,14 @@ class Instances:
     """What the family planted (first axis = instance), for ``ground_truth`` alone. Private: storage never writes it, so
     nobody who loads a task sees it."""
 
+    def __post_init__(self) -> None:
+        # A file gives its arrays back in any order, another one in each process. Who goes over them must meet them in
+        # the same order, or the columns of an answer are others than those the agent was calibrated on.
+        for name in ("arrays", "variants", "planted"):
+            held = getattr(self, name)
+            if list(held) != sorted(held):
+                object.__setattr__(self, name, dict(sorted(held.items())))
+
     def select(self, index: Tensor) -> "Instances":
         arrays = {k: v if k.startswith("shared_") else v[index] for k, v in self.arrays.items()}
         return Instances(arrays, int(index.numel()), self.variants, {k: v[index] for k, v in self.planted.items()})

@@ -66,6 +66,13 @@ def test_a_family_scores_by_skill_unless_it_says_otherwise():
     assert made.name == "noise_flip" and TaskFamily.cost_factor == 1.0 and TaskFamily.version == 1
 
 
+def test_arrays_are_met_in_one_order_whatever_order_they_came_in():
+    one, two = torch.arange(2), torch.ones(2)
+    made = Instances({"b": one, "a": two}, 2, {"w": one, "v": two}, {"q": one, "p": two})
+    assert [list(held) for held in (made.arrays, made.variants, made.planted)] == [["a", "b"], ["v", "w"], ["p", "q"]]
+    assert made.arrays["b"] is one and made.variants["v"] is two
+
+
 def test_chosen_instances_keep_what_is_theirs_and_what_is_shared():
     whole = Instances(
         {"a": torch.arange(4), "shared_b": torch.arange(7)}, 4, {"w": torch.ones(2, 3)}, {"p": torch.arange(4) * 10}

@@ -194,12 +194,25 @@ def test_a_variant_is_told_by_what_was_changed(mlp):
     found = asked("weight_difference", mlp, Compare(tuple(range(N)), mlp.corpus("train").inputs[:2], LABELS[:2]), stack)
     n_weights = sum(value.numel() for value in mlp.model.state_dict().values())
     assert found.status == "ok" and found.target_flops == n_weights
-    first = next(iter(stack))
-    change = stack[first] - mlp.model.state_dict()[first]
-    assert np.allclose(found.rows[:, 0, 0], change.flatten(1).norm(dim=-1).numpy(), atol=1e-5)
-    shares = (change[3] ** 2).sum(0) / (change[3] ** 2).sum()
-    assert found.rows[3, 0, 4] == pytest.approx(float(shares.max()), rel=1e-4), "the column that holds most of it"
+    bias, weight = sorted(stack)[:2]
+    changes = [stack[name] - mlp.model.state_dict()[name] for name in (bias, weight)]
+    assert changes[0].dim() == 2, "(variant, unit): four looks"
+    for column, change in zip((0, 4), changes, strict=True):
+        assert np.allclose(found.rows[:, 0, column], change.flatten(1).norm(dim=-1).numpy(), atol=1e-5)
+    shares = (changes[1][3] ** 2).sum(0) / (changes[1][3] ** 2).sum()
+    assert found.rows[3, 0, 8] == pytest.approx(float(shares.max()), rel=1e-4), "the column that holds most of it"
     assert found.rows[0, 0].sum() == 0, "the first was not changed"
+
+
+def test_an_answer_has_its_columns_in_the_same_order_whatever_order_a_file_gave_the_weights_in(mlp):
+    """The agent is calibrated on the columns of one process's answer and predicts from another's."""
+    stack, query = stacked(mlp), Compare(tuple(range(N)), mlp.corpus("train").inputs[:2], LABELS[:2])
+    turned = dict(reversed(stack.items()))
+    made = interpret("weight_difference", mlp)
+    one, other = (asked("weight_difference", mlp, query, weights, made) for weights in (stack, turned))
+    assert list(turned) != list(stack) and np.array_equal(one.rows, other.rows)
+    kept = Interpretation(dict(reversed(made.arrays.items())))
+    assert list(kept.arrays) == list(made.arrays) == sorted(made.arrays)
 
 
 def test_only_variants_are_told_by_weights(mlp):

@@ -90,8 +90,10 @@ out = torch.cat([top, change.flatten(1).amax(-1, keepdim=True), change.flatten(1
     "all": "out = torch.cat([change.mean(1), change.abs().mean(1), change.abs().amax(1)], -1)\n",
 }
 WEIGHTS = """
-names = [key.removeprefix("compare/") for key in arrays if key.startswith("compare/")]
-changed = target.variants(query.variants).weights(names)
+changed = target.variants(query.variants).weights()  # those that differ: of a model of words its last block
+names = [n for n in changed if "compare/" + n in arrays]
+if not names:
+    return None
 change = {n: (changed[n] - arrays["compare/" + n]).flatten(1) for n in names}
 """
 READ = {
