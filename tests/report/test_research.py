@@ -129,8 +129,8 @@ def test_campaigns_for_real_have_two_plots_and_say_nothing_of_random_over_random
     section = live_section(live())
     assert section is not None and [plot.n_marks for _, _, plot in section.plots] == [4, 4] and section.seeds == 3
     assert [(row[0].text, row[1].text, row[3].text) for row in section.table.rows] == [
-        ("programs", "8", "+0.020 [-0.010, +0.050]"),
-        ("programs", "16", "+0.020 [-0.010, +0.050]"),
+        ("programs", "8", "+0.020 [−0.010, +0.050]"),
+        ("programs", "16", "+0.020 [−0.010, +0.050]"),
         ("random", "8", DASH),
         ("random", "16", DASH),
     ]

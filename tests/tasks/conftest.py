@@ -26,6 +26,7 @@ SIZES = {
     "ablation_effect": 3,
     "active_learning": 6,
     "backdoor_detection": 12,
+    "early_exit": 32,
     "elicited_ability": 16,
     "sandbag_or_unable": 16,
     "circuit_membership": 3,
