@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from typing import Any
 
 from joblib import Parallel
@@ -49,6 +50,8 @@ def process_pool(n_jobs: int, **options: Any) -> Parallel:
     ``LENSMITH_DASK`` names its scheduler."""
     if n_jobs > 1 and os.environ.get(SCHEDULER):
         return cluster_pool(n_jobs, **options)
+    # joblib replaces a worker whose memory has grown and says so each time; nothing is lost by it.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     if n_jobs > 1:
         _watch()
     return Parallel(n_jobs=n_jobs, initializer=_leave_at_once, **options)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -250,6 +249,4 @@ def run(config: Config, progress: Progress = print) -> CampaignSummary:
 
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    # joblib replaces a worker whose memory has grown and says so each time; nothing is lost by it.
-    warnings.filterwarnings("ignore", message="A worker stopped while some jobs")
     run(load("research", Config))
