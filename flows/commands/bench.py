@@ -1,16 +1,13 @@
 """`lensmith bench`: every claim of speed is a measurement that can be repeated."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.commands import circuits, dictionaries, validity
 from flows.commands.bench_pipeline import pipeline
 from flows.commands.running import Jobs
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["BENCHMARKS", "COMMANDS"]
 

@@ -119,8 +119,12 @@ def compare(
         print_json(found)
     else:
         show(console, found)
-        shown = f"; {page} shows it" if page else "; the report of the next run shows it"
-        console.print(f"written: {COMPARISON.path()}{shown}", highlight=False, soft_wrap=True)
+        _say_written(console, COMPARISON.path(), page)
+
+
+def _say_written(console: "Console", file: Path, page: Path | None) -> None:
+    shown = f"; {page} shows it" if page else "; the report of the next run shows it"
+    console.print(f"written: {file}{shown}", highlight=False, soft_wrap=True)
 
 
 def _compare_live(
@@ -144,8 +148,7 @@ def _compare_live(
         print_json(rows)
         return
     show_live(console, rows)
-    shown = f"; {page} shows it" if page else "; the report of the next run shows it"
-    console.print(f"written: {LIVE.path()}{shown}", highlight=False, soft_wrap=True)
+    _say_written(console, LIVE.path(), page)
 
 
 def show_live(console: "Console", rows: "Sequence[LiveRow]") -> None:
@@ -275,8 +278,7 @@ def labels(
         for row in sorted(rows, key=lambda row: (names.index(row.method), row.labels))
     ]
     print_rows(console, cells, f"{split} families, n = {rows[0].n_tasks} tasks x {rows[0].n_seeds} seeds")
-    shown = f"; {page} shows it" if page else "; the report of the next run shows it"
-    console.print(f"written: {LABELS.path()}{shown}", highlight=False, soft_wrap=True)
+    _say_written(console, LABELS.path(), page)
 
 
 def scenarios(
@@ -331,8 +333,7 @@ def scenarios(
         print_json(rows)
         return
     show_scenarios(console, rows)
-    shown = f"; {page} shows it" if page else "; the report of the next run shows it"
-    console.print(f"written: {SCENARIOS.path()}{shown}", highlight=False, soft_wrap=True)
+    _say_written(console, SCENARIOS.path(), page)
 
 
 def show_scenarios(console: "Console", rows: "Sequence[ScenarioRow]") -> None:

@@ -6,7 +6,6 @@ are laid out to stand where they are wanted.
 Shape legend: N = instances, I = items, K = features, E = evaluation instances.
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import t as student
 
+from stages.base.intervals import t_interval
 from stages.contracts.arms import Answered, ArmResult
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.target import Target
@@ -71,9 +70,7 @@ def scores(task: Task, results: Sequence[ArmResult], config: ExecutorConfig) -> 
 
 def over_draws(values: Sequence[float]) -> Estimate:
     """Of as many values as there were draws, at least 2."""
-    mean = statistics.fmean(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(*(round(value, 4) + 0.0 for value in (mean, mean - half, mean + half)))
+    return Estimate(*(round(value, 4) + 0.0 for value in (statistics.fmean(values), *t_interval(values))))
 
 
 def joined(family: TaskFamily, target_name: str, calibration: Half, evaluation: Half, config: ExecutorConfig) -> Task:

@@ -1,12 +1,13 @@
 """What the page says about research: the path of incumbents, and methods by the number of labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from stages.contracts.journal import CampaignSummary
+from stages.contracts.record import Estimate
 from stages.contracts.research_rows import LabelsRow, PathRow
 from stages.report.drawing import Drawn, Plot
 from stages.report.scales import Scale, linear
@@ -17,10 +18,12 @@ from stages.report.wording import DASH, change, interval, number, score, signed
 __all__ = [
     "LabelsSection",
     "PathSection",
+    "Traced",
     "doublings",
     "judgement",
     "labels_section",
     "path_section",
+    "traces",
 ]
 
 LAST = float("-inf")
@@ -30,6 +33,24 @@ def doublings(last: float, first: float = 1.0) -> Scale:
     """An axis of log2 from ``first`` to ``last``, with ticks at powers of two."""
     ticks = [2.0**i for i in range(40) if first <= 2.0**i <= last]
     return Scale(first / 1.12, max(last, first * 2) * 1.12, tuple(ticks[:: max(1, -(-len(ticks) // 9))]), log=True)
+
+
+Traced = tuple[float, Estimate, str]
+"""Where a mark stands, its value with its interval, and what is said of it."""
+
+
+def traces(plot: Plot, style: dict[str, Style], marks: Mapping[str, Sequence[Traced]]) -> None:
+    """A line of marks for each name, side by side on a log axis, so that intervals do not cover each other."""
+    for i, name in enumerate(reversed(style)):
+        shift = 1 + 0.03 * (i - (len(style) - 1) / 2)
+        points = [(at * shift, value, said) for at, value, said in marks[name]]
+        for (x1, one, _), (x2, other, _) in pairwise(points):
+            plot.line(x1, one.value or 0.0, x2, other.value or 0.0, f"trace {style[name].kind}")
+        for at, value, said in points:
+            plot.mark(
+                at, value.value or 0.0, f"dictionary {style[name].kind}", said,
+                y_interval=(value.low, value.high), shape=style[name].shape, radius=4.5,
+            )  # fmt: skip
 
 
 class PathSection(NamedTuple):
@@ -172,18 +193,12 @@ def labels_plot(rows: Sequence[LabelsRow], style: dict[str, Style], field: str) 
         alone = sorted({(float(row.labels), row.baseline) for row in rows})
         for (x1, y1), (x2, y2) in pairwise(alone):
             plot.line(x1, y1, x2, y2, "reference")
-    for i, name in enumerate(reversed(style)):
-        shift = 1 + 0.03 * (i - (len(style) - 1) / 2)
-        mine = sorted((row for row in rows if row.method == name), key=lambda row: row.labels)
-        points = [(row.labels * shift, row.estimate(field), row) for row in mine]
-        for (x1, one, _), (x2, other, _) in pairwise(points):
-            plot.line(x1, one.value or 0.0, x2, other.value or 0.0, f"trace {style[name].kind}")
-        for at, value, row in points:
-            plot.mark(
-                at, value.value or 0.0, f"dictionary {style[name].kind}",
-                f"{name}, {row.labels} labels: {change(value)}",
-                y_interval=(value.low, value.high), shape=style[name].shape, radius=4.5,
-            )  # fmt: skip
+    marks: dict[str, list[Traced]] = {}
+    for row in sorted(rows, key=lambda row: row.labels):
+        value = row.estimate(field)
+        said = f"{row.method}, {row.labels} labels: {change(value)}"
+        marks.setdefault(row.method, []).append((row.labels, value, said))
+    traces(plot, style, marks)
     return plot
 
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from stages.contracts.compare_rows import CompareRow, Comparison, LiveRow, ProfileRow, TabledRow
 from stages.report.drawing import Drawn, Plot
-from stages.report.research import doublings
+from stages.report.research import Traced, doublings, traces
 from stages.report.scales import Scale, linear
 from stages.report.sweeps import Style, key, styles
 from stages.report.tables import Cell, Column, Table, table
@@ -97,18 +97,12 @@ def _against(found: Comparison, style: dict[str, Style], field: str, include: Se
             plot.line(null.n, null.low, null.n, null.high, "nullband")
         for a, b in pairwise(found.null):
             plot.line(a.n, a.mean, b.n, b.mean, "reference")
-    for i, name in enumerate(reversed(style)):
-        mine = [row for row in found.rows if row.researcher == name]
-        shift = 1 + 0.03 * (i - (len(style) - 1) / 2)  # side by side, so that intervals do not cover each other
-        points = [(row.n * shift, row.estimate(field), row) for row in mine]
-        for (x1, one, _), (x2, other, _) in pairwise(points):
-            plot.line(x1, one.value or 0.0, x2, other.value or 0.0, f"trace {style[name].kind}")
-        for at, value, row in points:
-            said = f"{name}, {row.n} proposals: {signed(value.value)} {interval(value.low, value.high)}"
-            plot.mark(
-                at, value.value or 0.0, f"dictionary {style[name].kind}", f"{said}, {row.seeds} campaigns",
-                y_interval=(value.low, value.high), shape=style[name].shape, radius=4.5,
-            )  # fmt: skip
+    marks: dict[str, list[Traced]] = {}
+    for row in found.rows:
+        value = row.estimate(field)
+        said = f"{row.researcher}, {row.n} proposals: {signed(value.value)} {interval(value.low, value.high)}"
+        marks.setdefault(row.researcher, []).append((row.n, value, f"{said}, {row.seeds} campaigns"))
+    traces(plot, style, marks)
     return plot
 
 
@@ -245,17 +239,12 @@ def live_plot(rows: Sequence[LiveRow], style: dict[str, Style], field: str, titl
     plot.axis_y()
     plot.axis_x("proposals (log2 scale)", grid=False)
     plot.horizontal(0.0, "zero")
-    for i, name in enumerate(reversed(style)):
-        shift = 1 + 0.03 * (i - (len(style) - 1) / 2)
-        points = [(row.n * shift, row.estimate(field), row) for row in rows if row.researcher == name]
-        for (x1, one, _), (x2, other, _) in pairwise(points):
-            plot.line(x1, one.value or 0.0, x2, other.value or 0.0, f"trace {style[name].kind}")
-        for at, value, row in points:
-            plot.mark(
-                at, value.value or 0.0, f"dictionary {style[name].kind}",
-                f"{name}, {row.n} proposals: {change(value)}, {row.seeds} campaigns",
-                y_interval=(value.low, value.high), shape=style[name].shape, radius=4.5,
-            )  # fmt: skip
+    marks: dict[str, list[Traced]] = {}
+    for row in rows:
+        value = row.estimate(field)
+        said = f"{row.researcher}, {row.n} proposals: {change(value)}, {row.seeds} campaigns"
+        marks.setdefault(row.researcher, []).append((row.n, value, said))
+    traces(plot, style, marks)
     return plot
 
 

@@ -4,15 +4,14 @@ Each campaign is one of ``lensmith research`` and keeps its journal, so a compar
 a larger budget continues it. Campaigns of a researcher differ by their seed alone, and are independent.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
 from stages.base import paths
+from stages.base.intervals import t_interval
 from stages.contracts.compare_rows import LiveRow
 from stages.contracts.journal import CampaignSummary, Iteration
 from stages.errors import UserError
@@ -116,9 +115,8 @@ def live_rows(found: Mapping[str, Sequence[LivePath]], budget: int) -> tuple[Liv
 
 def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
     """With its t interval."""
-    mean = statistics.fmean(values)
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+    low, high = t_interval(values)
+    return {name: statistics.fmean(values), f"{name}_low": low, f"{name}_high": high}
 
 
 def _difference(

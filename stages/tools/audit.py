@@ -143,6 +143,7 @@ def audit_family(made: TaskFamily, target: Target, split: Split, n: int, seed: i
     found = headroom(task, target, methods, retest(task, target, result.instances, key))
     costs, scores = ([rung[what] for rung in found["ladder"]] for what in ("flops_per_instance", "score"))
     rises = scores[-1] > scores[0] + 0.02 and all(b > a for a, b in pairwise(costs)) and costs[0] > 0
+    heaviest = heaviest_share(values)
     wrong = {
         f"the best constant scores {constant:.2f} (wanted: 0)": constant != 0.0,
         f"the truth scores {perfect:.2f} (wanted: 1)": perfect != 1.0,
@@ -152,7 +153,7 @@ def audit_family(made: TaskFamily, target: Target, split: Split, n: int, seed: i
             hints["order_hint"] > hints["order_chance"]
         ),
         "the ladder does not rise in price and score": not rises,
-        f"one instance has {(heaviest := heaviest_share(values)):.2f} of the truth's variance (wanted: at most"
+        f"one instance has {heaviest:.2f} of the truth's variance (wanted: at most"
         f" {MOST_OF_ONE:.2f}; another scale of the truth may help)": heaviest > MOST_OF_ONE,
     }
     fails = [*(said for said, is_so in wrong.items() if is_so), *shortfalls(found)]
