@@ -12,7 +12,7 @@ from stages.tasks.black_box import answer_features, ask
 from stages.tasks.generation import make
 from stages.tasks.inputs import draw_inputs
 from stages.tasks.storage import Task
-from stages.tools.audit import audit, heaviest_share
+from stages.tools.audit import audit, audit_family, heaviest_share
 from stages.tools.headroom import headroom, known, retest, shortfalls
 from stages.tools.task_tables import headroom_table, ladder_table, update
 from stages.tools.tasks import list_families
@@ -110,3 +110,30 @@ def test_an_instance_far_from_all_others_has_most_of_the_variance() -> None:
     by_hand = ((even[7] - even.mean()) ** 2).sum() / ((even - even.mean()) ** 2).sum()
     assert heaviest_share(even) == pytest.approx(by_hand) and by_hand > 1 / 3
     assert heaviest_share(np.ones((5, 1))) == 0.0
+
+
+class Heavy(Told):
+    """One instance has a given share of the variance."""
+
+    share = 0.0
+
+    def generate(self, target, rng, n):
+        made = super().generate(target, rng, n)
+        hidden = made.arrays["hidden"].double()
+        hidden[0] = 0.0
+        hidden[1:] -= hidden[1:].mean()
+        # Of an instance at v and n - 1 others about 0, the mean is v / n: it has (v - v / n)^2 of the sum of squares.
+        odds = self.share / (1 - self.share)
+        hidden[0] = n * (odds * float((hidden[1:] ** 2).sum()) / ((n - 1) * (n - 1 - odds))) ** 0.5
+        return Instances({"inputs": made.arrays["inputs"], "hidden": hidden.float()}, n)
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.31, False), (0.36, True), (0.9, True)])
+def test_a_truth_of_which_one_instance_has_more_than_a_third_is_refused(
+    settled: Path, share: float, refused: bool
+) -> None:
+    made = Heavy()
+    made.share = share
+    row = audit_family(made, small_target("digits_mlp"), "train", 60, 0, [])
+    said = [one for one in row["fails"] if one.startswith(f"one instance has {share:.2f} of the truth's variance")]
+    assert bool(said) == refused and not (refused and row["ok"])
