@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+from stages.contracts.compare_rows import LiveRow
 from stages.contracts.journal import Iteration
 from stages.errors import UserError
 from stages.research.live import LivePath, compare_live, live_rows, path_of
@@ -32,21 +33,32 @@ def paths(rng: np.random.Generator, shift: float, seeds: int = 3, n: int = 12) -
     return found
 
 
+def ends(row: LiveRow, name: str) -> tuple[float | None, ...]:
+    found = row.estimate(name)
+    return found.value, found.low, found.high
+
+
 def test_rows_are_means_over_campaigns_with_t_intervals_and_welch_against_random():
     rng = np.random.default_rng(0)
     found = {"random": paths(rng, 0.0), "programs": paths(rng, 0.1)}
     rows = {(row.researcher, row.n): row for row in live_rows(found, 12)}
     assert set(rows) == {(who, n) for who in found for n in (8, 12)}
-    row = rows["programs", 8]
-    mine, theirs = ([one.train[7] for one in found[who]] for who in ("programs", "random"))
-    half = student.ppf(0.975, 2) * np.std(mine, ddof=1) / np.sqrt(3)
-    assert (row.train, row.train_low) == pytest.approx((np.mean(mine), np.mean(mine) - half), abs=1e-5)
-    variances = [np.var(one, ddof=1) / 3 for one in (mine, theirs)]
-    free = sum(variances) ** 2 / sum(one**2 / 2 for one in variances)
-    wide = student.ppf(0.975, free) * np.sqrt(sum(variances))
-    difference = np.mean(mine) - np.mean(theirs)
-    assert (row.over_random, row.over_random_high) == pytest.approx((difference, difference + wide), abs=1e-5)
-    assert row.scored == pytest.approx(np.mean([ok for one in found["programs"] for ok in one.scored[:8]]), abs=1e-5)
+    for (who, n), row in rows.items():
+        columns = {"train": [one.train[n - 1] for one in found[who]]}
+        columns["validation"] = [one.validation[n - 1] for one in found[who]]
+        for name, values in columns.items():
+            half = student.ppf(0.975, 2) * np.std(values, ddof=1) / np.sqrt(3)
+            by_hand = (np.mean(values), np.mean(values) - half, np.mean(values) + half)
+            assert ends(row, name) == pytest.approx(by_hand, abs=1e-5)
+        assert row.scored == pytest.approx(np.mean([ok for one in found[who] for ok in one.scored[:n]]), abs=1e-5)
+        if who == "programs":
+            both = columns["train"], [one.train[n - 1] for one in found["random"]]
+            variances = [np.var(one, ddof=1) / 3 for one in both]
+            free = sum(variances) ** 2 / sum(one**2 / 2 for one in variances)
+            wide = student.ppf(0.975, free) * np.sqrt(sum(variances))
+            difference = np.mean(both[0]) - np.mean(both[1])
+            by_hand = (difference, difference - wide, difference + wide)
+            assert ends(row, "over_random") == pytest.approx(by_hand, abs=1e-5)
     assert rows["random", 8].over_random is None
     alone = live_rows({"programs": found["programs"]}, 12)
     assert all(row.over_random is None for row in alone)
