@@ -9,7 +9,9 @@ from stages.contracts.arms import Answered
 from stages.contracts.journal import CAMPAIGN, CampaignSummary, Incumbent
 from stages.contracts.method import Interpretation, Method
 from stages.contracts.reward_rows import FRESH
+from stages.contracts.task import skill
 from stages.execution.arms import split
+from stages.execution.calibrator import Calibrator, assemble, cross_validate
 from stages.interpretation.loading import built_in
 from stages.scoring import fresh
 from stages.scoring.cached import cached_target, cached_task
@@ -82,6 +84,16 @@ def test_resamples_are_of_instances_and_always_the_same(graph):
     for old_or_new in draws:
         assert abs(old_or_new[1:].mean() - old_or_new[0]) < 0.15 and 0.01 < old_or_new[1:].std() < 0.3
         assert len(np.unique(old_or_new)) > 300
+    # The old score is of the instances it was not fitted on, by the sums of squares themselves.
+    features, truth, config = assemble(rows), task.truth.values.numpy(), chosen.execution
+    calibration, evaluation = split(task, 0, config)
+    fit = cross_validate(
+        features[calibration], truth[calibration], lambda a, b: float(skill(a, b)[0]), config.folds, config.max_features
+    )
+    model = Calibrator(config.max_features).fit(features[calibration], truth[calibration])
+    error = model.predict(features[evaluation])[fit.kind] - truth[evaluation]
+    about = truth[evaluation] - truth[evaluation].mean()
+    assert draws[0, 0] == pytest.approx(1 - (error**2).sum() / (about**2).sum())
     row = fresh._gap(task, draws, new, chosen)
     assert (row.task, row.outcome, row.n_fresh) == (task.name, "ok", 40)
     assert row.gap_low < row.gap < row.gap_high and row.old == round(float(draws[0, 0]), 6)
