@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 
 from stages.contracts.journal import Proposed
+from stages.contracts.research_rows import ScenarioRow
 from stages.errors import UserError
 from stages.report.composing import render
 from stages.report.lineage import MOST, depths, tree_section
 from stages.report.research import doublings, judgement, labels_section, path_section
 from stages.report.researchers import compare_section, live_section
 from stages.report.results import load_results
+from stages.report.scenarios import LAST, scenario_section
 from stages.report.wording import DASH, change, signed
-from tests.report.conftest import campaign, comparison, journal, labels, live, path_of, per_task
+from tests.report.conftest import campaign, comparison, journal, labels, live, path_of, per_task, scenarios
 
 
 def _proposed(iteration: int, *parents: int) -> Proposed:
@@ -146,3 +148,30 @@ def test_every_number_of_labels_is_a_mark_and_the_agent_alone_a_line() -> None:
         ("gradient", n) for n in ("10", "20", "80")
     ]
     assert "+0.100 [+0.080, +0.120]" in section.table.rows[0][2].text and labels_section(()) is None
+
+
+def test_every_number_of_a_scenario_stands_in_its_own_column_and_what_is_missing_is_a_dash() -> None:
+    """Numbers that differ, so that no column can show another's."""
+    fine, carries, broken = scenarios()
+    values = {name: 0.01 * (place + 1) for place, name in enumerate(ScenarioRow.ESTIMATES)}
+    ends = {f"{name}_{end}": at + by for name, at in values.items() for end, by in (("low", -0.5), ("high", 0.5))}
+    counts = {"n_train": 5, "n_validation": 7, "n_new_kinds": 2, "n_sealed": 11, "n_sister": 13}
+    numbers = {"bytes": 1234, "interpret_flops": 3e9, "answer_flops": 2.5e6, "answer_share": 0.0234}
+    fine = fine.model_copy(update={**values, **ends, **counts, **numbers})
+    section = scenario_section([broken, fine, carries])
+    assert section is not None and section.oracle == "+0.600" and section.targets == "digits_mlp"
+    assert section.counts == (
+        "5 train and 7 validation tasks (2 of a kind of question that no train task asks), 11 test tasks,"
+        " 13 about sisters"
+    )
+    shown = {row[0].text: row for row in section.table.rows}
+    texts = [cell.text for cell in shown[fine.method][1:]]
+    assert texts[:6] == ["built in", "ok", "1,234", "3 GFLOP", "2.5 MFLOP", "0.0234"]
+    order = ("gain", "over_black_box", "train", "validation", "new_kinds", "sealed", "sister", "own", "carried")
+    assert set(order) == set(ScenarioRow.ESTIMATES) and len(texts) == 6 + len(order)
+    for text, name, head in zip(texts[6:], order, section.table.columns[7:], strict=True):
+        assert text == change(fine.estimate(name)) and head.name == ScenarioRow.label(name)
+    of_broken = shown[broken.method]
+    assert [cell.text for cell in of_broken[2:5]] == ["failed", "0", DASH]
+    assert all((cell.text, cell.key) == (DASH, LAST) for cell in of_broken[4:]), "nothing is no number, and sorts last"
+    assert scenario_section([]) is None
