@@ -12,7 +12,7 @@ from stages.research.files_researcher import FilesResearcher
 from stages.research.journal import Journal
 from stages.research.lineage import difference
 from stages.research.researcher import Move, Researcher
-from stages.research.view import MAX_REASON, Seen, TaskSeen, View, one_line, view_of
+from stages.research.view import MAX_REASON, Seen, TaskSeen, View, one_line, seen_of, view_of
 from stages.reward.judging import leaderboard_row, task_row
 from stages.scoring.cached import cached_task
 from stages.scoring.composed import Spec
@@ -82,6 +82,16 @@ def test_no_view_and_no_line_of_the_journal_holds_a_validation_number_or_a_held_
         numbers = {float(found) for found in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", text)}
         assert not {number for number in numbers for secret in fine if abs(number - secret) < 5e-7}
     assert any("active_learning" in view for view in views), "train rows are shown in full"
+
+
+def test_a_validation_row_that_came_into_a_result_is_not_shown(told):
+    one = told[0]
+    proposed, result = one.journal.of(Proposed)[0], one.journal.of(Result)[0]
+    rows = tuple(task_row(result.name, judged) for judged in one.judged(0, "validation"))
+    assert rows and {row.split for row in rows} == {"validation"}
+    leaking = result.model_copy(update={"per_task": (*rows, *result.per_task)})
+    assert seen_of(proposed, leaking) == seen_of(proposed, result)
+    assert {task.task for task in seen_of(proposed, leaking).tasks} == {row.task for row in result.per_task}
 
 
 def test_no_view_holds_a_truth(told, built):
