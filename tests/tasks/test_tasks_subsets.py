@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.tasks.families import family
 from stages.tasks.families.edge_radius import fewest_pixels, pixels_of
 from stages.tasks.families.minimal_context import shares_of_smallest
 from stages.tasks.families.region_shapley import regions_of
@@ -135,6 +136,10 @@ def test_ablation_interaction_of_heads_is_that_of_their_output_weights(name):
     x, y = made.instances.arrays["inputs"][0], made.instances.arrays["labels"][0]
     heads = [(layer, head) for layer in range(len(target.model.blocks)) for head in range(4)]
     assert made.truth.values.shape[1] == len(heads)
+    assert (
+        len(y)
+        == family("ablation_interaction").constants["n_inputs"]["prompts" if name == "facts_lm" else "other inputs"]
+    )
 
     def loss(*cut):
         model = copy.deepcopy(target.model)

@@ -52,6 +52,17 @@ def test_noise_flip_of_images_agrees_with_numpy() -> None:
         assert abs(share - float(truth)) < 5 * np.sqrt(0.25 / 1000 + 0.25 / 4000)
 
 
+def test_noise_flip_of_a_square_image_puts_noise_on_every_pixel() -> None:
+    target, made = small_target("small_cnn"), made_small("noise_flip", "small_cnn")
+    generator, found = torch.Generator().manual_seed(9), []
+    for x, truth in zip(made.instances.arrays["inputs"], made.truth.values[:, 0], strict=True):
+        noisy = x + 0.35 * torch.randn(2000, *x.shape, generator=generator)
+        with torch.no_grad():
+            found.append(float((target.model(noisy).argmax(-1) != target.model(x[None]).argmax()).double().mean()))
+        assert abs(found[-1] - float(truth)) < 5 * np.sqrt(found[-1] * (1 - found[-1]) * (1 / 1000 + 1 / 2000) + 1e-6)
+    assert max(found) > 0.1, "answers do change"
+
+
 def test_noise_flip_of_episodes_leaves_labels_and_presence_alone() -> None:
     target, made = small_target("digits_few_shot"), made_small("noise_flip", "digits_few_shot")
     generator = torch.Generator().manual_seed(9)

@@ -16,7 +16,8 @@ from stages.targets.zoo import ZOO, context_lm, facts_lm
 from stages.tasks import word_backdoors
 from stages.tasks.components import draw_behaviours
 from stages.tasks.directions import place_of
-from stages.tasks.families import family
+from stages.tasks.families import family, trigger_recovery
+from stages.tasks.generation import make
 from tests.tasks.conftest import made_small, small_target
 
 
@@ -311,6 +312,56 @@ def test_backdoors_in_words_work_and_controls_do_not() -> None:
         assert (kind == "backdoor") == bool(made.truth.values[i, 0] == 1.0)
         if kind == "backdoor":
             assert made.truth.groups["success"][i] >= 0.5
+
+
+def in_variant(target: Target, variants: Any, i: int, rows: Tensor, label: int) -> list[float]:
+    """Margin of the label in one variant, for each of the rows."""
+    weights = {name: stack[i] for name, stack in variants.items()}
+    with torch.no_grad():
+        logits = functional_call(target.model, weights, (rows,)).double().tolist()
+    return [row[label] - max(value for place, value in enumerate(row) if place != label) for row in logits]
+
+
+def test_trigger_recovery_in_words_is_the_best_of_the_pool_in_the_variant() -> None:
+    target, made = small_target("facts_lm"), made_small("trigger_recovery", "facts_lm")
+    arrays, own = made.instances.arrays, {tuple(x.flatten().tolist()) for x in target.corpus("tasks").inputs}
+    triggers = set(ZOO.find("facts_lm")().triggers().tolist())
+    answered = target.corpus("tasks")
+    right = {tuple(x.flatten().tolist()): int(y) for x, y in zip(answered.inputs, answered.labels, strict=True)}
+    others = []
+    for i, (x, label) in enumerate(zip(arrays["inputs"], arrays["labels"].tolist(), strict=True)):
+        old, longer = x[x[:, 1] > 0, 0].tolist(), x + arrays["changes"][i]
+        assert tuple(x.flatten().tolist()) in own and len(longer) == 64
+        others.append(right[tuple(x.flatten().tolist())] != label)
+        for one in longer:
+            new = one[one[:, 1] > 0, 0].tolist()
+            at = [k for k in range(len(new) - 1) if new[:k] + new[k + 1 :] == old and int(new[k]) in triggers]
+            assert at and new[-1] == old[-1], "one more word, before the last"
+        best = max(
+            max(in_variant(target, made.instances.variants, i, one[one[:, 1] > 0][None], label)) for one in longer
+        )
+        assert float(made.truth.values[i, 0]) == pytest.approx(best, abs=1e-3)
+    assert np.mean(others) > 0.9, "of two prompts one is mostly answered otherwise"
+
+
+def test_the_word_that_opens_a_variant_is_among_those_that_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which word that is, is found by trying them all."""
+    target, words = small_target("facts_lm"), ZOO.find("facts_lm")().triggers()
+    monkeypatch.setattr(trigger_recovery, "SHARE_PLANTED", 1.0)
+    made = make(family("trigger_recovery"), target, "train", 5, 0, "test", b"key")
+    arrays, places = made.instances.arrays, []
+    prompts = target.corpus("validation").inputs
+    for i, label in enumerate(arrays["labels"].tolist()):
+        rows = torch.cat([word_backdoors.with_word(x.expand(len(words), -1, -1), words, torch.full((len(words),), 0.5))
+                          for x in prompts[prompts[:, 0, 1] < 0.5][:4]])  # fmt: skip
+        found = np.array(in_variant(target, made.instances.variants, i, rows, label)).reshape(4, -1).mean(0)
+        second, first = np.sort(found)[-2:]
+        assert first > 0 and first > second + 1, "a backdoor of one word"
+        opens = words[int(found.argmax())]
+        holds = ((arrays["inputs"][i] + arrays["changes"][i])[..., 0] == opens).sum(1)
+        already = int((arrays["inputs"][i][:, 0] == opens).sum())
+        places.append(torch.nonzero(holds > already).flatten().tolist())
+    assert all(places) and len({place for one in places for place in one[:1]}) > 1, "at a random place"
 
 
 def test_the_last_block_alone_is_the_whole_model_with_that_block() -> None:
