@@ -7,17 +7,21 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from stages.activations.stage import Config as ActivationsConfig
 from stages.base.params import load, names
 from stages.contracts.arms import LadderStep
-from stages.contracts.target import Objective, Target
+from stages.contracts.target import Objective, Target, TargetSpec
 from stages.dictionaries.evaluation.gallery import N_EFFECT
 from stages.dictionaries.settings import Config as DictionariesConfig
 from stages.execution.arms import run_ladder
 from stages.execution.settings import executor
+from stages.interpretation import slopes
+from stages.interpretation.methods import circuit
+from stages.interpretation.representation import hook_names
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.storage import load_target
@@ -35,8 +39,6 @@ PASSES_PER_ANSWER = 3.0
 """Of the target, per instance and method: a forward and a backward pass, as methods here take at most."""
 PASSES_PER_CORPUS = 3.0
 """The same per input of the corpus, in the free phase of a method."""
-PART = 32
-"""Inputs whose slopes a free phase takes at every hook point at once: nothing here holds more."""
 UPDATE_FLOPS = 12.0
 """Of one dictionary step per row, input and latent: products of 2 FLOPs, forward and twice backward, two matrices."""
 
@@ -97,10 +99,19 @@ def _seconds(task: Task, target: Target, seed: int, fixed: dict[int, LadderStep]
 
 
 def _free_phase(target: Target) -> None:
-    """What takes the most memory, once."""
-    inputs, labels = (part[:PART] for part in target.corpus("train"))
+    """What takes the most memory, once: slopes at every hook point, of as many inputs as a free phase takes at once."""
+    inputs, labels = (part[: _at_once(target.spec)] for part in target.corpus("train"))
     wrt = list(dict.fromkeys([target.spec.leaf, *(hook.name for hook in target.spec.hooks)]))
     MeteredAccess(target, Ledger(), free=True).gradients(inputs, Objective("margin", labels), wrt)
+
+
+def _at_once(spec: TargetSpec) -> int:
+    """Inputs of which ``circuit`` and ``gradient`` take slopes together: few where both find the target large."""
+    widths = [spec.hook(name).width for name in hook_names(spec, ("residual", "mlp"))]
+    widths += [prod(spec.input_shape)] if spec.leaf == "input" else []
+    if min(widths, default=0) <= slopes.WIDEST or len(spec.components) <= circuit.MAX_EXACT:
+        return max(circuit.CORPUS_INPUTS, slopes.CORPUS_INPUTS)
+    return circuit.PART
 
 
 def _pass(target: Target) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Targets of params/optional: written into params once, comments kept; and what a run about a target will take."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,12 +9,20 @@ from ruamel.yaml import YAML
 
 from stages.activations.stage import Config as ActivationsConfig
 from stages.base.params import load
+from stages.contracts.method import Budget
+from stages.contracts.target import Target
 from stages.dictionaries.settings import Config as DictionariesConfig
 from stages.errors import UserError
+from stages.interpretation import slopes
+from stages.interpretation.loading import built_in
+from stages.interpretation.methods import circuit
 from stages.interpretation.settings import Config as InterpretationConfig
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
 from stages.targets.stage import Config as TargetsConfig
 from stages.tasks.families import family
 from stages.tasks.stage import Config as TasksConfig
+from stages.tools import estimates
 from stages.tools.estimates import estimate
 from stages.tools.optional_targets import OptionalTarget, add_target, known_targets
 from tests import toy
@@ -98,3 +106,34 @@ def test_an_estimate_has_every_part_of_a_run_about_a_target(graph: Path) -> None
     assert all(row.cpu_s > 0 and row.n > 0 for row in rows)
     assert by_part["truth of active_learning"].n == toy.N_INSTANCES
     assert "truth of few_shot_shapley" not in by_part, "that family is not about this target"
+
+
+class Counted(MeteredAccess):
+    """Notes of how many inputs slopes are taken together."""
+
+    most = 0
+
+    def gradients(self, inputs, objective, wrt):
+        Counted.most = max(Counted.most, len(inputs))
+        return super().gradients(inputs, objective, wrt)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_estimate_of_memory_tries_as_many_inputs_at_once_as_a_free_phase(
+    few_shot: Target, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """With limits below the target it is as a large one is to a method."""
+    if large:
+        monkeypatch.setattr(circuit, "MAX_EXACT", 1)
+        monkeypatch.setattr(slopes, "WIDEST", 1)
+    monkeypatch.setattr(estimates, "MeteredAccess", Counted)
+
+    def most(work: Callable[[], object]) -> int:
+        monkeypatch.setattr(Counted, "most", 0)
+        work()
+        return Counted.most
+
+    access, budget = Counted(few_shot, Ledger(), free=True), Budget(60, 10**8, 0)
+    methods = [most(lambda one=one: built_in(one).interpret(access, budget)) for one in ("circuit", "gradient")]
+    n = len(few_shot.corpus("train").labels)
+    assert most(lambda: estimates._free_phase(few_shot)) == max(methods) == (circuit.PART if large else n)
