@@ -6,6 +6,7 @@ own. The log of the node lies in the shared folder, so the run shows its lines f
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = ["DaskRunner", "dask_client"]
 
 CONNECT_S = 10
 """How long a scheduler may take to answer."""
+WORKERLESS_S = 60
+"""How long a node waits where there is no worker at all: one that died may be started again."""
 
 
 @contextmanager
@@ -112,12 +115,19 @@ class DaskRunner:
             key=f"{node}-{self._run}",
             pure=False,
         )
+        had_workers = time.monotonic()
         while True:
             try:
                 outcome: Outcome = future.result(timeout=TICK_S)
             except (NotYet, TimeoutError):
                 for line in tail.read():
                     on_line(line)
+                if self._has_workers():
+                    had_workers = time.monotonic()
+                elif time.monotonic() - had_workers > WORKERLESS_S:
+                    future.cancel()
+                    cause = "no Dask worker is left to run it: start some with `dask worker`, then run again"
+                    return Outcome(node, "failed", cause=cause)
                 continue
             except KilledWorker:
                 cause = "its Dask worker died, most likely for memory: give it more, or use fewer"
@@ -130,6 +140,12 @@ class DaskRunner:
             for line in tail.read(final=True):
                 on_line(line)
             return outcome
+
+    def _has_workers(self) -> bool:
+        try:
+            return bool(self._client.nthreads())
+        except Exception:  # what is wrong then is said by the result that is waited for
+            return True
 
     def stop(self) -> None:
         """Interrupt the nodes at work on all workers."""

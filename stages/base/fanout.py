@@ -32,18 +32,12 @@ def _client(address: str) -> Any:
             f" `pip install -c constraints.txt -e '.[dask]'`, or unset {SCHEDULER}"
         ) from error
     try:
-        client = Client(address, timeout=CONNECT_S, set_as_default=False)
+        return Client(address, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no Dask scheduler answers at {SCHEDULER}={address} ({type(error).__name__}): start one with"
             f" `dask scheduler`, correct the address, or unset {SCHEDULER}"
         ) from error
-    if not client.scheduler_info()["workers"]:
-        raise UserError(
-            f"the Dask scheduler at {SCHEDULER}={address} has no worker, so nothing would ever be computed: start some"
-            f" with `dask worker {address} --nthreads 1`, or unset {SCHEDULER}"
-        )
-    return client
 
 
 def _working_copy() -> str:
@@ -54,10 +48,16 @@ def _working_copy() -> str:
         return ""
 
 
-def _same_copy(client: Any, address: str) -> None:
-    """A worker of another working copy would compute from other data, and say nothing."""
-    here = _working_copy()
-    elsewhere = {worker: root for worker, root in client.run(_working_copy).items() if root not in ("", here)}
+def _check_workers(client: Any, address: str) -> None:
+    """Asked each time: workers come and go. One of another working copy would compute from other data, and say nothing;
+    without any, nothing would ever be computed, and nothing would say so."""
+    here, found = _working_copy(), client.run(_working_copy)
+    if not found:
+        raise UserError(
+            f"the Dask scheduler at {SCHEDULER}={address} has no worker, so nothing would ever be computed: start some"
+            f" with `dask worker {address} --nthreads 1`, or unset {SCHEDULER}"
+        )
+    elsewhere = {worker: root for worker, root in found.items() if root not in ("", here)}
     if here and elsewhere:
         worker, root = min(elsewhere.items())
         raise UserError(
@@ -77,7 +77,7 @@ def cluster_pool(n_jobs: int, **options: Any) -> Parallel:
         UserError: Dask is not installed, no scheduler answers, it has no worker, or one works in another working copy.
     """
     address = os.environ[SCHEDULER]
-    _same_copy(_client(address), address)
+    _check_workers(_client(address), address)
     # The client is named, since joblib would otherwise look for one that is the default of this process.
     with parallel_config(backend="dask", n_jobs=n_jobs, client=_client(address)):
         return Parallel(**options)

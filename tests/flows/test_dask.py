@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import dask_runner
 from tests.flows.conftest import REPOSITORY, Toy, until
 from tests.flows.test_warm import gone, outputs, worker
 
@@ -184,8 +185,9 @@ def test_no_cluster_is_one_line() -> None:
     assert "UserError: no Dask scheduler answers at LENSMITH_DASK=tcp://127.0.0.1:9" in done.stderr
 
 
-def test_a_cluster_without_workers_is_one_line(tmp_path: Path) -> None:
-    """Nothing would ever be computed, and nothing would say so."""
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[str]:
+    """A scheduler without a worker."""
     file = tmp_path / "scheduler.json"
     where = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
     scheduler = subprocess.Popen(
@@ -193,8 +195,30 @@ def test_a_cluster_without_workers_is_one_line(tmp_path: Path) -> None:
     )
     try:
         until(file.exists)
-        done = fan_out(LENSMITH_DASK=json.loads(file.read_text(encoding="utf-8"))["address"])
+        yield json.loads(file.read_text(encoding="utf-8"))["address"]
     finally:
         scheduler.terminate()
         scheduler.wait(600)
-    assert "has no worker, so nothing would ever be computed" in done.stderr
+
+
+def test_a_cluster_without_workers_is_one_line(nobody: str) -> None:
+    """Nothing would ever be computed, and nothing would say so."""
+    assert "has no worker, so nothing would ever be computed" in fan_out(LENSMITH_DASK=nobody).stderr
+
+
+def test_a_run_without_workers_is_one_line(toy: Toy, nobody: str) -> None:
+    done = toy.lensmith("run", "--runner", "dask", "--scheduler", nobody)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2 and len(lines) == 1 and "has no worker: start one on each machine" in lines[0]
+    assert toy.log() == []
+
+
+def test_a_node_whose_workers_all_went_away_has_failed(
+    nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client
+
+    monkeypatch.setattr(dask_runner, "WORKERLESS_S", 0)
+    with Client(nobody, timeout=600) as client:
+        outcome = dask_runner.DaskRunner(client, tmp_path, {}, None).reproduce("a", print)
+    assert outcome.state == "failed" and "no Dask worker is left to run it: start some" in outcome.cause

@@ -296,6 +296,11 @@ def test_a_campaign_is_judged_by_the_workers_of_a_dask_cluster_and_its_journal_i
         client.run(_move)
         with pytest.raises(UserError, match=r"works in /elsewhere and not in .*: start workers in"):
             process_pool(2)
+        cluster.scale(0)
+        while client.run(os.getpid):
+            time.sleep(0.1)
+        with pytest.raises(UserError, match="has no worker, so nothing would ever be computed"):
+            process_pool(2)  # it was connected before, when there were some
     first, second = (paths.campaign_dir(name) for name in ("here", "there"))
     for file in ("events.jsonl", "theta.json"):
         assert (first / file).read_bytes() == (second / file).read_bytes()
