@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from stages.research.researcher import Researcher
 from stages.research.researchers import RESEARCHERS, make_researcher
 from stages.research.researchers.programs import ProgramsResearcher, ranking
 from stages.research.stage import fingerprint
+from stages.research.search_space import SPACES, new_proposal
 from stages.research.view import Pending, Seen, TaskSeen, View, batch_start
 from stages.scoring.composed import Spec
 from stages.scoring.proposals import as_json
@@ -83,6 +85,47 @@ def test_search_beats_random_on_a_landscape_with_structure():
     """Late proposals over several seeds; random is the control."""
     mean = {name: sum(sum(map(worth, specs(name, seed, 20)[10:])) for seed in range(3)) / 30 for name in OVER_SPECS}
     assert mean["search"] > mean["random"] + 0.1
+
+
+def asked_again(seen: list[Seen], space: str, number: int) -> tuple[object, dict]:
+    """What the estimator proposes after trials that Optuna asked for itself, and was told of."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    past = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    for one in seen:
+        past.enqueue_trial(dict(one.choices))
+        trial = past.ask()
+        SPACES[space](trial)
+        assert trial.params == dict(one.choices)
+        past.tell(trial, one.value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler = optuna.samplers.TPESampler(seed=number, multivariate=True, group=True, n_startup_trials=0)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.add_trials(past.trials)
+    trial = study.ask()
+    return SPACES[space](trial), trial.params
+
+
+@pytest.mark.parametrize("space", ["specs", "programs"])
+def test_trials_that_are_handed_over_teach_what_asking_for_them_again_does(space):
+    drawn = make_researcher("random", 1, space)
+    _, seen = campaign(drawn, 12, lambda made: None)
+    rng = random.Random(0)
+    seen = [one.model_copy(update={"value": None if one.slot == 5 else rng.random()}) for one in seen]
+    known = [one for one in seen if one.value is not None]
+    differ = 0
+    for slot in range(12, 17):
+        _, choices = new_proposal(View(slot=slot, seen=tuple(seen), pending=()), space, "tpe", 2, slot)
+        for attempt in range(20):
+            number = 2 * 1_000_003 + 20 * slot + attempt
+            made, theirs = asked_again(known, space, number)
+            if made is not None and theirs not in [one.choices for one in seen]:
+                break
+        assert choices == theirs
+        differ += choices != asked_again(known[:-1], space, number)[1]
+    assert differ, "each of them is learned from"
 
 
 def test_void_results_teach_nothing():
