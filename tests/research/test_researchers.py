@@ -14,8 +14,8 @@ from stages.research.programs.grammar import Uniform, choices_of, draw, genome_o
 from stages.research.researcher import Researcher
 from stages.research.researchers import RESEARCHERS, make_researcher
 from stages.research.researchers.programs import ProgramsResearcher, ranking
-from stages.research.stage import fingerprint
 from stages.research.search_space import SPACES, new_proposal
+from stages.research.stage import fingerprint
 from stages.research.view import Pending, Seen, TaskSeen, View, batch_start
 from stages.scoring.composed import Spec
 from stages.scoring.proposals import as_json
