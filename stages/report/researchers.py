@@ -32,7 +32,7 @@ class CompareSection(NamedTuple):
 def compare_section(found: Comparison) -> CompareSection | None:
     if not found.rows:
         return None
-    style = _styles([row.researcher for row in found.rows])
+    style = styles(row.researcher for row in found.rows)
     null = [end for one in found.null for end in (one.low, one.high)]
     panels = [
         (
@@ -71,12 +71,6 @@ def compare_section(found: Comparison) -> CompareSection | None:
     return CompareSection(
         drawn, compare_table(found.rows), legend, found.seeds, found.budget, optimum, fits, tabled_table(found.tasks)
     )
-
-
-def _styles(names: Sequence[str]) -> dict[str, Style]:
-    """``random`` is the control, drawn as baselines are."""
-    found = styles(set(names) - {"random"})
-    return found | ({"random": styles(["random"])["random"]} if "random" in names else {})
 
 
 def _against(found: Comparison, style: dict[str, Style], field: str, include: Sequence[float]) -> Plot:
@@ -221,7 +215,7 @@ def live_section(rows: Sequence[LiveRow]) -> LiveSection | None:
     """Campaigns that were run."""
     if not rows:
         return None
-    style = _styles([row.researcher for row in rows])
+    style = styles(row.researcher for row in rows)
     titles = {"train": "Best train reward", "validation": "Validation reward of the incumbent"}
     plots = [
         (f"live-{field}", title, Drawn.of(live_plot(rows, style, field, title))) for field, title in titles.items()

@@ -2,21 +2,26 @@
 
 import re
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
-from stages.contracts.journal import Proposed
+from stages.contracts.compare_rows import CompareRow, LiveRow
+from stages.contracts.journal import Event, Proposed, Result
 from stages.contracts.research_rows import ScenarioRow
 from stages.errors import UserError
+from stages.report import lineage
 from stages.report.composing import render
 from stages.report.lineage import MOST, depths, tree_section
 from stages.report.research import doublings, judgement, labels_section, path_section
 from stages.report.researchers import compare_section, live_section
 from stages.report.results import load_results
 from stages.report.scenarios import LAST, scenario_section
-from stages.report.wording import DASH, change, signed
+from stages.report.wording import DASH, change, interval, number, signed, spread
 from tests.report.conftest import campaign, comparison, journal, labels, live, path_of, per_task, scenarios
+
+RowT = TypeVar("RowT", CompareRow, LiveRow)
 
 
 def _proposed(iteration: int, *parents: int) -> Proposed:
@@ -99,6 +104,46 @@ def test_a_long_campaign_shows_the_accepted_and_the_best() -> None:
     assert linked == {node.iteration for node in section.nodes}
 
 
+def test_limbs_lead_to_first_parents_and_what_is_shown_are_the_accepted_and_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = per_task(np.random.default_rng(0))
+    train = next(e for e in journal(campaign(), tasks) if isinstance(e, Result) and e.train is not None)
+    parents = {0: (), 1: (), 2: (1, 0), 3: (2,), 4: (0, 3), 5: (1, 4), 6: (4, 2)}
+    worth = {0: 0.1, 1: 0.5, 2: 0.01, 3: 0.4, 4: 0.3, 5: None}  # 2 is accepted, 5 has failed, 6 is not judged yet
+    events: list[Event] = [_proposed(i, *of) for i, of in parents.items()]
+    for i, value in worth.items():
+        given = {"iteration": i, "name": f"x-{i}", "objective": value, "accepted": i == 2}
+        if value is None:
+            given |= {"train": None, "status": "failed", "reason": "it broke", "per_task": ()}
+        events.append(train.model_copy(update=given))
+    monkeypatch.setattr(lineage, "MOST", 3)
+    section = tree_section(events)
+    assert section is not None and [node.iteration for node in section.nodes] == [1, 2, 3] and section.n_hidden == 4
+    svg = section.plot.svg
+    at = {int(said.partition(".")[0]): place for said, place in places(svg).items()}
+    limbs = re.findall(r'<line class="limb" x1="([\d.%]+)" y1="([\d.]+)" x2="([\d.%]+)" y2="([\d.]+)"', svg)
+    drawn = {((x1, float(y1)), (x2, float(y2))) for x1, y1, x2, y2 in limbs}
+    assert drawn == {(at[of[0]], at[i]) for i, of in parents.items() if of} and len(limbs) == 5
+    step = at[2][1] - at[1][1]
+    assert step > 0 and all(at[i][1] == pytest.approx(at[of[0]][1] + step) for i, of in parents.items() if of)
+    assert at[0][1] == at[1][1]
+    assert svg.count('class="mark cross"') == 2 and svg.count('class="mark accepted"') == 1
+    assert "5. x-5, proposed: failed: it broke" in places(svg) and "6. x-6, proposed: not judged yet" in places(svg)
+
+
+def test_only_train_rows_are_shown_of_a_proposal() -> None:
+    tasks = per_task(np.random.default_rng(0))
+    events = journal(campaign(), tasks)
+    result = next(e for e in events if isinstance(e, Result) and e.per_task)
+    held_out = tuple(row.model_copy(update={"split": "validation"}) for row in result.per_task)
+    leaking = result.model_copy(update={"per_task": (*result.per_task, *held_out)})
+    as_it_was, with_more = (tree_section([_proposed(result.iteration), one]) for one in (result, leaking))
+    assert as_it_was is not None and as_it_was.nodes[0].rows is not None
+    assert len(as_it_was.nodes[0].rows.rows) == len(result.per_task)
+    assert with_more is not None and with_more.nodes == as_it_was.nodes
+
+
 def test_a_campaign_without_a_journal_has_no_tree_and_a_damaged_one_is_refused(results_root: Path) -> None:
     file = results_root / "data" / "research" / "campaign" / "events.jsonl"
     file.write_text(file.read_text(encoding="utf-8").replace('"iteration": 3', '"iteration": "3"'), encoding="utf-8")
@@ -125,6 +170,82 @@ def test_researchers_are_compared_in_five_panels_and_a_table() -> None:
     assert [row[-1].text for row in section.tasks.rows] == ["Steer slopes roles=last", DASH]
     assert section.tasks.rows[0][-2].text == "+0.120 [+0.100, +0.140]"
     assert compare_section(found.model_copy(update={"rows": ()})) is None
+
+
+def with_numbers(row: RowT, first: int) -> RowT:
+    """Every estimate of a row another number with other ends, so that none can stand for another."""
+    values = {}
+    for place, name in enumerate(type(row).ESTIMATES):
+        value = 0.001 * (first + 7 * place)
+        values |= {
+            name: value,
+            f"{name}_low": value - 0.0004 * (place + 1),
+            f"{name}_high": value + 0.0007 * (place + 1),
+        }
+    return row.model_copy(update=values)
+
+
+def places(svg: str) -> dict[str, tuple[str, float]]:
+    """{what is said of a mark: x and y of its symbol}."""
+    found = {}
+    for mark in svg.split('<g class="mark')[1:]:
+        said = re.search("<title>(.*?)</title>", mark)
+        at = re.search(r'(?:class="dot" c?x|<svg x|<text x)="([-\d.%]+)" c?y="([-\d.]+)"', mark)
+        assert said is not None and at is not None
+        found[said[1]] = (at[1], float(at[2]))
+    return found
+
+
+def levels(svg: str, kind: str) -> list[float]:
+    return [float(y) for y in re.findall(rf'<line class="{kind}" x1="0" x2="100%" y1="([-\d.]+)"', svg)]
+
+
+def test_every_number_of_researchers_compared_stands_where_it_belongs() -> None:
+    found = comparison()
+    rows = tuple(with_numbers(row, 100 + 100 * place) for place, row in enumerate(found.rows))
+    rows = tuple(row.model_copy(update={"gap": 0.5 + 0.01 * place}) for place, row in enumerate(rows))
+    section = compare_section(found.model_copy(update={"rows": rows}))
+    assert section is not None
+    for row, cells in zip(rows, section.table.rows, strict=True):
+        train, better, validation, above = (
+            row.estimate(name) for name in ("train", "better", "validation", "validation_better")
+        )
+        assert [cell.text for cell in cells] == [
+            row.researcher, str(row.n), change(train), f"{row.of_optimum:.0%}",
+            f"{number(better.value, 2)} {spread(better.low, better.high, 2)}", change(validation),
+            f"{number(above.value, 2)} {spread(above.low, above.high, 2)}", signed(row.gap),
+        ]  # fmt: skip
+    plots = {name: plot.svg for name, _, plot, _ in section.panels}
+    lines = {"train": ("front", found.optimum_train), "validation": ("front", found.optimum_validation)}
+    for field, (kind, level) in (lines | {"better": ("reference", 0.5)}).items():
+        svg, at = plots[f"compare-{field}"], {}
+        for row in rows:
+            value = row.estimate(field)
+            said = f"{row.researcher}, {row.n} proposals: {change(value)}, {row.seeds} campaigns"
+            at[value.value] = places(svg)[said][1]
+        (low, y_low), *_, (high, y_high) = sorted(at.items())
+        wanted = y_low + (level - low) * (y_high - y_low) / (high - low)
+        assert any(abs(y - wanted) < 1.5 for y in levels(svg, kind)), field
+    assert section.tasks is not None
+    for row, cells in zip(found.tasks, section.tasks.rows, strict=True):
+        assert [cell.text for cell in cells] == [
+            row.task, row.split, row.kind, str(row.fragments), str(row.answered), str(row.beyond), signed(row.median),
+            f"{signed(row.best)} {interval(row.best_low, row.best_high)}", row.fragment or DASH,
+        ]  # fmt: skip
+
+
+def test_every_number_of_campaigns_for_real_stands_where_it_belongs() -> None:
+    rows = tuple(with_numbers(row, 10 + 100 * place) for place, row in enumerate(live()))
+    rows = tuple(row.model_copy(update={"scored": 0.5 + 0.1 * place}) for place, row in enumerate(rows))
+    section = live_section(rows)
+    assert section is not None
+    for row, cells in zip(rows, section.table.rows, strict=True):
+        told = [change(row.estimate(name)) for name in ("train", "over_random", "validation")]
+        assert [cell.text for cell in cells] == [row.researcher, str(row.n), *told, f"{row.scored:.0%}"]
+    plots = {name: plot.svg for name, _, plot in section.plots}
+    for field in ("train", "validation"):
+        said = {f"{r.researcher}, {r.n} proposals: {change(r.estimate(field))}, {r.seeds} campaigns" for r in rows}
+        assert set(places(plots[f"live-{field}"])) == said
 
 
 def test_campaigns_for_real_have_two_plots_and_say_nothing_of_random_over_random() -> None:
