@@ -75,6 +75,19 @@ def test_everything_an_arm_depends_on_is_in_its_key(task: Task, mlp: Target, ans
     next(iter(instances.arrays.values())).add_(1e-3)
     other_truth = Truth(task.truth.values + torch.eye(60, 1, dtype=torch.float64))
     assert answered.rows is not None
+    newer = type("Newer", (type(task.family),), {"version": 99, "__module__": type(task.family).__module__})
+    others = (
+        {"status": "failed"}, {"reason": "x"}, {"target_flops": 11.0}, {"unseen_flops": 1.0},
+        {"rows": answered.rows.reshape(60, 3, 1)},
+    )  # fmt: skip
+    first, fit = baseline.first[0], baseline.fits[0][0]
+    baselines = (
+        replace(baseline, fits=[[replace(fit, score=fit.score + 1e-9), *baseline.fits[0][1:]]]),
+        *(
+            replace(baseline, first=[replace(first, **other), *baseline.first[1:]])
+            for other in ({"flops": first.flops + 1}, {"effort": 99}, {"predictions": first.predictions + 1e-12})
+        ),
+    )
     keys = {
         store.arms_key(*arguments)
         for arguments in (
@@ -87,12 +100,16 @@ def test_everything_an_arm_depends_on_is_in_its_key(task: Task, mlp: Target, ans
             (task, replace(baseline, rungs=[list(reversed(baseline.rungs[0]))]), answered, CONFIG, 0, True),
             (replace(task, instances=instances), baseline, answered, CONFIG, 0, True),
             (replace(task, truth=other_truth), baseline, answered, CONFIG, 0, True),
+            (replace(task, family=newer()), baseline, answered, CONFIG, 0, True),
+            *((task, baseline, replace(answered, **other), CONFIG, 0, True) for other in others),
+            *((task, one, answered, CONFIG, 0, True) for one in baselines),
         )
     }
-    assert len(keys) == 9
+    assert len(keys) == 10 + len(others) + len(baselines)
     more_seeds = CONFIG.model_copy(update={"n_seeds": 9})
     assert store.arms_key(task, baseline, answered, more_seeds, 0, True) in keys
-    assert store.baseline_key(task, mlp.digest, CONFIG, 0) != store.baseline_key(task, "another", CONFIG, 0)
+    one = store.baseline_key(task, mlp.digest, CONFIG, 0)
+    assert one != store.baseline_key(task, "another", CONFIG, 0) != store.baseline_key(task, "another", CONFIG, 1)
 
 
 def test_a_damaged_entry_is_computed_again(task: Task, mlp: Target) -> None:
@@ -139,6 +156,7 @@ def test_an_entry_without_arrays_goes_as_well(tmp_path: Path, monkeypatch: pytes
 def test_the_code_of_executor_and_family_is_in_the_digest() -> None:
     reached = code.closure(["stages.execution.runs", "stages.tasks.families.noise_flip"])
     assert {"stages.execution.arms", "stages.execution.calibrator", "stages.tasks.black_box"} <= reached
+    assert {"stages.metering.op_table", "stages.metering.prices"} <= reached, "what the ladder is charged"
     assert not {"stages.tasks.families.early_exit", "stages.interpretation.methods.pca"} & reached
 
 
