@@ -177,6 +177,23 @@ def test_another_version_of_a_library_is_another_key(task: Task, mlp: Target, mo
         store._libraries.cache_clear()
 
 
+def test_code_that_changed_is_another_key(
+    task: Task, mlp: Target, answered: Answered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = runs.seed_of(runs.baseline_of(task, mlp, CONFIG), 0)
+
+    def keys() -> tuple[str, str]:
+        return (
+            store.baseline_key(task, mlp.digest, CONFIG, 0),
+            store.arms_key(task, baseline, answered, CONFIG, 0, True),
+        )
+
+    before, asked, digest = keys(), [], store.code_digest
+    monkeypatch.setattr(store, "code_digest", lambda *modules: asked.append(modules) or digest(*modules) + "edited")
+    assert all(one != other for one, other in zip(before, keys(), strict=True))
+    assert set(asked) == {("stages.execution.runs", "stages.tasks.families.noise_flip")}
+
+
 def test_a_baseline_read_back_poses_the_same_budgets_and_gives_the_same_arms(task, mlp, tmp_path):
     """Every field of a ladder step is kept: an arm on the stored baseline is the arm on the one in memory."""
     baseline = runs.baseline_of(task, mlp, CONFIG)
