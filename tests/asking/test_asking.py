@@ -152,6 +152,19 @@ def test_the_limit_holds_however_many_ask(tmp_path, workers, tokens):
     assert fit == (43 if tokens == Tokens(input=100, output=300) else 2)
 
 
+def test_a_call_that_just_fits_is_made_and_one_that_is_a_trillionth_of_a_dollar_short_is_not(tmp_path):
+    most = bound(ASK, PRICES, 10_000)
+    for limit, calls in ((most, 1), (most - Decimal("0.000000000001"), 0)):
+        answers = Counting(Tokens(input=1, output=1))
+        one = Client(answers, Journal(tmp_path / f"{calls}.jsonl"), {"m": PRICES}, limit)
+        if calls:
+            assert one.ask("it", "m", ASK).status == "ok"
+        else:
+            with pytest.raises(Stop, match="spent"):
+                one.ask("it", "m", ASK)
+        assert answers.calls == calls
+
+
 def test_a_server_that_takes_more_than_was_reserved_is_reserved_as_much_from_then_on(tmp_path):
     answers, book = Counting(Tokens(input=500_000, output=1)), Journal(tmp_path / "events.jsonl")
     one = Client(answers, book, {"m": PRICES}, Decimal("0.9"))
