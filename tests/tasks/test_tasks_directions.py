@@ -51,6 +51,12 @@ def test_steering_effect_is_the_change_of_the_mean_loss():
         assert found == pytest.approx(squash(loss(hidden + direction) - loss(hidden), 1.0), abs=1e-4)
     lengths = arrays["directions"].norm(dim=-1)
     assert float(lengths.max() - lengths.min()) < 1e-4, "the length says nothing"
+    assert float(lengths[0]) == pytest.approx(np.sqrt(hidden.var(0, ddof=1).sum()), rel=1e-3)
+    apart = (hidden[:, None] - hidden[None]).reshape(-1, hidden.shape[1])
+    apart = apart[np.linalg.norm(apart, axis=1) > 1e-3]
+    apart /= np.linalg.norm(apart, axis=1, keepdims=True)
+    is_difference = (apart @ arrays["directions"].numpy().T).max(0) / float(lengths[0]) > 1 - 1e-4
+    assert 0 < is_difference.sum() < len(is_difference), "some lie between two inputs, some are random"
 
 
 @pytest.mark.parametrize(("name", "scale"), [("digits_few_shot", 1.0), ("facts_lm", 0.1)])

@@ -11,6 +11,8 @@ from stages.contracts.target import Objective
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.tasks.families import family
+from stages.tasks.families.trigger_recovery import _of_other_labels
+from stages.tasks.inputs import draw_inputs
 from stages.tasks.pools import best_of_pool, image_patches, reach
 from tests.tasks.conftest import made_small, small_target
 from tests.tasks.test_tasks_truth import mlp
@@ -73,6 +75,15 @@ def test_trigger_recovery_is_the_best_of_the_pool_in_the_variant():
     changed = instances.arrays["changes"].abs() > 1e-6
     assert set(laid[changed].round(decimals=4).tolist()) <= {0.0, 1.0}, "a patch is black and white"
     assert int(changed.sum(-1).max()) <= 9
+
+
+def test_the_image_is_of_another_label_than_the_backdoors_wherever_one_of_two_is():
+    target, goals = small_target("digits_mlp"), torch.arange(10).repeat(40)
+    found = _of_other_labels(target, goals, torch.Generator().manual_seed(1))
+    drawn = draw_inputs(target, 800, torch.Generator().manual_seed(1))
+    for i, goal in enumerate(goals.tolist()):
+        first = int(drawn.labels[2 * i]) != goal
+        assert torch.equal(found[i], drawn.inputs[2 * i if first else 2 * i + 1])
 
 
 def test_the_black_box_reaches_what_the_truth_is_made_of():

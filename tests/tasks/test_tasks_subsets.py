@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
 from stages.tasks.families import family
 from stages.tasks.families.edge_radius import fewest_pixels, pixels_of
 from stages.tasks.families.minimal_context import shares_of_smallest
@@ -108,8 +110,8 @@ def test_order_sensitivity_is_the_spread_over_all_orders():
         assert x[5:8, 65].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_ablation_interaction_is_the_sum_over_all_pairs():
-    target, made = small_target("digits_mlp"), made_small("ablation_interaction", "digits_mlp")
+def loss_of_units(target, made):
+    """Loss on the first behaviour, in numpy, with units of the last hidden layer cut."""
     weights = {name: value.double().numpy() for name, value in target.model.state_dict().items()}
     x, y = made.instances.arrays["inputs"][0].double().numpy(), made.instances.arrays["labels"][0].tolist()
     hidden = x
@@ -124,9 +126,29 @@ def test_ablation_interaction_is_the_sum_over_all_pairs():
         total = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
         return np.mean(total - logits[np.arange(len(y)), y])
 
+    return loss
+
+
+def test_ablation_interaction_is_the_sum_over_all_pairs():
+    target, made = small_target("digits_mlp"), made_small("ablation_interaction", "digits_mlp")
+    loss = loss_of_units(target, made)
     for p in (0, 5, 31):
         beyond = sum(loss(p, q) - loss(p) - loss(q) + loss() for q in range(32) if q != p)
         assert float(made.truth.values[0, p]) == pytest.approx(squash(beyond, 0.1), abs=1e-3)
+
+
+def test_the_ladder_of_ablation_interaction_cuts_a_unit_along_with_halves_of_the_others():
+    target, made = small_target("digits_mlp"), made_small("ablation_interaction", "digits_mlp")
+    loss, access = loss_of_units(target, made), MeteredAccess(target, Ledger())
+    found = family("ablation_interaction").behavioural(
+        access, made.instances.public(), 3, torch.Generator().manual_seed(11)
+    )
+    generator = torch.Generator().manual_seed(11)
+    halves = [set(torch.rand(32, generator=generator).argsort()[:16].tolist()) for _ in range(2)]
+    assert {p in half for half in halves for p in (0, 5, 31)} == {True, False}
+    for p in (0, 5, 31):
+        drifts = [loss(*half | {p}) - loss(*half - {p}) - (loss(p) - loss()) for half in halves]
+        assert float(found[0, p, -1]) == pytest.approx(squash(np.mean(drifts), 0.1), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["digits_few_shot", "facts_lm"])
