@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from stages.contracts.target import Corpus, Target
+from stages.metering.access import MeteredAccess
+from stages.metering.ledger import Ledger
 from stages.targets.zoo import ZOO, context_lm, facts_lm
 from stages.tasks import word_backdoors
 from stages.tasks.components import draw_behaviours
@@ -211,6 +213,24 @@ def test_early_exit_from_a_prompt_agrees_with_shorter_and_shorter_sequences() ->
             first -= 1
         assert float(truth) == pytest.approx(first / len(words))
     assert len(set(made.truth.values[:, 0].tolist())) > 1
+
+
+@pytest.mark.parametrize("name", ["context_lm", "digits_few_shot"])
+def test_the_steps_of_early_exit_are_the_probabilities_of_the_final_answer_after_parts(name: str) -> None:
+    target, public = small_target(name), made_small("early_exit", name).instances.public()
+    found = family("early_exit").behavioural(MeteredAccess(target, Ledger()), public, 2, torch.Generator())[:, 0]
+    for x, row in zip(public.arrays["inputs"][:6], found.tolist(), strict=False):
+        if name == "context_lm":
+            words = x[x[:, 1] > 0]
+            n = len(words)
+            parts = [words[[j for j in range(n) if j < round(share * n) or j == n - 1]] for share in (0.75, 0.5, 0.9)]
+        else:
+            words, parts = x, [x.clone() for _ in range(3)]
+            for part, kept in zip(parts, (4, 2, 6), strict=True):
+                part[kept:8, 65] = 0.0
+        final = int(log_probs(target, words[None])[0].argmax())
+        by_hand = [np.exp(log_probs(target, part[None])[0, final]) for part in parts]
+        assert row[-3:] == pytest.approx(by_hand, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["facts_lm", "context_lm"])
