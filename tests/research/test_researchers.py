@@ -14,7 +14,7 @@ from stages.research.programs.grammar import Uniform, choices_of, draw, genome_o
 from stages.research.researcher import Researcher
 from stages.research.researchers import RESEARCHERS, make_researcher
 from stages.research.researchers.programs import ProgramsResearcher, ranking
-from stages.research.search_space import SPACES, new_proposal
+from stages.research.search_space import SPACES, _distributions, new_proposal
 from stages.research.stage import fingerprint
 from stages.research.view import Pending, Seen, TaskSeen, View, batch_start
 from stages.scoring.composed import Spec
@@ -98,6 +98,7 @@ def asked_again(seen: list[Seen], space: str, number: int) -> tuple[object, dict
         trial = past.ask()
         SPACES[space](trial)
         assert trial.params == dict(one.choices)
+        assert trial.distributions == _distributions(space, tuple(one.choices.items()))
         past.tell(trial, one.value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -112,3 +112,5 @@ def test_a_higher_rung_adds_to_a_lower_one_and_pays_for_it():
     share = (functional_call(target.model, variant, (probes,)).argmax(-1) == labels).float().mean()
     assert float(rungs[1][3, 0, 6]) == pytest.approx(float(share))
     assert len(labels) == elicitation.N_PROBES
+    query = family("elicited_ability").query(public)
+    assert query.variants == tuple(range(16)) and len(query.inputs) == len(query.labels) == LADDER[0][0] < len(probes)
