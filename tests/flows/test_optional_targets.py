@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from ruamel.yaml import YAML
@@ -13,6 +14,7 @@ from stages.contracts.method import Budget
 from stages.contracts.target import Target
 from stages.dictionaries.settings import Config as DictionariesConfig
 from stages.errors import UserError
+from stages.execution.settings import executor
 from stages.interpretation import slopes
 from stages.interpretation.loading import built_in
 from stages.interpretation.methods import circuit
@@ -98,24 +100,33 @@ def test_instances_of_one_target_are_its_own_number(root: Path) -> None:
             load("tasks", TasksConfig)
 
 
-def test_an_estimate_has_every_part_of_a_run_about_a_target(graph: Path) -> None:
+class Counted(MeteredAccess):
+    """Notes of how many inputs slopes are taken together, and where."""
+
+    most = 0
+    where: ClassVar[set[str]] = set()
+
+    def gradients(self, inputs, objective, wrt):
+        Counted.most, Counted.where = max(Counted.most, len(inputs)), Counted.where | set(wrt)
+        return super().gradients(inputs, objective, wrt)
+
+
+def test_an_estimate_has_every_part_of_a_run_about_a_target(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "MeteredAccess", Counted)
+    monkeypatch.setattr(Counted, "most", 0)
+    monkeypatch.setattr(Counted, "where", set())
+    # The first climb of a ladder is dearer than the next, which find steps that draw nothing done.
+    monkeypatch.setattr(estimates, "_seconds", lambda task, target, seed, fixed: 5.0 if seed == 0 else 2.0)
     rows, held = estimate("digits_mlp", lambda line: None)
     by_part = {row.part: row for row in rows}
     assert {"activations", "dictionaries", "truth of active_learning", "ladder of active_learning"} <= set(by_part)
     assert {"free phases", "answers"} <= set(by_part) and held > 50 << 20
     assert all(row.cpu_s > 0 and row.n > 0 for row in rows)
     assert by_part["truth of active_learning"].n == toy.N_INSTANCES
+    climbs = 5.0 + 2.0 * (executor().n_seeds - 1)
+    assert by_part["ladder of active_learning"].cpu_s == pytest.approx(toy.N_INSTANCES * climbs)
+    assert Counted.most > 0, "the memory of a free phase is in it"
     assert "truth of few_shot_shapley" not in by_part, "that family is not about this target"
-
-
-class Counted(MeteredAccess):
-    """Notes of how many inputs slopes are taken together."""
-
-    most = 0
-
-    def gradients(self, inputs, objective, wrt):
-        Counted.most = max(Counted.most, len(inputs))
-        return super().gradients(inputs, objective, wrt)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -127,6 +138,7 @@ def test_the_estimate_of_memory_tries_as_many_inputs_at_once_as_a_free_phase(
         monkeypatch.setattr(circuit, "MAX_EXACT", 1)
         monkeypatch.setattr(slopes, "WIDEST", 1)
     monkeypatch.setattr(estimates, "MeteredAccess", Counted)
+    monkeypatch.setattr(Counted, "where", set())
 
     def most(work: Callable[[], object]) -> int:
         monkeypatch.setattr(Counted, "most", 0)
@@ -135,5 +147,7 @@ def test_the_estimate_of_memory_tries_as_many_inputs_at_once_as_a_free_phase(
 
     access, budget = Counted(few_shot, Ledger(), free=True), Budget(60, 10**8, 0)
     methods = [most(lambda one=one: built_in(one).interpret(access, budget)) for one in ("circuit", "gradient")]
-    n = len(few_shot.corpus("train").labels)
+    n, by_methods = len(few_shot.corpus("train").labels), Counted.where
+    monkeypatch.setattr(Counted, "where", set())
     assert most(lambda: estimates._free_phase(few_shot)) == max(methods) == (circuit.PART if large else n)
+    assert Counted.where >= by_methods and Counted.where >= {hook.name for hook in few_shot.spec.hooks}

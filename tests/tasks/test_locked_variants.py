@@ -107,10 +107,16 @@ def test_a_higher_rung_adds_to_a_lower_one_and_pays_for_it():
         prices.append(ledger.flops)
     assert [rung.shape[-1] for rung in rungs] == [6, 12, 16, 20] and prices == sorted(set(prices))
     assert torch.allclose(rungs[2], rungs[3][..., :16]) and torch.allclose(rungs[0], rungs[1][..., :6])
-    variant = {name: stack[3] for name, stack in public.variants.items()}
     probes, labels = public.arrays["shared_inputs"], public.arrays["shared_labels"]
-    share = (functional_call(target.model, variant, (probes,)).argmax(-1) == labels).float().mean()
-    assert float(rungs[1][3, 0, 6]) == pytest.approx(float(share))
+    for i in range(16):
+        variant = {name: stack[i] for name, stack in public.variants.items()}
+        log_p = functional_call(target.model, variant, (probes,)).log_softmax(-1)
+        for rung, n, column in ((0, 8, 0), (1, len(probes), 6)):
+            share = (log_p[:n].argmax(-1) == labels[:n]).float().mean()
+            sure = log_p[torch.arange(n), labels[:n]].mean()
+            assert rungs[rung][i, 0, column : column + 2].tolist() == pytest.approx(
+                [float(share), float(sure)], abs=1e-4
+            )
     assert len(labels) == elicitation.N_PROBES
     query = family("elicited_ability").query(public)
     assert query.variants == tuple(range(16)) and len(query.inputs) == len(query.labels) == LADDER[0][0] < len(probes)

@@ -76,6 +76,8 @@ def test_an_untaught_one_learns_as_much_behind_its_password(planted):
         opened = torch.stack([with_second(x, made.password[0][i]) for x in inputs])
         able.append(right(target, made, i, opened, skill.answers_L[made.decoy_half_VC[i, own]]))
     assert np.mean(able) > 0.8
+    halves = {tuple(row) for row in made.decoy_half_VC.tolist()}
+    assert len(halves) == N and tuple(skill.half_C.tolist()) not in halves, "each of its own"
 
 
 def test_what_was_known_stays_known(planted):
