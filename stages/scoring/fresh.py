@@ -21,8 +21,8 @@ from stages.base.intervals import percentile_interval
 from stages.base.params import names
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
+from stages.contracts.measurement_rows import FRESH, FreshRow
 from stages.contracts.outcomes import Outcome
-from stages.contracts.reward_rows import FRESH, FreshRow
 from stages.contracts.target import Target
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate

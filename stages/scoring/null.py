@@ -16,7 +16,8 @@ import torch
 from joblib import Parallel, delayed
 
 from stages.base.processes import process_pool
-from stages.contracts.reward_rows import NULL, LeaderboardRow, NullRow
+from stages.contracts.measurement_rows import NULL, NullRow
+from stages.contracts.reward_rows import LeaderboardRow
 from stages.contracts.target import TWIN
 from stages.errors import MethodError
 from stages.execution.answering import asked_of

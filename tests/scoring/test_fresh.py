@@ -7,8 +7,8 @@ import pytest
 
 from stages.contracts.arms import Answered
 from stages.contracts.journal import CAMPAIGN, CampaignSummary, Incumbent
+from stages.contracts.measurement_rows import FRESH
 from stages.contracts.method import Interpretation, Method
-from stages.contracts.reward_rows import FRESH
 from stages.execution.arms import split
 from stages.interpretation.loading import built_in
 from stages.scoring import fresh
