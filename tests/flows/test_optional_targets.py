@@ -1,17 +1,24 @@
 """Targets of params/optional: written into params once, comments kept; and what a run about a target will take."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
 
+from flows.estimating import show_estimate
 from stages.activations.stage import Config as ActivationsConfig
 from stages.base.params import load
 from stages.dictionaries.settings import Config as DictionariesConfig
 from stages.errors import UserError
 from stages.interpretation.settings import Config as InterpretationConfig
+from stages.scoring.needs import outputs_about
 from stages.targets.stage import Config as TargetsConfig
 from stages.tasks.families import family
 from stages.tasks.stage import Config as TasksConfig
@@ -98,3 +105,17 @@ def test_an_estimate_has_every_part_of_a_run_about_a_target(graph: Path) -> None
     assert all(row.cpu_s > 0 and row.n > 0 for row in rows)
     assert by_part["truth of active_learning"].n == toy.N_INSTANCES
     assert "truth of few_shot_shapley" not in by_part, "that family is not about this target"
+
+
+def test_what_is_left_is_estimated_in_a_process_of_its_own(graph: Path) -> None:
+    outputs, console = outputs_about(["digits_mlp"]), Console(record=True, width=200, force_terminal=False)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=graph, check=True)
+    stage = {"cmd": "true", "metrics": [{"metrics/leaderboard.json": {"cache": False}}]}
+    (graph / "dvc.yaml").write_text(json.dumps({"stages": {"reward": stage}}), encoding="utf-8")
+    before = psutil.Process().memory_info().rss
+    show_estimate(graph, ["digits_mlp"], outputs, console, 2)
+    said = console.export_text()
+    assert "truth of active_learning" in said and "1 node to do" in said and "with 2 at work at once" in said
+    assert psutil.Process().memory_info().rss - before < 50 << 20
+    with pytest.raises(UserError, match="no_such"):
+        show_estimate(graph, ["no_such"], outputs, console, 2)
