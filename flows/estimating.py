@@ -48,8 +48,8 @@ def show_estimate(root: Path, targets: Sequence[str], outputs: Sequence[Path], c
     table.add_row("others", "nodes", f"{len(others)}", _time(rest), "as last time here, or 20 s each")
     print_table(console, table)
     console.print(
-        f"{len(todo)} node{'s' * (len(todo) != 1)} to do: about {_time((total + rest) / jobs)} with {jobs} at work at once, and"
-        f" {jobs * largest / 2**30:.1f} GiB of memory; interrupt it whenever you like, it goes on from there",
+        f"{len(todo)} node{'s' * (len(todo) != 1)} to do: about {_time((total + rest) / jobs)} with {jobs} at work at"
+        f" once, and {jobs * largest / 2**30:.1f} GiB of memory; interrupt it whenever you like, it goes on from there",
         highlight=False,
     )
     free = psutil.virtual_memory().available
