@@ -32,7 +32,7 @@ from stages.scoring.proposals import contenders
 from stages.scoring.settings import Settings, settings
 from stages.tasks.generation import make
 from stages.tasks.secret import read_secret
-from stages.tasks.storage import Task, list_tasks
+from stages.tasks.storage import Task, dearest_first, list_tasks
 
 __all__ = ["main", "null_rows", "run"]
 
@@ -51,7 +51,7 @@ def null_rows(
     A method that declines gets the baseline, as on the leaderboard. A task that the twin cannot pose says why, and is
     not in the mean.
     """
-    tasks = [task for split in splits.values() for task in split]
+    tasks = dearest_first(task for split in splits.values() for task in split)
     done = pool(delayed(_on_task)(candidates, host, task, chosen) for task in tasks)
     flat = [one for of_task in done for one in of_task]
     rows = [row for row, _ in flat]
