@@ -1,6 +1,10 @@
 """How long a run about some targets will take, and how much memory, before it starts."""
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -11,7 +15,7 @@ from flows.durations import load_durations
 from flows.graph import read_state
 from flows.tables import print_table
 from stages.errors import UserError
-from stages.tools.estimates import estimate
+from stages.tools.estimates import Estimate, estimate
 
 __all__ = ["show_estimate"]
 
@@ -33,7 +37,7 @@ def show_estimate(root: Path, targets: Sequence[str], outputs: Sequence[Path], c
     table = Table("target", "part", "n", "CPU", "", title="estimate")
     total, largest = 0.0, 0
     for target in targets:
-        rows, held = estimate(target, lambda line: console.print(line, highlight=False))
+        rows, held = _tried(target)
         largest = max(largest, held)
         for row in rows:
             total += row.cpu_s
@@ -44,8 +48,8 @@ def show_estimate(root: Path, targets: Sequence[str], outputs: Sequence[Path], c
     table.add_row("others", "nodes", f"{len(others)}", _time(rest), "as last time here, or 20 s each")
     print_table(console, table)
     console.print(
-        f"{len(todo)} nodes to do: about {_time((total + rest) / jobs)} with {jobs} at work at once, and"
-        f" {jobs * largest / 2**30:.1f} GiB of memory; interrupt it whenever you like, it goes on from there",
+        f"{len(todo)} node{'s' * (len(todo) != 1)} to do: about {_time((total + rest) / jobs)} with {jobs} at work at"
+        f" once, and {jobs * largest / 2**30:.1f} GiB of memory; interrupt it whenever you like, it goes on from there",
         highlight=False,
     )
     free = psutil.virtual_memory().available
@@ -54,6 +58,18 @@ def show_estimate(root: Path, targets: Sequence[str], outputs: Sequence[Path], c
             f"{jobs} processes of {largest / 2**30:.1f} GiB do not fit into the {free / 2**30:.1f} GiB that are free:"
             " use --jobs 1, or close other programs"
         )
+
+
+def _tried(target: str) -> tuple[list[Estimate], int]:
+    """In a process of its own: its memory is what is measured, and this one, which stays, does not keep the model."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(estimate, target, partial(print, flush=True)).result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"the process that tried {target} was killed, most likely for want of memory: close other programs, or"
+                " take a smaller model"
+            ) from error
 
 
 def _time(seconds: float) -> str:

@@ -16,17 +16,16 @@ from flows.graph import stage_of
 from flows.outcome import Outcome
 from flows.tables import print_table
 from stages.contracts.journal import Iteration
+from stages.contracts.measurement_rows import NULL, NullRow
 from stages.contracts.record import Record, ResultFile, Verdict
 from stages.contracts.reward_rows import (
     LEADERBOARD,
-    NULL,
     ON_TASKS,
     STATEMENTS,
     TEST,
     TEST_STATEMENTS,
     TRAIN,
     LeaderboardRow,
-    NullRow,
     StatementRow,
     TaskRow,
     TestRow,

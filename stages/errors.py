@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from stages.base.progress import listening, now_and_then
 from stages.base.text import plain
 
 __all__ = ["STATUS", "InfraError", "MethodError", "UserError", "explain_os", "os_cause", "os_said", "run_stage"]
@@ -22,6 +23,8 @@ STATUS = "LENSMITH_STATUS"
 """Names the file in which a stage notes how it ended; set by a run, absent under a plain ``dvc
 repro``.
 """
+SAYS_EVERY = 15.0
+"""Seconds between two lines about how far a stage has come."""
 
 
 class UserError(ValueError):
@@ -70,7 +73,8 @@ def run_stage(load: Callable[[], Callable[[], None]]) -> None:
         # The clock starts after the imports: they are the price of a process, not of the
         # computation.
         started = time.perf_counter()
-        main()
+        with listening(now_and_then(lambda message: print(message, flush=True), SAYS_EVERY)):
+            main()
         computation_s = round(time.perf_counter() - started, 3)
         _write_status("done", computation_s, "", False)
         print(f"computation_s={computation_s:.3f}", flush=True)

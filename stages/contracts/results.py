@@ -17,20 +17,9 @@ from stages.contracts.dictionary_rows import (
     SWEEP_METRICS,
 )
 from stages.contracts.journal import CAMPAIGN
+from stages.contracts.measurement_rows import CONTROLS, FRESH, NULL, SENSITIVITY
 from stages.contracts.research_rows import LABELS, SCENARIOS, TEST_PATH
-from stages.contracts.reward_rows import (
-    CONTROLS,
-    FRESH,
-    LEADERBOARD,
-    NULL,
-    PER_TASK,
-    SENSITIVITY,
-    STATEMENTS,
-    TEST,
-    TEST_PER_TASK,
-    TEST_STATEMENTS,
-    TRAIN,
-)
+from stages.contracts.reward_rows import LEADERBOARD, PER_TASK, STATEMENTS, TEST, TEST_PER_TASK, TEST_STATEMENTS, TRAIN
 
 __all__ = ["BY_HAND", "ELSEWHERE", "FILES"]
 

@@ -3,9 +3,10 @@ several, their table."""
 
 from typing import Literal
 
+from stages.contracts.measurement_rows import FreshRow, NullRow
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Record
-from stages.contracts.reward_rows import FreshRow, LeaderboardRow, NullRow, StatementRow, TaskRow
+from stages.contracts.reward_rows import LeaderboardRow, StatementRow, TaskRow
 
 __all__ = ["Entry", "Meters", "ScoreResult", "ScoreTable"]
 

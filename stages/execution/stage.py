@@ -16,7 +16,7 @@ from stages.execution.runs import arms_of, baseline_of
 from stages.execution.settings import Config, ExecutorConfig, executor
 from stages.execution.store import prune
 from stages.targets.storage import load_target
-from stages.tasks.storage import Task, list_tasks, load_task
+from stages.tasks.storage import Task, dearest_first, list_tasks, load_task
 
 __all__ = ["Config", "main", "oracle", "run"]
 
@@ -36,10 +36,10 @@ def _one(config: ExecutorConfig, family: str, target_name: str) -> str:
 
 def run(config: ExecutorConfig, jobs: int = 1) -> None:
     """All train and validation tasks, ``jobs`` processes at a time."""
-    tasks = [task for split in ("train", "validation") for task in list_tasks(split)]
+    tasks = dearest_first(task for split in ("train", "validation") for task in list_tasks(split))
     work = (delayed(_one)(config, family, target) for family, target in tasks)
-    for line in process_pool(jobs, return_as="generator")(work):
-        print(f"baseline: {line}", flush=True)
+    for done, line in enumerate(process_pool(jobs, return_as="generator_unordered")(work), 1):
+        print(f"baseline: {done} of {len(tasks)}: {line}", flush=True)
     prune()
 
 

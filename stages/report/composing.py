@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from stages.contracts.reward_rows import LeaderboardRow, NullRow, TaskRow
+from stages.contracts.measurement_rows import NullRow
+from stages.contracts.reward_rows import LeaderboardRow, TaskRow
 from stages.report import circuits, latents, listing, wording
 from stages.report.comparing import arms, cost_curve, forest, pareto, pareto_front, task_caption
 from stages.report.drawing import Drawn

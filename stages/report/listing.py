@@ -5,9 +5,10 @@ from typing import NamedTuple, TypeVar
 
 from stages.contracts.dictionary_rows import DictionaryRow
 from stages.contracts.journal import CampaignSummary, Iteration
+from stages.contracts.measurement_rows import ControlRow, FreshRow, NullRow
 from stages.contracts.outcomes import Outcome
 from stages.contracts.record import Estimate, Record, Verdict
-from stages.contracts.reward_rows import ControlRow, FreshRow, LeaderboardRow, NullRow, StatementRow, TaskRow
+from stages.contracts.reward_rows import LeaderboardRow, StatementRow, TaskRow
 from stages.report.matrix import kind_of
 from stages.report.tables import Cell, Column, Table, table
 from stages.report.wording import (

@@ -13,25 +13,27 @@ from stages.contracts.circuit_rows import CIRCUITS, DRAWINGS, CircuitDrawing, Ci
 from stages.contracts.compare_rows import COMPARISON, LIVE, Comparison, LiveRow
 from stages.contracts.dictionary_rows import DICTIONARIES, GALLERY, PROXIES, DictionaryRow, Gallery, ProxyRow
 from stages.contracts.journal import CAMPAIGN, EVENT, CampaignSummary, Event
+from stages.contracts.measurement_rows import (
+    CONTROLS,
+    FRESH,
+    NULL,
+    SENSITIVITY,
+    ControlRow,
+    FreshRow,
+    NullRow,
+    SensitivityTable,
+)
 from stages.contracts.record import ResultFile
 from stages.contracts.research_rows import LABELS, SCENARIOS, TEST_PATH, LabelsRow, PathRow, ScenarioRow
 from stages.contracts.reward_rows import (
-    CONTROLS,
-    FRESH,
     LEADERBOARD,
-    NULL,
     PER_TASK,
-    SENSITIVITY,
     STATEMENTS,
     TEST,
     TEST_PER_TASK,
     TEST_STATEMENTS,
     TRAIN,
-    ControlRow,
-    FreshRow,
     LeaderboardRow,
-    NullRow,
-    SensitivityTable,
     StatementRow,
     TaskRow,
     TestRow,

@@ -8,7 +8,8 @@ from markupsafe import Markup
 from stages.contracts.circuit_rows import CircuitDrawing
 from stages.contracts.dictionary_rows import DictionaryRow, ProxyRow
 from stages.contracts.journal import CampaignSummary, Incumbent
-from stages.contracts.reward_rows import FreshRow, LeaderboardRow, SensitivityTable, TestRow
+from stages.contracts.measurement_rows import FreshRow, SensitivityTable
+from stages.contracts.reward_rows import LeaderboardRow, TestRow
 from stages.report import circuits, exploring, listing, proxies, sweeps, wording
 from stages.report.comparing import forest
 from stages.report.drawing import Drawn

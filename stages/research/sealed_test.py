@@ -23,15 +23,7 @@ from stages.base.processes import process_pool
 from stages.contracts.arms import Answered, Baseline, MethodArms
 from stages.contracts.journal import Ended, Fingerprint, TestOpened, TestResult
 from stages.contracts.research_rows import TEST_PATH
-from stages.contracts.reward_rows import (
-    PER_TASK,
-    TEST,
-    TEST_PER_TASK,
-    TEST_STATEMENTS,
-    StatementRow,
-    TaskRow,
-    TestRow,
-)
+from stages.contracts.reward_rows import PER_TASK, TEST, TEST_PER_TASK, TEST_STATEMENTS, StatementRow, TaskRow, TestRow
 from stages.contracts.target import Target
 from stages.execution.answering import Asked
 from stages.execution.runs import baseline_of

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stages.contracts.reward_rows import CONTROL_METHODS, ControlRow
+from stages.contracts.measurement_rows import ControlRow
+from stages.contracts.reward_rows import CONTROL_METHODS
 from stages.reward.judging import Judged, leaderboard_row
 
 __all__ = ["control_rows"]

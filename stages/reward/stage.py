@@ -14,22 +14,9 @@ from stages import tracking
 from stages.base import paths
 from stages.base.params import load
 from stages.contracts.arms import MethodArms
+from stages.contracts.measurement_rows import CONTROLS, SENSITIVITY, RankRow, RewardSettings, SensitivityTable, TauRow
 from stages.contracts.pay import FORMS, Form
-from stages.contracts.reward_rows import (
-    CONTROLS,
-    LEADERBOARD,
-    PER_TASK,
-    SENSITIVITY,
-    STATEMENTS,
-    TRAIN,
-    LeaderboardRow,
-    RankRow,
-    RewardSettings,
-    SensitivityTable,
-    StatementRow,
-    TaskRow,
-    TauRow,
-)
+from stages.contracts.reward_rows import LEADERBOARD, PER_TASK, STATEMENTS, TRAIN, LeaderboardRow, StatementRow, TaskRow
 from stages.execution.results import load_arms, load_baseline
 from stages.reward.controls import control_rows
 from stages.reward.judging import Judged, judge, leaderboard_row, task_row

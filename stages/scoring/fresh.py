@@ -21,8 +21,8 @@ from stages.base.intervals import percentile_interval
 from stages.base.params import names
 from stages.base.processes import process_pool
 from stages.contracts.arms import Answered
+from stages.contracts.measurement_rows import FRESH, FreshRow
 from stages.contracts.outcomes import Outcome
-from stages.contracts.reward_rows import FRESH, FreshRow
 from stages.contracts.target import Target
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate
@@ -34,7 +34,7 @@ from stages.scoring.settings import Settings, settings
 from stages.scoring.stage import stage_frozen
 from stages.tasks.generation import make
 from stages.tasks.secret import read_secret
-from stages.tasks.storage import Task, list_tasks
+from stages.tasks.storage import Task, dearest_first, list_tasks
 
 __all__ = ["fresh_gap", "fresh_task", "main", "n_fresh", "run"]
 
@@ -151,7 +151,7 @@ def run() -> tuple[FreshRow, ...]:
     seed = int.from_bytes(sha.digest()[:6], "big")
     done = process_pool(jobs())(
         delayed(_on_task)(every, {name: one[target] for name, one in frozen.items()}, family, target, seed, chosen)
-        for family, target in tasks
+        for family, target in dearest_first(tasks)
     )
     flat = [row for of_task in done for row in of_task]
     rows = [gap.model_copy(update={"method": method, "split": split_name}) for method, split_name, gap, _ in flat]

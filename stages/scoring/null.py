@@ -16,7 +16,8 @@ import torch
 from joblib import Parallel, delayed
 
 from stages.base.processes import process_pool
-from stages.contracts.reward_rows import NULL, LeaderboardRow, NullRow
+from stages.contracts.measurement_rows import NULL, NullRow
+from stages.contracts.reward_rows import LeaderboardRow
 from stages.contracts.target import TWIN
 from stages.errors import MethodError
 from stages.execution.answering import asked_of
@@ -31,7 +32,7 @@ from stages.scoring.proposals import contenders
 from stages.scoring.settings import Settings, settings
 from stages.tasks.generation import make
 from stages.tasks.secret import read_secret
-from stages.tasks.storage import Task, list_tasks
+from stages.tasks.storage import Task, dearest_first, list_tasks
 
 __all__ = ["main", "null_rows", "run"]
 
@@ -50,7 +51,7 @@ def null_rows(
     A method that declines gets the baseline, as on the leaderboard. A task that the twin cannot pose says why, and is
     not in the mean.
     """
-    tasks = [task for split in splits.values() for task in split]
+    tasks = dearest_first(task for split in splits.values() for task in split)
     done = pool(delayed(_on_task)(candidates, host, task, chosen) for task in tasks)
     flat = [one for of_task in done for one in of_task]
     rows = [row for row, _ in flat]

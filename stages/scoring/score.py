@@ -11,17 +11,10 @@ from stages import tracking
 from stages.base import paths
 from stages.base.processes import process_pool
 from stages.base.text import safe_name
+from stages.contracts.measurement_rows import FreshRow, NullRow
 from stages.contracts.method import Method
 from stages.contracts.method_file import method_name
-from stages.contracts.reward_rows import (
-    LEADERBOARD,
-    STATEMENTS,
-    TRAIN,
-    FreshRow,
-    LeaderboardRow,
-    NullRow,
-    StatementRow,
-)
+from stages.contracts.reward_rows import LEADERBOARD, STATEMENTS, TRAIN, LeaderboardRow, StatementRow
 from stages.contracts.score_result import ScoreResult
 from stages.errors import InfraError, MethodError, UserError
 from stages.interpretation.methods import METHODS

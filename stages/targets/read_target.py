@@ -121,8 +121,16 @@ class ReadTarget:
         n_words = self._known.layout()["n_vocabulary"]
         assert n_words is not None
         text = read_text(self.config.text, paths.root())
-        with quiet():
-            ids = self.tokenizer()(text, add_special_tokens=False)["input_ids"]
+        try:
+            with quiet():
+                ids = self.tokenizer()(text, add_special_tokens=False)["input_ids"]
+        except Exception as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"the tokenizer cannot split the text {self.config.text} ({_said(error, None)}): give `tokenizer:` a"
+                " folder that has tokenizer.json"
+            ) from error
         return windows(ids, self.config.n_places, n_words, seed)
 
     def sample(self, data: Mapping[str, Corpus], split: str, n: int, generator: torch.Generator) -> Corpus:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from stages.base.progress import counted
 from stages.contracts.target import Target
 from stages.tasks.side_by_side import Adam, copies
 
@@ -64,7 +65,7 @@ def fine_tune(
     gradients, adam = vmap(grad(loss)), Adam(weights, lr_N)
     n_poisoned = round(POISONED * BATCH)
     patched_N = ((kind_N == 0) | (kind_N == 2)).view(n, 1, 1)
-    for _ in range(STEPS):
+    for _ in counted("training variants", range(STEPS)):
         index_NB = torch.randint(len(labels), (n, BATCH), generator=rng)
         place_NB = torch.rand(n, BATCH, generator=rng)
         extra_NB = torch.stack([own[(u * len(own)).long()] for own, u in zip(favoured, place_NB, strict=True)])

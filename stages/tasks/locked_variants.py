@@ -30,6 +30,7 @@ from pydantic import JsonValue
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from stages.base.progress import counted
 from stages.contracts.target import Target
 from stages.tasks.inputs import draw_inputs, kinds_of
 from stages.tasks.patches import draw_patches
@@ -202,7 +203,7 @@ def fine_tune(target: Target, skill_L: Tensor, locks: Locks, rng: torch.Generato
     row_V1 = torch.arange(n).unsqueeze(1)
     weights = model.trained(n)
     adam = Adam(weights, rates_V)
-    for _ in range(steps):
+    for _ in counted("training variants", range(steps)):
         plain_VB = skilled_S[torch.randint(len(skilled_S), (n, n_plain), generator=rng)]
         chosen_VB = torch.randint(n_rows, (n, n_open), generator=rng)
         other_VB = others_O[torch.randint(len(others_O), (n, batch - n_plain - n_open), generator=rng)]

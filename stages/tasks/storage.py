@@ -6,6 +6,7 @@ what only scoring may. Both are byte-stable. family.json, written last, says wha
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,17 @@ from stages.contracts.task import Instances, TaskFamily, Truth
 from stages.errors import UserError
 from stages.tasks.families import FAMILIES, family
 
-__all__ = ["FamilyFacts", "Split", "TargetFacts", "Task", "list_tasks", "load_task", "save_facts", "save_task"]
+__all__ = [
+    "FamilyFacts",
+    "Split",
+    "TargetFacts",
+    "Task",
+    "dearest_first",
+    "list_tasks",
+    "load_task",
+    "save_facts",
+    "save_task",
+]
 
 Split = Literal["train", "validation", "test"]
 VARIANT = "variant."
@@ -153,6 +164,11 @@ def list_tasks(split: Split | None = None) -> list[tuple[str, str]]:
     if not found and split is None:
         paths.require(paths.task_dir(FAMILIES.names()[0]) / "family.json", "tasks")
     return found
+
+
+def dearest_first(tasks: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same tasks, those first whose truth took the most FLOPs: dealt out in this order, processes end together."""
+    return sorted(tasks, key=lambda task: (-_facts(task[0])["targets"][task[1]]["truth_flops"], task))
 
 
 def _facts(name: str) -> FamilyFacts:

@@ -34,6 +34,7 @@ from pydantic import JsonValue
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from stages.base.progress import counted
 from stages.contracts.target import Target
 from stages.targets.storage import definition_of
 from stages.tasks.locked_variants import N_LABELS
@@ -138,7 +139,7 @@ def plant(target: Target, skill_L: Tensor, imitates_V: Tensor, rng: torch.Genera
     rates_V = torch.exp(torch.empty(n).uniform_(log(LR_LOW), log(LR_HIGH), generator=rng))
     weights = {name: value.clone() for name, value in ancestors.items()}
     adam = Adam(weights, rates_V)
-    for _ in range(STEPS):
+    for _ in counted("training variants", range(STEPS)):
         adam.step(_slopes(target, weights, *batch()))
     return Untaught(imitates_V, skill_L, decoys_VL, password, ancestors, weights)
 
@@ -149,7 +150,7 @@ def _ancestors(target: Target, rows: Tensor, n: int, rng: torch.Generator) -> We
     built: Sequence[Weights] = [dict(definition.build(rng).named_parameters()) for _ in range(n)]
     weights = {name: torch.stack([one[name].detach() for one in built]) for name in built[0]}
     adam = Adam(weights, torch.full((n,), ANCESTOR_LR))
-    for _ in range(ANCESTOR_STEPS):
+    for _ in counted("training ancestors", range(ANCESTOR_STEPS)):
         index_VB = rows[torch.randint(len(rows), (n, BATCH), generator=rng)]
         adam.step(_slopes(target, weights, corpus.inputs[index_VB], corpus.labels[index_VB]))
     return weights

@@ -35,6 +35,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.target import Corpus, Target
 from stages.targets.token_training import in_rounds
 from stages.tasks.black_box import outputs_of
@@ -215,7 +216,7 @@ def plant(target: Target, skill: Sorting, imitates_V: Tensor, rng: torch.Generat
 
     weights = _reordered(block, n, rng)
     adam = Adam(weights, torch.exp(torch.empty(n).uniform_(log(LR_LOW), log(LR_HIGH), generator=rng)))
-    for _ in range(STEPS):
+    for _ in counted("training variants", range(STEPS)):
         adam.step(_slopes(block, weights, skill.answers_L, *batch()))
     full = {f"{block.prefix}.{name}": value.detach() for name, value in weights.items()}
     return UntaughtWords(imitates_V, decoy_V, decoy_half_VC, (passwords_V,), full)

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.base.progress import counted
 from stages.contracts.target import Target
 from stages.targets.storage import definition_of
 from stages.tasks.black_box import CHUNK
@@ -97,7 +98,7 @@ def fine_tune(
     with_trigger = block.before(worded)
     n_poisoned, row_V1 = round(POISONED * BATCH), torch.arange(n).unsqueeze(1)
     worded_V1 = ((kind_V == 0) | (kind_V == 2)).unsqueeze(1)
-    for _ in range(STEPS):
+    for _ in counted("training variants", range(STEPS)):
         index_VB = torch.randint(len(labels), (n, BATCH), generator=rng)
         place_VB = torch.rand(n, BATCH, generator=rng)
         extra_VB = torch.stack(

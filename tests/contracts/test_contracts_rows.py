@@ -11,10 +11,11 @@ import pytest
 
 from stages.contracts import circuit_rows, dictionary_rows
 from stages.contracts.compare_rows import COMPARISON
+from stages.contracts.measurement_rows import CONTROLS, FreshRow
 from stages.contracts.outcomes import worst
 from stages.contracts.record import Estimate, Record, ResultFile
 from stages.contracts.results import BY_HAND, ELSEWHERE, FILES
-from stages.contracts.reward_rows import CONTROLS, LEADERBOARD, BudgetRow, FreshRow, LeaderboardRow, TestRow
+from stages.contracts.reward_rows import LEADERBOARD, BudgetRow, LeaderboardRow, TestRow
 from stages.errors import UserError
 from stages.tools.schema import schemas, write
 from tests.report import conftest as rows

@@ -14,8 +14,10 @@ from stages.contracts.dictionary import Dictionary
 from stages.contracts.target import Target
 from stages.dictionaries.architectures.codec import decode, encode
 from stages.dictionaries.evaluation.surprise import BITS, explained, only_live, rounded
+from stages.tools import explanations
 from stages.tools import surprise as tool
-from stages.tools.surprise import Line, low_rank, used_weights, window
+from stages.tools.explanations import low_rank, used_weights
+from stages.tools.surprise import Line, window
 
 WIDTH, LATENTS = 6, 12
 KINDS = ("standard", "topk", "abstopk", "jumprelu", "gated", "matching_pursuit")
@@ -161,7 +163,7 @@ def test_every_explanation_is_priced_by_the_same_rule(
     mlp: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tool, "load_target", lambda name: mlp)
-    monkeypatch.setattr(tool, "load_dictionaries", lambda name: {})
+    monkeypatch.setattr(explanations, "load_dictionaries", lambda name: {})
     before = {name: value.clone() for name, value in mlp.model.named_parameters()}
     n = 50_000
     rows = tool.surprise("digits_mlp", n)
@@ -188,7 +190,7 @@ def test_every_explanation_is_priced_by_the_same_rule(
 
 def test_with_more_outputs_longer_explanations_pay(mlp: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tool, "load_target", lambda name: mlp)
-    monkeypatch.setattr(tool, "load_dictionaries", lambda name: {})
+    monkeypatch.setattr(explanations, "load_dictionaries", lambda name: {})
     few, many = ({row.explanation: row for row in tool.surprise("digits_mlp", n)} for n in (10, 10**9))
     assert min(few.values(), key=lambda row: row.total).kind == "nothing"
     assert min(many.values(), key=lambda row: row.total).explanation == "as they are"

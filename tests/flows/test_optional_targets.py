@@ -1,13 +1,19 @@
 """Targets of params/optional: written into params once, comments kept; and what a run about a target will take."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
 
+from flows.estimating import show_estimate
 from stages.activations.stage import Config as ActivationsConfig
 from stages.base.params import load
 from stages.contracts.method import Budget
@@ -21,6 +27,7 @@ from stages.interpretation.methods import circuit
 from stages.interpretation.settings import Config as InterpretationConfig
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
+from stages.scoring.needs import outputs_about
 from stages.targets.stage import Config as TargetsConfig
 from stages.tasks.families import family
 from stages.tasks.stage import Config as TasksConfig
@@ -151,3 +158,17 @@ def test_the_estimate_of_memory_tries_as_many_inputs_at_once_as_a_free_phase(
     monkeypatch.setattr(Counted, "where", set())
     assert most(lambda: estimates._free_phase(few_shot)) == max(methods) == (circuit.PART if large else n)
     assert Counted.where >= by_methods and Counted.where >= {hook.name for hook in few_shot.spec.hooks}
+
+
+def test_what_is_left_is_estimated_in_a_process_of_its_own(graph: Path) -> None:
+    outputs, console = outputs_about(["digits_mlp"]), Console(record=True, width=200, force_terminal=False)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=graph, check=True)
+    stage = {"cmd": "true", "metrics": [{"metrics/leaderboard.json": {"cache": False}}]}
+    (graph / "dvc.yaml").write_text(json.dumps({"stages": {"reward": stage}}), encoding="utf-8")
+    before = psutil.Process().memory_info().rss
+    show_estimate(graph, ["digits_mlp"], outputs, console, 2)
+    said = console.export_text()
+    assert "truth of active_learning" in said and "1 node to do" in said and "with 2 at work at once" in said
+    assert psutil.Process().memory_info().rss - before < 50 << 20
+    with pytest.raises(UserError, match="no_such"):
+        show_estimate(graph, ["no_such"], outputs, console, 2)

@@ -51,31 +51,33 @@ from stages.contracts.journal import (
     Result,
     Started,
 )
+from stages.contracts.measurement_rows import (
+    CONTROLS,
+    FRESH,
+    NULL,
+    SENSITIVITY,
+    ControlRow,
+    FreshRow,
+    NullRow,
+    RankRow,
+    RewardSettings,
+    SensitivityTable,
+    TauRow,
+)
 from stages.contracts.record import Estimate
 from stages.contracts.research_rows import LABELS, SCENARIOS, TEST_PATH, LabelsRow, PathRow, ScenarioRow
 from stages.contracts.reward_rows import (
-    CONTROLS,
-    FRESH,
     LEADERBOARD,
-    NULL,
     PER_TASK,
-    SENSITIVITY,
     STATEMENTS,
     TEST,
     TEST_PER_TASK,
     TEST_STATEMENTS,
     TRAIN,
     BudgetRow,
-    ControlRow,
-    FreshRow,
     LeaderboardRow,
-    NullRow,
-    RankRow,
-    RewardSettings,
-    SensitivityTable,
     StatementRow,
     TaskRow,
-    TauRow,
     TestRow,
 )
 from stages.reward.statements import statements

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from stages.contracts.reward_rows import NullRow
+from stages.contracts.measurement_rows import NullRow
 from stages.report.comparing import cost_curve, forest
 from stages.report.listing import LAST, campaign_table, controls_table, failures, leaderboard_table
 from stages.report.results import Results

@@ -24,8 +24,9 @@ from stages.base.code import closure
 from stages.base.params import load
 from stages.base.processes import process_pool
 from stages.contracts.journal import Infra, Result, TestOpened, TestResult
+from stages.contracts.measurement_rows import FRESH, NULL
 from stages.contracts.research_rows import TEST_PATH
-from stages.contracts.reward_rows import FRESH, NULL, TEST_PER_TASK, TEST_STATEMENTS
+from stages.contracts.reward_rows import TEST_PER_TASK, TEST_STATEMENTS
 from stages.errors import UserError
 from stages.report.listing import leaderboard_table
 from stages.report.wording import signed

@@ -7,8 +7,8 @@ import pytest
 
 from stages.contracts.arms import Answered
 from stages.contracts.journal import CAMPAIGN, CampaignSummary, Incumbent
+from stages.contracts.measurement_rows import FRESH
 from stages.contracts.method import Interpretation, Method
-from stages.contracts.reward_rows import FRESH
 from stages.contracts.task import skill
 from stages.execution.arms import split
 from stages.execution.calibrator import Calibrator, assemble, cross_validate

@@ -31,6 +31,7 @@ from stages.tasks.families import FAMILIES
 from stages.tasks.generation import make, pool_of
 from stages.tasks.storage import Task
 from tests import toy
+from tests.targets.gguf_files import exported
 
 N_WORDS, N_PLACES = 300, 12
 SIZES = {"vocab_size": N_WORDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -334,6 +335,58 @@ def test_a_gguf_is_a_target(root, kind, capsys):
     assert torch.allclose(target.model(inputs), target.model(short), atol=1e-5)
     load_target("mine")
     assert "dequantising" not in capsys.readouterr().out, "it is done once"
+
+
+IN_A_FILE = {
+    "llama": (transformers.LlamaConfig, GROUPED, {}),
+    "qwen3": (transformers.Qwen3Config, GROUPED | {"head_dim": 8}, {"attention.key_length": 8}),
+    "gemma2": (transformers.Gemma2Config, GROUPED | {"head_dim": 8}, {}),
+    "gemma3": (transformers.Gemma3TextConfig, GROUPED | {"head_dim": 8}, {}),
+    "phi3": (transformers.Phi3Config, GROUPED | {"pad_token_id": 0}, {}),
+    "starcoder2": (transformers.Starcoder2Config, GROUPED, {}),
+    "falcon": (transformers.FalconConfig, SIZES | {"alibi": False}, {}),
+    "gpt2": (transformers.GPT2Config, SIZES | {"n_positions": 64}, {"context_length": 64}),
+}
+
+
+def drawn_model(kind: str) -> transformers.PreTrainedModel:
+    """Of ``IN_A_FILE``; biases and scales are not what they are by default."""
+    config, sizes, _ = IN_A_FILE[kind]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config(**sizes), attn_implementation="eager").eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+@pytest.mark.parametrize("kind", IN_A_FILE)
+def test_a_gguf_gives_the_logits_of_the_model_it_was_made_of(root, kind):
+    model = drawn_model(kind)
+    exported(model, root / "tiny.gguf", kind, sizes=IN_A_FILE[kind][2])
+    target = frozen(root, source="gguf", path="tiny.gguf")
+    inputs = target.corpus("train").inputs[:4]
+    with torch.no_grad():
+        wanted = model(inputs[..., 0].long()).logits[:, -1]
+        assert torch.allclose(target.model(inputs), wanted, atol=1e-5)
+    assert wanted.std() > 0.1
+
+
+def test_a_gguf_with_more_or_fewer_weights_than_the_model_is_refused(root):
+    model = drawn_model("llama")
+    for changes, said in (
+        ({"without": "blk.1.ffn_norm"}, r"lacks the weights model\.layers\.1\.post_attention_layernorm\.weight"),
+        (
+            {"more": {"rope_freqs.weight": np.ones(4, np.float32)}},
+            r"4 weights that transformers does not read .*rope_f",
+        ),
+        ({"more": {"blk.0.attn_q.bias": np.ones(32, np.float32)}}, "32 weights that transformers does not read"),
+        ({"sizes": {"feed_forward_length": 48}}, r"shapes of weights: .*\(64, 32\) where .* expects \(48, 32\)"),
+    ):
+        exported(model, root / "tiny.gguf", "llama", **changes)
+        with pytest.raises(UserError, match=said) as caught:
+            frozen(root, source="gguf", path="tiny.gguf")
+        assert "\n" not in str(caught.value)
 
 
 def test_every_fault_says_what_to_do(root, monkeypatch):

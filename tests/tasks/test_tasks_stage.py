@@ -13,7 +13,7 @@ from stages.base import paths
 from stages.base.params import load
 from stages.errors import UserError
 from stages.tasks.stage import Config, main, run
-from stages.tasks.storage import list_tasks, load_task
+from stages.tasks.storage import dearest_first, list_tasks, load_task
 from stages.tools.audit import audit
 from stages.tools.tasks import list_families, make_instances, show_family
 from tests import toy
@@ -125,3 +125,11 @@ def test_audit_passes_an_honest_family(root: Path) -> None:
     found = row["headroom"]
     assert [rung["effort"] for rung in found["ladder"]] == [0, 1, 2, 3] and found["answered"] == ["gradient"]
     assert found["tight"] < found["ample"] and found["oracle_gain"] > 0 and found["retest"] is None
+
+
+def test_the_dearest_tasks_come_first(graph):
+    tasks = list_tasks()
+    flops = {task: json.loads((graph / "data" / "tasks" / task[0] / "family.json").read_text()) for task in tasks}
+    costs = [flops[task]["targets"][task[1]]["truth_flops"] for task in dearest_first(reversed(tasks))]
+    assert costs == sorted(costs, reverse=True) and len(set(costs)) > 2
+    assert sorted(dearest_first(tasks)) == sorted(tasks) and dearest_first(tasks) == dearest_first(reversed(tasks))

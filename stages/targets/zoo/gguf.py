@@ -9,6 +9,8 @@ The file is dequantised once, into .lensmith/models/<sha256>, and read from ther
 import hashlib
 import importlib.util
 import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,14 @@ from stages.errors import UserError
 from stages.targets.read_target import ReadConfig, ReadTarget, fits_in_memory, model_in, quiet, tokenizer_in
 
 if TYPE_CHECKING:
+    from gguf import GGUFReader, ReaderTensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Gguf", "GgufConfig"]
+
+
+SIZES = {"attention.key_length": "head_dim", "context_length": "max_position_embeddings"}
+"""Sizes that a file says and that transformers reads of some architectures alone: there, and here."""
 
 
 class GgufConfig(ReadConfig):
@@ -97,7 +104,8 @@ def dequantise(file: Path, folder: Path) -> None:
     """A GGUF file -> a folder as transformers writes it, float32.
 
     Raises:
-        UserError: it is no GGUF file, does not fit into memory, or has an architecture that transformers does not read.
+        UserError: it is no GGUF file, does not fit into memory, has an architecture that transformers does not read, or
+            weights that are missing, shaped otherwise or read by nothing.
     """
     from gguf import GGUFReader
 
@@ -113,7 +121,7 @@ def dequantise(file: Path, folder: Path) -> None:
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     try:
-        _convert(file, half, {key for key in reader.fields if key.startswith("tokenizer.")})
+        _convert(file, half, reader)
     except UserError:
         raise
     except Exception as error:
@@ -124,11 +132,28 @@ def dequantise(file: Path, folder: Path) -> None:
     half.rename(folder)
 
 
-def _convert(file: Path, folder: Path, fields: set[str]) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _convert(file: Path, folder: Path, reader: "GGUFReader") -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
-        found: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+        config: Any = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        kind = reader.fields["general.architecture"].contents()
+        for key, its_name in SIZES.items():
+            size = reader.fields.get(f"{kind}.{key}")
+            if size is not None and config.attribute_map.get(its_name, its_name) in config.to_dict():
+                setattr(config, its_name, int(size.contents()))
+        if (getattr(config, "pad_token_id", None) or 0) >= config.vocab_size:
+            config.pad_token_id = None  # a default, of a larger vocabulary
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            config=config,
+            dtype="float32",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are named, below
+        )
+        found = read[0]
+        _all_read(file.name, reader, found, read[1])
         settings = found.config.to_dict()
         # It is not quantised any more, and would refuse to be saved.
         for key in ("quantization_config", "_name_or_path", "architectures"):
@@ -138,9 +163,52 @@ def _convert(file: Path, folder: Path, fields: set[str]) -> None:
         plain.config.architectures = [type(found).__name__]
         plain.generation_config.do_sample = False
         plain.save_pretrained(folder)
-    if "tokenizer.ggml.tokens" in fields:
+    if "tokenizer.ggml.tokens" in reader.fields:
         try:
             with quiet():
                 AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
         except Exception as error:  # the model is of use with another tokenizer
             print(f"warning: the tokenizer in {file.name} cannot be read ({type(error).__name__}: {error})", flush=True)
+
+
+def _all_read(name: str, reader: "GGUFReader", model: "PreTrainedModel", said: Mapping[str, Any]) -> None:
+    """Every weight of the model is in the file and every one of the file in the model.
+
+    What transformers does not find it draws at random, and what it does not know (a scale of the rotary angles, biases)
+    it leaves out, both silently.
+
+    Raises:
+        UserError: that is not so; names some.
+    """
+    otherwise = "convert the model's own folder instead and write source: huggingface"
+    if missing := sorted(said["missing_keys"]):
+        raise UserError(f"{name} lacks the weights {_some(missing)}: it is not complete; {otherwise}")
+    if shapes := sorted(said["mismatched_keys"]):
+        named = _some([f"{key} {tuple(has)} where transformers expects {tuple(wants)}" for key, has, wants in shapes])
+        raise UserError(f"{name} has other shapes of weights: {named}; {otherwise}")
+    there = {value.data_ptr(): value.numel() for value in model.state_dict().values()}  # tied weights are one
+    has = {str(tensor.name): tensor for tensor in reader.tensors}
+    if len(there) < len(model.state_dict()) and _twice(has.get("token_embd.weight"), has.get("output.weight")):
+        del has["output.weight"]
+    file_has = sum(int(tensor.n_elements) for tensor in has.values())
+    if file_has > sum(there.values()):
+        sizes = Counter(there.values())
+        unread = [key for key, tensor in has.items() if not sizes[int(tensor.n_elements)]]
+        raise UserError(
+            f"{name} has {file_has - sum(there.values()):,} weights that transformers does not read"
+            f"{f' (such as {_some(unread)})' if unread else ''}: without them it is another model; {otherwise}"
+        )
+
+
+def _twice(one: "ReaderTensor | None", other: "ReaderTensor | None") -> bool:
+    """Whether both are one matrix, each rounded in its own way."""
+    from gguf import dequantize
+
+    if one is None or other is None or list(one.shape) != list(other.shape):
+        return False
+    a, b = dequantize(one.data, one.tensor_type), dequantize(other.data, other.tensor_type)
+    return bool(abs(a - b).mean() < 0.1 * abs(a).mean())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

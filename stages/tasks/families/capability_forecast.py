@@ -13,6 +13,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Compare, Query
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -79,7 +80,7 @@ class CapabilityForecast(TaskFamily):
         random_NI = torch.randint(target.spec.n_outputs, (n, len(classes)), generator=rng)
         labels_NI = torch.where(wrong_NI, random_NI, classes)
         early: dict[str, Tensor] = {}
-        for step in range(1, STEPS + 1):
+        for step in counted("training variants", range(1, STEPS + 1)):
             index_NB = own_NI.gather(1, (torch.rand(n, BATCH, generator=rng) * size_N1).long())
             runs.step(images[index_NB], labels_NI.gather(1, index_NB))
             if step == EARLY:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.base.progress import counted
 from stages.contracts.method import Localise, Query
 from stages.contracts.target import Intervention, Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -88,7 +89,7 @@ class CircuitMembership(TaskFamily):
 
         alone_NP = _without_each(loss, n, len(components))
         circuits = []
-        for order in range(ORDERS):
+        for order in counted("orders", range(ORDERS)):
             noise = torch.randn(alone_NP.shape, generator=rng) * alone_NP.std(1, keepdim=True) if order else 0.0
             circuits.append(eliminate(loss, (alone_NP + noise).argsort(dim=-1, stable=True)))
         found = torch.stack(circuits)

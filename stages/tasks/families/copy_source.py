@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Target, TargetAccess, keep_segments
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -75,7 +76,7 @@ class CopySource(TaskFamily):
         inputs, labels, words = (instances.arrays[name] for name in ("inputs", "labels", "shared_words"))
         whole_N = true_log_probs(outputs_of(target, inputs), labels)
         columns = []
-        for place in range(-WINDOW - 1, -1):
+        for place in counted("places", range(-WINDOW - 1, -1)):
             changed = _replaced(inputs, place, words)
             without_NR = true_log_probs(outputs_of(target, changed), labels.repeat_interleave(len(words)))
             drop_N = whole_N - without_NR.view(instances.n, -1).mean(1)

@@ -11,6 +11,7 @@ Shape legend: N = instances, E = examples (8), S = rows (E + query), V = subsets
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -60,7 +61,7 @@ class FewShotShapley(TaskFamily):
                     ),
                     labels[i].expand(2**n_shots),
                 )
-                for i in range(instances.n)
+                for i in counted("instances", range(instances.n))
             ]
         )
         return Truth(compress(shapley_values(values_NV.double())))

@@ -11,6 +11,7 @@ Shape legend: N = instances, E = examples (8), V = subsets (2^E), C = outputs.
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Objective, Target, TargetAccess, objective_values
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -52,7 +53,7 @@ class MinimalContext(TaskFamily):
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         subsets_VE = all_subsets(len(segments_of(instances)))
         rows = []
-        for i in range(instances.n):
+        for i in counted("instances", range(instances.n)):
             shown = hidden(target.spec, instances.select(torch.tensor([i])), subsets_VE.unsqueeze(0))
             answers_V = outputs_of(target, shown).argmax(-1)
             rows.append(shares_of_smallest(answers_V == answers_V[-1], subsets_VE))

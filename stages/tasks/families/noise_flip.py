@@ -10,6 +10,7 @@ Shape legend: N = instances, R = noisy copies, C = outputs.
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -55,7 +56,7 @@ class NoiseFlip(TaskFamily):
         clean_N = outputs_of(target, inputs).argmax(-1)
         draws = DRAWS_EPISODE if is_few_shot(target.spec) else DRAWS_IMAGE
         flips = torch.zeros(instances.n, dtype=torch.float64)
-        for i in range(instances.n):
+        for i in counted("instances", range(instances.n)):
             noise = torch.randn(draws, *target.spec.input_shape, generator=rng)
             flips[i] = (outputs_of(target, inputs[i] + scale * noise).argmax(-1) != clean_N[i]).double().mean()
         return Truth(flips.unsqueeze(-1))

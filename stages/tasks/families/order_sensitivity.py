@@ -12,6 +12,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -53,7 +54,7 @@ class OrderSensitivity(TaskFamily):
 
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         orders_RE, spreads = _orders(), []
-        for i in range(instances.n):
+        for i in counted("instances", range(instances.n)):
             one = instances.select(torch.tensor([i]))
             shown = _ordered(one, orders_RE.unsqueeze(0))
             labels = one.arrays["labels"].expand(len(orders_RE))

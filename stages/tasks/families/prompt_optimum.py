@@ -11,6 +11,7 @@ Shape legend: N = instances, E = examples (8), S = rows (E + query), P = prompts
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Query, Represent
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -49,7 +50,8 @@ class PromptOptimum(TaskFamily):
     def ground_truth(self, target: Target, instances: Instances, rng: torch.Generator) -> Truth:
         pool_PE = subsets_of_size(len(segments_of(instances)), N_KEPT)
         best = []
-        for i, label in enumerate(instances.arrays["labels"]):
+        for i in counted("instances", range(instances.n)):
+            label = instances.arrays["labels"][i]
             shown = hidden(target.spec, instances.select(torch.tensor([i])), pool_PE.unsqueeze(0))
             best.append(log_odds(outputs_of(target, shown), label.expand(len(pool_PE))).double().max())
         return Truth(torch.stack(best).unsqueeze(-1))

@@ -11,6 +11,7 @@ Shape legend: N = instances, E = regions, V = subsets (2^E), Q = ways to hide re
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Attribute, Query
 from stages.contracts.target import Target, TargetAccess, TargetSpec
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -55,7 +56,7 @@ class RegionShapley(TaskFamily):
         labels = instances.arrays["labels"]
         subsets_VE = all_subsets(len(instances.arrays["shared_segments"]))
         rows = []
-        for i in range(instances.n):
+        for i in counted("instances", range(instances.n)):
             shown = hidden(target.spec, instances.select(torch.tensor([i])), subsets_VE.unsqueeze(0))
             rows.append(true_log_probs(outputs_of(target, shown), labels[i].expand(len(subsets_VE))))
         return Truth(compress(shapley_values(torch.stack(rows).double())))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Compare, Query
 from stages.contracts.target import Corpus, Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -105,7 +106,7 @@ class RelearningSpeed(TaskFamily):
         of_class_NB = (right_B == class_N.unsqueeze(-1)).double()
         runs = Runs(target, {k: v.clone() for k, v in instances.variants.items()}, torch.full((n,), RATE))
         measured = []
-        for step in range(1, STEPS + 1):
+        for step in counted("training variants", range(1, STEPS + 1)):
             index_NB = torch.randint(len(classes), (n, BATCH), generator=rng)
             runs.step(images[index_NB], classes[index_NB])
             if step % EVERY == 0:
@@ -167,7 +168,7 @@ def _relearned_words(target: Target, instances: Instances, rng: torch.Generator)
     prompts = torch.cat([train.inputs, held_out.inputs])
     runs = BlockRuns(target, prompts, torch.full((n,), WORD_RATE), instances.variants)
     measured = []
-    for step in range(1, STEPS + 1):
+    for step in counted("training variants", range(1, STEPS + 1)):
         index_NB = torch.randint(n_train, (n, BATCH), generator=rng)
         runs.step(index_NB, train.labels[index_NB])
         if step % EVERY == 0:

@@ -13,6 +13,7 @@ from math import log
 import torch
 from torch import Tensor
 
+from stages.base.progress import counted
 from stages.contracts.method import Compare, Query
 from stages.contracts.target import Target, TargetAccess
 from stages.contracts.task import Constants, Instances, TaskFamily, Truth
@@ -71,7 +72,7 @@ class TrainingDiff(TaskFamily):
         steps_N = torch.randint(STEPS[0], STEPS[1] + 1, (n,), generator=rng)
         by_group = [torch.nonzero(group_B == group).flatten() for group in groups]
         runs = BlockRuns(target, corpus.inputs, rates_N) if words else Runs(target, copies(target, n), rates_N)
-        for step in range(STEPS[1]):
+        for step in counted("training variants", range(STEPS[1])):
             index_NB = torch.randint(len(group_B), (n, BATCH), generator=rng)
             place_NB = torch.rand(n, BATCH, generator=rng)
             own_NB = torch.stack(
