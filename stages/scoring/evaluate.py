@@ -20,7 +20,7 @@ from stages.execution.settings import ExecutorConfig
 from stages.scoring.cached import INFRA, cached_baseline, cached_target, cached_task
 from stages.scoring.candidate import Candidate, Frozen, Host
 from stages.scoring.review import too_good
-from stages.tasks.storage import Task
+from stages.tasks.storage import Task, dearest_first
 
 __all__ = ["Evaluation", "TaskName", "TaskResult", "evaluate", "questions", "stage_baseline"]
 
@@ -115,12 +115,15 @@ def evaluate(
             return Evaluation("failed", str(error), error.layer, failed, {}, error)
         except INFRA as error:
             return Evaluation("infra", _words(error), "infra", [])
-    jobs = [(candidate, frozen[target], family, target) for family, target in tasks]
+    order = tasks if pool is None else dearest_first(tasks)
+    jobs = [(candidate, frozen[target], family, target) for family, target in order]
     try:
         if pool is None:
             results = [_on_task(*job, host, config, baseline, placebo, extra, review) for job in jobs]
         else:
-            results = pool(delayed(_on_task)(*job, host, config, baseline, placebo, extra, review) for job in jobs)
+            done = pool(delayed(_on_task)(*job, host, config, baseline, placebo, extra, review) for job in jobs)
+            by_task = dict(zip(order, done, strict=True))
+            results = [by_task[task] for task in tasks]
     except INFRA as error:  # a worker was killed
         return Evaluation("infra", _words(error), "infra", [], frozen)
     outcome = worst(result.answered.status for result in results)
