@@ -339,6 +339,7 @@ def test_a_gguf_is_a_target(root, kind, capsys):
 
 IN_A_FILE = {
     "llama": (transformers.LlamaConfig, GROUPED, {}),
+    "qwen2": (transformers.Qwen2Config, GROUPED, {}),
     "qwen3": (transformers.Qwen3Config, GROUPED | {"head_dim": 8}, {"attention.key_length": 8}),
     "gemma2": (transformers.Gemma2Config, GROUPED | {"head_dim": 8}, {}),
     "gemma3": (transformers.Gemma3TextConfig, GROUPED | {"head_dim": 8}, {}),
