@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.contracts.method import Budget, Interpretation, Propose, Steer
-from stages.contracts.target import Intervention, Objective, TargetAccess
+from stages.contracts.target import Intervention, Objective, TargetAccess, TargetSpec
 from stages.interpretation.representation import hook_names
 
-__all__ = ["best_changes", "frozen_slopes", "steered"]
+__all__ = ["CORPUS_INPUTS", "WIDEST", "best_changes", "frozen_slopes", "steered", "widths"]
 
 CORPUS_INPUTS = 256
 N_MARGINS = 48
@@ -37,9 +37,7 @@ def frozen_slopes(target: TargetAccess, budget: Budget) -> dict[str, Tensor]:
     if spec.n_vocabulary is not None:
         labels = labels.clamp(max=spec.n_outputs - 1)
     n_outputs = spec.n_outputs if spec.n_outputs <= MOST_OUTPUTS else 0
-    width = {name: spec.hook(name).width for name in hook_names(spec, ("residual", "mlp"))}
-    if spec.leaf == "input":
-        width = {"input": prod(spec.input_shape)} | width
+    width = widths(spec)
     places, left = [], budget.max_bytes // 2
     for name, wide in width.items():
         size = 4 * (wide * wide * (2 + n_outputs) + wide * (N_MARGINS + n_outputs + 2))
@@ -77,6 +75,12 @@ def frozen_slopes(target: TargetAccess, budget: Budget) -> dict[str, Tensor]:
     if n_outputs:
         arrays["values"] = torch.stack(values)
     return arrays
+
+
+def widths(spec: TargetSpec) -> dict[str, int]:
+    """{place: W} where a direction may be added; slopes are kept at those of at most ``WIDEST``."""
+    width = {name: spec.hook(name).width for name in hook_names(spec, ("residual", "mlp"))}
+    return {"input": prod(spec.input_shape)} | width if spec.leaf == "input" else width
 
 
 def _flat(grad: Tensor, width: int) -> Tensor:

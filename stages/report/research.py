@@ -1,6 +1,6 @@
 """What the page says about research: the path of incumbents, and methods by the number of labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -35,15 +35,15 @@ def doublings(last: float, first: float = 1.0) -> Scale:
     return Scale(first / 1.12, max(last, first * 2) * 1.12, tuple(ticks[:: max(1, -(-len(ticks) // 9))]), log=True)
 
 
-Traced = tuple[float, Estimate, str]
-"""Where a mark stands, its value with its interval, and what is said of it."""
+Traced = tuple[str, float, Estimate, str]
+"""A mark: whose it is, where it stands, its value with its interval, and what is said of it."""
 
 
-def traces(plot: Plot, style: dict[str, Style], marks: Mapping[str, Sequence[Traced]]) -> None:
+def traces(plot: Plot, style: dict[str, Style], marks: Sequence[Traced]) -> None:
     """A line of marks for each name, side by side on a log axis, so that intervals do not cover each other."""
     for i, name in enumerate(reversed(style)):
         shift = 1 + 0.03 * (i - (len(style) - 1) / 2)
-        points = [(at * shift, value, said) for at, value, said in marks[name]]
+        points = [(at * shift, value, said) for of, at, value, said in marks if of == name]
         for (x1, one, _), (x2, other, _) in pairwise(points):
             plot.line(x1, one.value or 0.0, x2, other.value or 0.0, f"trace {style[name].kind}")
         for at, value, said in points:
@@ -193,11 +193,10 @@ def labels_plot(rows: Sequence[LabelsRow], style: dict[str, Style], field: str) 
         alone = sorted({(float(row.labels), row.baseline) for row in rows})
         for (x1, y1), (x2, y2) in pairwise(alone):
             plot.line(x1, y1, x2, y2, "reference")
-    marks: dict[str, list[Traced]] = {}
+    marks = []
     for row in sorted(rows, key=lambda row: row.labels):
         value = row.estimate(field)
-        said = f"{row.method}, {row.labels} labels: {change(value)}"
-        marks.setdefault(row.method, []).append((row.labels, value, said))
+        marks.append((row.method, row.labels, value, f"{row.method}, {row.labels} labels: {change(value)}"))
     traces(plot, style, marks)
     return plot
 

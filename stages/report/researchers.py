@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from stages.contracts.compare_rows import CompareRow, Comparison, LiveRow, ProfileRow, TabledRow
 from stages.report.drawing import Drawn, Plot
-from stages.report.research import Traced, doublings, traces
+from stages.report.research import doublings, traces
 from stages.report.scales import Scale, linear
 from stages.report.sweeps import Style, key, styles
 from stages.report.tables import Cell, Column, Table, table
@@ -91,11 +91,11 @@ def _against(found: Comparison, style: dict[str, Style], field: str, include: Se
             plot.line(null.n, null.low, null.n, null.high, "nullband")
         for a, b in pairwise(found.null):
             plot.line(a.n, a.mean, b.n, b.mean, "reference")
-    marks: dict[str, list[Traced]] = {}
+    marks = []
     for row in found.rows:
         value = row.estimate(field)
         said = f"{row.researcher}, {row.n} proposals: {signed(value.value)} {interval(value.low, value.high)}"
-        marks.setdefault(row.researcher, []).append((row.n, value, f"{said}, {row.seeds} campaigns"))
+        marks.append((row.researcher, row.n, value, f"{said}, {row.seeds} campaigns"))
     traces(plot, style, marks)
     return plot
 
@@ -233,11 +233,11 @@ def live_plot(rows: Sequence[LiveRow], style: dict[str, Style], field: str, titl
     plot.axis_y()
     plot.axis_x("proposals (log2 scale)", grid=False)
     plot.horizontal(0.0, "zero")
-    marks: dict[str, list[Traced]] = {}
+    marks = []
     for row in rows:
         value = row.estimate(field)
         said = f"{row.researcher}, {row.n} proposals: {change(value)}, {row.seeds} campaigns"
-        marks.setdefault(row.researcher, []).append((row.n, value, said))
+        marks.append((row.researcher, row.n, value, said))
     traces(plot, style, marks)
     return plot
 

@@ -120,13 +120,11 @@ class ReadTarget:
     def data(self, seed: int) -> dict[str, Corpus]:
         n_words = self._known.layout()["n_vocabulary"]
         assert n_words is not None
-        text = read_text(self.config.text, paths.root())
+        text, tokenizer = read_text(self.config.text, paths.root()), self.tokenizer()
         try:
             with quiet():
-                ids = self.tokenizer()(text, add_special_tokens=False)["input_ids"]
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         except Exception as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(
                 f"the tokenizer cannot split the text {self.config.text} ({_said(error, None)}): give `tokenizer:` a"
                 " folder that has tokenizer.json"

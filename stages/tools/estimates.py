@@ -7,7 +7,6 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 
@@ -21,7 +20,6 @@ from stages.execution.arms import run_ladder
 from stages.execution.settings import executor
 from stages.interpretation import slopes
 from stages.interpretation.methods import circuit
-from stages.interpretation.representation import hook_names
 from stages.metering.access import MeteredAccess
 from stages.metering.ledger import Ledger
 from stages.targets.storage import load_target
@@ -107,9 +105,7 @@ def _free_phase(target: Target) -> None:
 
 def _at_once(spec: TargetSpec) -> int:
     """Inputs of which ``circuit`` and ``gradient`` take slopes together: few where both find the target large."""
-    widths = [spec.hook(name).width for name in hook_names(spec, ("residual", "mlp"))]
-    widths += [prod(spec.input_shape)] if spec.leaf == "input" else []
-    if min(widths, default=0) <= slopes.WIDEST or len(spec.components) <= circuit.MAX_EXACT:
+    if min(slopes.widths(spec).values(), default=0) <= slopes.WIDEST or len(spec.components) <= circuit.MAX_EXACT:
         return max(circuit.CORPUS_INPUTS, slopes.CORPUS_INPUTS)
     return circuit.PART
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Gguf", "GgufConfig"]
 
-
 SIZES = {"attention.key_length": "head_dim", "context_length": "max_position_embeddings"}
 """Sizes that a file says and that transformers reads of some architectures alone: there, and here."""
 
@@ -121,7 +120,7 @@ def dequantise(file: Path, folder: Path) -> None:
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(parents=True)
     try:
-        _convert(file, half, reader)
+        _convert(file, half, reader, kind)
     except UserError:
         raise
     except Exception as error:
@@ -132,19 +131,19 @@ def dequantise(file: Path, folder: Path) -> None:
     half.rename(folder)
 
 
-def _convert(file: Path, folder: Path, reader: "GGUFReader") -> None:
+def _convert(file: Path, folder: Path, reader: "GGUFReader", kind: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with quiet():
         config: Any = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        kind = reader.fields["general.architecture"].contents()
         for key, its_name in SIZES.items():
             size = reader.fields.get(f"{kind}.{key}")
             if size is not None and config.attribute_map.get(its_name, its_name) in config.to_dict():
                 setattr(config, its_name, int(size.contents()))
         if (getattr(config, "pad_token_id", None) or 0) >= config.vocab_size:
             config.pad_token_id = None  # a default, of a larger vocabulary
-        read: Any = AutoModelForCausalLM.from_pretrained(
+        found: Any
+        found, said = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
             config=config,
@@ -152,8 +151,7 @@ def _convert(file: Path, folder: Path, reader: "GGUFReader") -> None:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are named, below
         )
-        found = read[0]
-        _all_read(file.name, reader, found, read[1])
+        _all_read(file.name, reader, found, said)
         settings = found.config.to_dict()
         # It is not quantised any more, and would refuse to be saved.
         for key in ("quantization_config", "_name_or_path", "architectures"):
