@@ -18,6 +18,7 @@ def exported(
     file: Path,
     kind: str,
     *,
+    tokens: bool = True,
     without: str = "",
     more: Mapping[str, np.ndarray] | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -25,6 +26,7 @@ def exported(
     """``model`` as a GGUF file of the architecture ``kind``.
 
     Args:
+        tokens: with a tokenizer.
         without: the weights whose name in the file begins so are left out.
         more: arrays beside its weights.
         sizes: numbers that the file says, beside those that transformers looks for.
@@ -43,7 +45,8 @@ def exported(
             writer.add_uint32(f"{kind}.{key}", value)
         else:
             writer.add_float32(f"{kind}.{key}", float(str(value)))
-    _pieces(writer) if kind.startswith("gemma") else _bytes(writer)
+    if tokens:
+        _pieces(writer) if kind.startswith("gemma") else _bytes(writer)
     architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[kind]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for key, value in model.state_dict().items():

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import gguf
 import numpy as np
 import psutil
 import pytest
@@ -275,68 +274,6 @@ def test_what_tasks_show_is_nothing_that_stands_in_the_text(root):
     assert torch.equal(again.inputs[:, -1], target.corpus("tasks").inputs[:, -1])
 
 
-def write_gguf(file: Path, kind: str, *, tokens: bool = True) -> dict[str, np.ndarray]:
-    """A model with the names of llama.cpp, random weights."""
-    width, heads, shared, units, layers = 32, 4, 2, 64, 2
-    writer = gguf.GGUFWriter(file, kind)
-    writer.add_block_count(layers)
-    writer.add_context_length(64)
-    writer.add_embedding_length(width)
-    writer.add_feed_forward_length(units)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(shared)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(N_WORDS)
-    if tokens:
-        words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt", *(f"<extra{i}>" for i in range(N_WORDS - 257))]
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_list(words)
-        writer.add_token_types([1] * N_WORDS)
-        writer.add_token_merges(["Ġ t"])
-        writer.add_bos_token_id(298)
-        writer.add_eos_token_id(299)
-    rng, small = np.random.default_rng(0), width // heads * shared
-    shapes = {"token_embd": (N_WORDS, width), "output": (N_WORDS, width), "output_norm": (width,)}
-    for i in range(layers):
-        shapes |= {
-            f"blk.{i}.attn_norm": (width,), f"blk.{i}.ffn_norm": (width,), f"blk.{i}.attn_q": (width, width),
-            f"blk.{i}.attn_k": (small, width), f"blk.{i}.attn_v": (small, width),
-            f"blk.{i}.attn_output": (width, width), f"blk.{i}.ffn_gate": (units, width),
-            f"blk.{i}.ffn_up": (units, width), f"blk.{i}.ffn_down": (width, units),
-        }  # fmt: skip
-    arrays = {}
-    for name, shape in shapes.items():
-        value = rng.normal(0, 0.3, shape) if len(shape) == 2 else 1 + rng.normal(0, 0.1, shape)
-        arrays[name] = value.astype(np.float32)
-        writer.add_tensor(f"{name}.weight", arrays[name])
-    if kind == "qwen2":
-        for i in range(layers):
-            for part, size in (("q", width), ("k", small), ("v", small)):
-                writer.add_tensor(f"blk.{i}.attn_{part}.bias", rng.normal(0, 0.1, size).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return arrays
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_a_gguf_is_a_target(root, kind, capsys):
-    arrays = write_gguf(root / "tiny.gguf", kind)
-    target = frozen(root, source="gguf", path="tiny.gguf")
-    assert f"dequantising tiny.gguf ({kind}" in capsys.readouterr().out
-    weights = target.model.state_dict()
-    assert np.array_equal(weights["model.lm_head.weight"].numpy(), arrays["output"])
-    assert np.array_equal(weights["model.model.layers.1.mlp.down_proj.weight"].numpy(), arrays["blk.1.ffn_down"])
-    inputs = keep_segments(target.spec, target.corpus("train").inputs[:4], torch.arange(N_PLACES).expand(4, -1) > 3)
-    short = inputs[:, 4:]
-    assert torch.allclose(target.model(inputs), target.model(short), atol=1e-5)
-    load_target("mine")
-    assert "dequantising" not in capsys.readouterr().out, "it is done once"
-
-
 IN_A_FILE = {
     "llama": (transformers.LlamaConfig, GROUPED, {}),
     "qwen2": (transformers.Qwen2Config, GROUPED, {}),
@@ -359,6 +296,22 @@ def drawn_model(kind: str) -> transformers.PreTrainedModel:
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_gguf_is_a_target(root, kind, capsys):
+    arrays = drawn_model(kind).state_dict()
+    exported(drawn_model(kind), root / "tiny.gguf", kind)
+    target = frozen(root, source="gguf", path="tiny.gguf")
+    assert f"dequantising tiny.gguf ({kind}" in capsys.readouterr().out
+    weights = target.model.state_dict()
+    for name in ("lm_head.weight", "model.layers.1.mlp.down_proj.weight"):
+        assert torch.equal(weights[f"model.{name}"], arrays[name])
+    inputs = keep_segments(target.spec, target.corpus("train").inputs[:4], torch.arange(N_PLACES).expand(4, -1) > 3)
+    short = inputs[:, 4:]
+    assert torch.allclose(target.model(inputs), target.model(short), atol=1e-5)
+    load_target("mine")
+    assert "dequantising" not in capsys.readouterr().out, "it is done once"
 
 
 @pytest.mark.parametrize("kind", IN_A_FILE)
@@ -392,8 +345,8 @@ def test_a_gguf_with_more_or_fewer_weights_than_the_model_is_refused(root):
 
 def test_every_fault_says_what_to_do(root, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    write_gguf(root / "tiny.gguf", "llama")
-    write_gguf(root / "bare.gguf", "llama", tokens=False)
+    exported(drawn_model("llama"), root / "tiny.gguf", "llama")
+    exported(drawn_model("llama"), root / "bare.gguf", "llama", tokens=False)
     (root / "no.gguf").write_bytes(b"something else")
     (root / "odd.gguf").write_bytes((root / "tiny.gguf").read_bytes().replace(b"llama", b"lampe"))
     folder = root / "of_mine"
